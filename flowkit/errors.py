@@ -1,0 +1,25 @@
+"""What can go wrong, by name: every error of flowkit, each also the fitting built-in."""
+
+
+class FlowkitError(Exception):
+    """Anything flowkit refuses; its text is one line that a user can act on."""
+
+
+class UsageError(FlowkitError, ValueError):
+    """The request itself cannot be carried out, whatever the data: nothing was done."""
+
+
+class VideoError(FlowkitError, ValueError):
+    """A video cannot be opened, or did not give every frame that its file promises."""
+
+
+class RecordError(FlowkitError, ValueError):
+    """A flow record is missing, unfinished, damaged, or not what was asked for."""
+
+
+class SplitError(FlowkitError, ValueError):
+    """A split file or the videos it lists do not fit together."""
+
+
+class InstallError(FlowkitError, ImportError):
+    """A library that flowkit needs cannot be imported here."""

@@ -1,0 +1,44 @@
+"""The flow methods, one file per implementation, named in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from flowkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from flowkit.flow.method import FlowMethod
+
+METHODS = ("tvl1", "tvl1-opencv", "farneback", "dis")
+
+
+def method_class(name: str) -> type[FlowMethod]:
+    """The class of a flow method by its name; UsageError names those there are."""
+    from flowkit.flow import opencv
+
+    match name:
+        case "tvl1" | "tvl1-opencv":
+            return opencv.OpenCVTVL1
+        case "farneback":
+            return opencv.Farneback
+        case "dis":
+            return opencv.DIS
+    raise UsageError(f"expected a method of {', '.join(METHODS)}, got {name!r}")
+
+
+def make_method(name: str, *, preset: str | None = None, **parameters: Any) -> FlowMethod:
+    """A flow method by name, with its defaults, a preset's values over them, then `parameters`."""
+    chosen = method_class(name)
+    if preset is not None and preset not in chosen.presets:
+        there = ", ".join(chosen.presets) or "none"
+        raise UsageError(f"method {name} has no preset {preset!r}; it has: {there}")
+    unknown = set(parameters) - {field.name for field in dataclasses.fields(chosen)}
+    if unknown:
+        raise UsageError(f"method {name} has no parameter {', '.join(sorted(unknown))}")
+    return chosen(**{**(chosen.presets[preset] if preset else {}), **parameters})
+
+
+def describe_method(method: FlowMethod) -> dict[str, Any]:
+    """The identity of a method as the sidecar holds it: its name and every parameter."""
+    return {"name": method.name, **dataclasses.asdict(method)}

@@ -1,0 +1,111 @@
+"""What a flow method is: parameters that identify it; pairs of gray frames in, fields out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from flowkit.errors import FlowkitError, UsageError
+
+if TYPE_CHECKING:  # the command line reads parameters without numpy
+    import numpy as np
+
+Pair = tuple["np.ndarray", "np.ndarray"]  # two gray frames, uint8 (H, W)
+Direction = Literal["forward", "backward"]
+
+
+class FlowMethod(Protocol):
+    """A flow method: a frozen dataclass whose fields are its parameters.
+
+    It is its own identity in the sidecar, and picklable, so that it can travel to a worker. `name`
+    is the word of ``--method``; `presets` are named sets of parameters.
+    """
+
+    name: ClassVar[str]
+    presets: ClassVar[dict[str, dict[str, Any]]]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def fields(self, pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
+        """The field of each pair, in order: float32 (H, W, 2) px, moving first to second.
+
+        Lazy, but a method may read some pairs ahead, to compute them in one batch.
+        """
+
+
+@dataclass(frozen=True)
+class Series:
+    """One sequence of fields in a record: from every frame t to t + step, or back."""
+
+    direction: Direction
+    step: int
+
+
+def parameter(default: Any, text: str, *, at_least: float | None = None) -> Any:
+    """A dataclass field with the help text and lower limit of a flow method's parameter."""
+    return dataclasses.field(default=default, metadata={"help": text, "at_least": at_least})
+
+
+def check_parameters(method: FlowMethod) -> None:
+    """Raise UsageError if a parameter is below its limit; for ``__post_init__``."""
+    for field in dataclasses.fields(method):
+        value, at_least = getattr(method, field.name), field.metadata["at_least"]
+        if at_least is not None and not value >= at_least:
+            raise UsageError(
+                f"{method.name}: expected {field.name} of at least {at_least}, got {value}"
+            )
+
+
+def to_gray(frame: np.ndarray) -> np.ndarray:
+    """The frame as gray uint8 (H, W): OpenCV's BGR2GRAY; a gray frame is returned as it is."""
+    if frame.dtype != "uint8" or not (frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 3)):
+        raise FlowkitError(
+            f"expected a frame, uint8 (H, W) or (H, W, 3), instead got {frame.dtype} {frame.shape}"
+        )
+    if frame.ndim == 2:
+        return frame
+    from flowkit._cv2 import cv2
+
+    return cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+
+
+def consecutive(frames: Iterable[np.ndarray]) -> Iterator[Pair]:
+    """The pairs (frame t, frame t + 1) of gray or BGR frames, as gray ones."""
+    return ((first, second) for _, _, first, second in series_pairs(frames, [Series("forward", 1)]))
+
+
+def series_pairs(
+    frames: Iterable[np.ndarray], series: Iterable[Series]
+) -> Iterator[tuple[Series, int, np.ndarray, np.ndarray]]:
+    """Yield (series, t, first, second) for every pair that the series ask for, in one pass.
+
+    Both directions between frames t and t + step carry the index t of the earlier frame. Only the
+    last max(step) + 1 gray frames are held.
+    """
+    series = tuple(series)
+    window: deque[np.ndarray] = deque(maxlen=max(one.step for one in series) + 1)
+    for latest, frame in enumerate(frames):
+        window.append(to_gray(frame))
+        for one in series:
+            if latest < one.step:
+                continue
+            earlier, later = window[-1 - one.step], window[-1]
+            if one.direction == "forward":
+                yield one, latest - one.step, earlier, later
+            else:
+                yield one, latest - one.step, later, earlier
+
+
+def check_pair(first: np.ndarray, second: np.ndarray) -> None:
+    """Refuse with FlowkitError what is no pair of gray uint8 frames of one size."""
+    for frame in (first, second):
+        if frame.ndim != 2 or frame.dtype != "uint8":
+            raise FlowkitError(
+                f"expected gray frames, uint8 (H, W), instead got {frame.dtype} {frame.shape}"
+            )
+    if first.shape != second.shape:
+        raise FlowkitError(
+            f"expected two frames of one size (H, W), instead got {first.shape} and {second.shape}"
+        )

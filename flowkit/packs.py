@@ -1,0 +1,76 @@
+"""Packs: the files of one flow record in a stored zip, read by offset with a single pread."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from flowkit.errors import RecordError
+
+LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the local name and extra field
+EPOCH = (1980, 1, 1, 0, 0, 0)  # one date for all members: the same record is the same bytes
+
+Place = tuple[int, int, int, int]  # a member's first byte, end, size of its data, CRC-32
+
+
+def write_pack(path: Path, files: Iterable[tuple[str, Path]]) -> None:
+    """Write `files`, pairs of member name and file, into a stored zip at `path`, in their order."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as pack:
+        for name, file in files:
+            info = zipfile.ZipInfo(name, EPOCH)
+            info.external_attr = 0o644 << 16
+            pack.writestr(info, file.read_bytes())
+
+
+def list_members(path: Path) -> dict[str, Place]:
+    """Where each member of a pack lies; RecordError if it is no zip or a member is compressed."""
+    try:
+        with zipfile.ZipFile(path) as pack:
+            infos = sorted(pack.infolist(), key=lambda info: info.header_offset)
+            directory = pack.start_dir
+    except (OSError, zipfile.BadZipFile) as error:
+        raise RecordError(f"{path}: expected a stored zip ({error})") from error
+    for info in infos:
+        if info.compress_type != zipfile.ZIP_STORED:
+            raise RecordError(
+                f"{path}: member {info.filename} is compressed; expected a stored zip "
+                "(zip -0, or flowkit pack)"
+            )
+    ends = [info.header_offset for info in infos[1:]] + [directory]
+    return {
+        info.filename: (info.header_offset, end, info.file_size, info.CRC)
+        for info, end in zip(infos, ends, strict=True)
+    }
+
+
+def read_members(path: Path, wanted: list[tuple[str, Place]]) -> list[bytes]:
+    """The bytes of the `wanted` members, (name, place), by one open and one pread of their span.
+
+    No handle is kept, so that it is safe from any thread and after any fork. CRC-32 is checked.
+    """
+    start = min(begin for _, (begin, *_) in wanted)
+    end = max(end for _, (_, end, *_) in wanted)
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        span = os.pread(handle, end - start, start)
+    finally:
+        os.close(handle)
+    return [
+        _member(f"{path}: member {name}", span, begin - start, size, crc)
+        for name, (begin, _, size, crc) in wanted
+    ]
+
+
+def _member(where: str, span: bytes, at: int, size: int, crc: int) -> bytes:
+    if len(span) < at + LOCAL_HEADER.size:
+        raise RecordError(f"{where} lies outside the file: it is truncated")
+    signature, name_length, extra_length = LOCAL_HEADER.unpack_from(span, at)
+    begin = at + LOCAL_HEADER.size + name_length + extra_length
+    data = span[begin : begin + size]
+    if signature != b"PK\x03\x04" or len(data) != size or zlib.crc32(data) != crc:
+        raise RecordError(f"{where} is damaged: its checksum does not agree")
+    return data

@@ -1,0 +1,16 @@
+"""What tests share: the folder of real clips, where there is one."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+DATA = Path(os.environ.get("FLOWKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real clips, splits and ground truth; skips where it is absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real clips at {DATA}: set FLOWKIT_DATA to the folder that holds them")
+    return DATA

@@ -1,0 +1,278 @@
+"""Writing and reading records: every format round trips, damage is named, commits are whole."""
+
+import io
+import json
+import struct
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from flowkit import packs
+from flowkit.errors import RecordError, UsageError
+from flowkit.flow.method import Series
+from flowkit.records import differences, find_records, open_record
+from flowkit.writer import (
+    INCOMPLETE,
+    RecordWriter,
+    Storage,
+    pack_record,
+    remove_leftovers,
+    unpack_record,
+)
+
+FORWARD, BACKWARD = Series("forward", 1), Series("backward", 1)
+SIZE = (30, 41)
+DEFAULT = Storage()
+
+
+def smooth_field(index: int) -> np.ndarray:
+    """A field with a turning point inside, unlike those of other indices."""
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]].astype(np.float32)
+    return np.stack([0.1 * (x - 20) + index, -0.2 * (y - 15)], axis=2)
+
+
+def write_record(out, id="jump/a", *, storage=DEFAULT, series=(FORWARD, BACKWARD), frames=5):
+    rng = np.random.default_rng(3)
+    with RecordWriter(out, id, storage, series) as writer:
+        for _ in range(frames):
+            writer.add_frame(cv2.blur(rng.integers(0, 255, (*SIZE, 3), np.uint8), (5, 5)))
+        for one in series:
+            for index in range(frames - one.step):
+                sign = 1 if one.direction == "forward" else -1
+                writer.add_field(one, sign * smooth_field(index))
+        description = {"fps": 25.0, "request": storage.identity(), "source": {"name": "a.avi"}}
+        assert writer.commit(description)
+    return out / id
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize(
+    ("format", "tolerance"),
+    [("jpg", 0.25), ("png", 0.02), ("lz4", 0.02), ("npy", 0.0), ("flo", 0.0)],
+)
+def test_every_format_comes_back(tmp_path, format, tolerance, pack):
+    path = write_record(tmp_path, storage=Storage(format=format, pack=pack))
+    record = open_record(path)
+    assert (record.frame_count, record.size, record.fps) == (5, SIZE, 25.0)
+    assert (record.name, record.steps, record.directions) == ("a", (1,), ("forward", "backward"))
+    fields = record.fields(1, 3)
+    assert fields.shape == (3, *SIZE, 2) and fields.dtype == np.float32
+    for position, field in enumerate(fields):
+        assert np.abs(field - smooth_field(1 + position)).max() <= tolerance
+    back = record.fields(0, 1, direction="backward")[0]
+    assert np.abs(back + smooth_field(0)).max() <= tolerance
+    assert record.frame(4).shape == (*SIZE, 3)
+
+
+def test_an_all_zero_field_comes_back_exactly_zero(tmp_path):
+    for bound in (None, 20.0):
+        for format in ("jpg", "png", "lz4"):
+            storage = Storage(format=format, bound=bound, rgb=False)
+            with RecordWriter(tmp_path, f"{format}{bound}", storage, (FORWARD,)) as writer:
+                writer.add_field(FORWARD, np.zeros((*SIZE, 2), np.float32))
+                writer.size, writer.frame_count = SIZE, 2
+                writer.commit({"fps": None, "request": storage.identity()})
+            assert not open_record(tmp_path / f"{format}{bound}").fields(0, 1).any()
+
+
+def test_a_reader_with_nothing_but_zipfile_json_and_pillow(tmp_path):
+    """docs/formats.md is enough to read a record without flowkit."""
+    path = write_record(tmp_path, storage=Storage(pack=True))
+    with zipfile.ZipFile(f"{path}.zip") as pack:
+        assert pack.testzip() is None
+        sidecar = json.loads(pack.read("record.json"))
+        one = next(s for s in sidecar["series"] if (s["direction"], s["step"]) == ("forward", 1))
+        height, width = sidecar["size"]
+        for index in range(one["fields"]):
+            field = np.empty((height, width, 2))
+            for c, component in enumerate("xy"):
+                plane = Image.open(io.BytesIO(pack.read(one["files"][component] % (index + 1))))
+                lo, hi = one["ranges"][index][c]
+                field[..., c] = lo + np.asarray(plane) * (hi - lo) / 255
+            assert np.abs(field - open_record(path).fields(index, 1)[0]).max() < 1e-5
+        assert Image.open(io.BytesIO(pack.read(sidecar["images"] % 1))).size == (width, height)
+
+
+def test_the_folder_is_what_tsn_and_mmaction2_count(tmp_path):
+    path = write_record(tmp_path, storage=Storage(bound=20))
+    names = sorted(entry.name for entry in path.iterdir())
+    assert [n for n in names if n.startswith("img_")] == [f"img_{i:05d}.jpg" for i in range(1, 6)]
+    for prefix in ("flow_x", "flow_y"):
+        wanted = [f"{prefix}_{i:05d}.jpg" for i in range(1, 5)]
+        assert [n for n in names if n.startswith(prefix)] == wanted
+    assert cv2.imread(str(path / "flow_x_00001.jpg"), cv2.IMREAD_UNCHANGED).ndim == 2
+
+
+def test_steps_have_names_of_their_own(tmp_path):
+    series = (Series("forward", 1), Series("forward", 3))
+    path = write_record(tmp_path, series=series)
+    assert (path / "flow_step3_x_00002.jpg").exists()
+    record = open_record(path)
+    assert (record.steps, record.field_count(step=3)) == ((1, 3), 2)
+    with pytest.raises(RecordError, match="no backward fields of step 1; it has: forward step 1"):
+        record.fields(0, 1, direction="backward")
+
+
+def test_twostreamfusion_layout_and_its_range_files(tmp_path):
+    storage = Storage(layout="twostreamfusion")
+    write_record(tmp_path, "jump/100%_a", storage=storage)
+    record = open_record(tmp_path / "records" / "100%_a")
+    assert np.abs(record.fields(3, 1)[0] - smooth_field(3)).max() < 0.25
+    assert (tmp_path / "jpegs_256" / "100%_a" / "frame000005.jpg").exists()
+    table = np.frombuffer((tmp_path / "u" / "100%_a.bin").read_bytes(), "<f4").reshape(-1, 4)
+    assert table.shape == (4, 4)
+    lo, hi = table[2, :2]
+    plane = np.asarray(Image.open(tmp_path / "u" / "100%_a" / "frame000003.jpg"), np.float32)
+    assert np.abs(lo + plane * (hi - lo) / 255 - smooth_field(2)[..., 0]).max() < 0.25
+    assert not (tmp_path / INCOMPLETE).exists()
+
+
+def test_pack_and_unpack_are_each_others_inverse(tmp_path):
+    path = write_record(tmp_path)
+    before = {entry.name: entry.read_bytes() for entry in path.iterdir()}
+    fields = open_record(path).fields(0, 4)
+    pack = pack_record(path)
+    assert not path.exists() and (open_record(pack).fields(0, 4) == fields).all()
+    packed = pack.read_bytes()
+    assert unpack_record(pack) == path and not pack.exists()
+    assert {entry.name: entry.read_bytes() for entry in path.iterdir()} == before
+    assert pack_record(path).read_bytes() == packed
+
+
+def test_packing_refuses_a_folder_with_other_files(tmp_path):
+    path = write_record(tmp_path)
+    (path / "notes.txt").write_text("mine")
+    with pytest.raises(RecordError, match=r"not the record's own: notes\.txt"):
+        pack_record(path)
+    assert (path / "notes.txt").exists()
+
+
+def test_a_pack_rezipped_with_extra_fields_still_reads(tmp_path):
+    pack = pack_record(write_record(tmp_path))
+    fields = open_record(pack).fields(0, 4)
+    with zipfile.ZipFile(pack) as old:
+        members = {info.filename: old.read(info) for info in old.infolist()}
+    with zipfile.ZipFile(pack, "w") as new:
+        for name, data in members.items():
+            info = zipfile.ZipInfo(name)
+            info.extra = struct.pack("<HH4s", 0xCAFE, 4, b"more")
+            new.writestr(info, data)
+    assert (open_record(pack).fields(0, 4) == fields).all()
+
+
+def test_a_flipped_byte_in_a_pack_is_seen(tmp_path):
+    pack = pack_record(write_record(tmp_path))
+    begin, _, size, _ = packs.list_members(pack)["flow_x_00002.jpg"]
+    data = bytearray(pack.read_bytes())
+    data[begin + 30 + len("flow_x_00002.jpg") + size // 2] ^= 1
+    pack.write_bytes(data)
+    open_record(pack).fields(2, 2)
+    with pytest.raises(RecordError, match=r"flow_x_00002\.jpg is damaged: its checksum"):
+        open_record(pack).fields(0, 4)
+
+
+def test_a_truncated_plane_is_named(tmp_path):
+    path = write_record(tmp_path)
+    (path / "flow_y_00003.jpg").write_bytes(b"")
+    with pytest.raises(
+        RecordError, match=r"flow_x_00003\.jpg: damaged or truncated image of 0 bytes"
+    ):
+        open_record(path).fields(2, 1)
+
+
+def test_asking_outside_the_record_is_an_error(tmp_path):
+    record = open_record(write_record(tmp_path, storage=Storage(rgb=False)))
+    with pytest.raises(RecordError, match=r"expected fields within 0\.\.3, asked for 2 from 3"):
+        record.fields(3, 2)
+    with pytest.raises(RecordError, match="holds no frames: it was extracted with --no-rgb"):
+        record.frame(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is no flow record's sidecar"),
+        ('{"format": "flowkit flow record", "version": 99}', "of version 1, got .* of version 99"),
+        ('{"format": "flowkit flow record", "version": 1}', "is not of this format"),
+    ],
+)
+def test_a_sidecar_that_is_none_is_refused(tmp_path, text, message):
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(RecordError, match=message):
+        open_record(tmp_path)
+
+
+def test_no_record_is_an_error_that_names_the_command(tmp_path):
+    with pytest.raises(RecordError, match="flowkit extract makes one"):
+        open_record(tmp_path / "nothing")
+    with pytest.raises(RecordError, match=r"record\.json: file is missing"):
+        open_record(tmp_path)
+
+
+def test_nothing_is_in_place_before_the_commit_and_nothing_left_after_a_failure(tmp_path):
+    with pytest.raises(RuntimeError), RecordWriter(tmp_path, "a", Storage(), (FORWARD,)) as writer:
+        writer.add_frame(np.zeros((*SIZE, 3), np.uint8))
+        assert list(find_records(tmp_path)) == []
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_second_of_two_writers_of_one_record_leaves_the_first_ones(tmp_path):
+    with RecordWriter(tmp_path, "a", Storage(), (FORWARD,)) as late:
+        late.add_frame(np.zeros((*SIZE, 3), np.uint8))
+        write_record(tmp_path, "a")
+        assert late.commit({"request": {}}) is False
+    assert open_record(tmp_path / "a").frame_count == 5
+
+
+def test_overwriting_replaces_either_container(tmp_path):
+    write_record(tmp_path, "a")
+    with RecordWriter(tmp_path, "a", Storage(pack=True), (FORWARD,)) as writer:
+        for _ in range(2):
+            writer.add_frame(np.zeros((*SIZE, 3), np.uint8))
+        writer.add_field(FORWARD, smooth_field(0))
+        writer.commit({"fps": None, "request": Storage().identity()}, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
+    assert open_record(tmp_path / "a").frame_count == 2
+
+
+def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
+    import os
+    import subprocess
+
+    process = subprocess.Popen(["true"])
+    process.wait()
+    host = os.uname().nodename
+    for pid in (process.pid, os.getpid()):
+        (tmp_path / INCOMPLETE / f"{host}-{pid}-abc").mkdir(parents=True)
+    assert remove_leftovers(tmp_path) == 1
+    assert [p.name for p in (tmp_path / INCOMPLETE).iterdir()] == [f"{host}-{os.getpid()}-abc"]
+
+
+def test_differences_are_named():
+    one = {"bound": 20, "method": {"name": "tvl1", "tau": 0.25}}
+    other = {"bound": None, "method": {"name": "tvl1", "tau": 0.2}}
+    assert differences(one, other) == [
+        "bound: 20 on disk, null asked for",
+        "method.tau: 0.25 on disk, 0.2 asked for",
+    ]
+    assert differences(one, one) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "bmp"}, "expected a format of jpg, png"),
+        ({"quality": 0}, r"expected quality within 1\.\.100, got 0"),
+        ({"bound": -1}, "expected a bound above 0 px"),
+        ({"bound": 20, "format": "npy"}, "--bound goes with 8-bit planes"),
+        ({"layout": "twostreamfusion", "pack": True}, "without --pack"),
+        ({"layout": "other"}, "expected a layout of flowkit"),
+    ],
+)
+def test_storage_that_cannot_be_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        Storage(**options)
