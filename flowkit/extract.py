@@ -1,0 +1,207 @@
+"""Room one: videos to flow records, one video at a time or many in worker processes."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+import flowkit
+from flowkit._cv2 import cv2
+from flowkit.errors import FlowkitError, VideoError
+from flowkit.flow.method import FlowMethod, Pair, Series, consecutive, series_pairs
+from flowkit.plan import source_bytes
+from flowkit.pool import Done, Failed, Progress, run_pool
+from flowkit.request import Request, resize_frame, target_size
+from flowkit.sources import Source
+from flowkit.videos import open_video
+from flowkit.writer import RecordWriter, remove_leftovers
+
+log = logging.getLogger("flowkit")
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What became of one video: `seconds` by "decode", "flow", "encode" and "write"."""
+
+    frames: int
+    fields: int
+    damage: str | None
+    seconds: dict[str, float]
+    written: bool  # False where another run had finished the record meanwhile
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One event of `extract`: a video "done" or "failed", or frames of it so far ("running")."""
+
+    source: Source
+    status: str
+    extracted: Extracted | None = None
+    reason: str = ""
+    frames: int = 0
+
+
+def video_fields(
+    path: str | Path, method: FlowMethod, *, resize: str | None = None
+) -> Iterator[np.ndarray]:
+    """The fields of a video from frame to frame, lazily: float32 (H, W, 2) px, n - 1 of n frames.
+
+    VideoError, at the end, if the video did not give every frame that its file promises.
+    """
+    with open_video(Path(path)) as video:
+        size = target_size(resize, video.size)
+        yield from method.fields(consecutive(resize_frame(one, size) for one in video.frames()))
+
+
+def extract_video(
+    source: Source,
+    out: Path,
+    request: Request,
+    *,
+    overwrite: bool = False,
+    report: Callable[[int], None] = lambda frames: None,
+) -> Extracted:
+    """Make the record of one video below `out`; decodes once, whatever series are asked for.
+
+    `report` is told the frames so far. VideoError where the video is damaged or has too few
+    frames: nothing is left of it then.
+    """
+    start = perf_counter()
+    decoding = 0.0
+    order: deque[Series] = deque()  # the series of each pair handed to the method
+    with (
+        open_video(source.path, keep_damaged=request.keep_damaged) as video,
+        RecordWriter(out, source.id, request.storage, request.series) as writer,
+    ):
+        size = target_size(request.resize, video.size)
+
+        def frames() -> Iterator[np.ndarray]:
+            nonlocal decoding
+            decoded = video.frames()
+            while True:
+                begin = perf_counter()
+                frame = next(decoded, None)
+                if frame is not None:
+                    frame = resize_frame(frame, size)
+                decoding += perf_counter() - begin
+                if frame is None:
+                    return
+                writer.add_frame(frame)
+                report(writer.frame_count)
+                yield frame
+
+        def pairs() -> Iterator[Pair]:
+            for series, _, first, second in series_pairs(frames(), request.series):
+                order.append(series)
+                yield first, second
+
+        for computed in request.method.fields(pairs()):
+            writer.add_field(order.popleft(), computed)
+        _check_counts(writer, request)
+        written = writer.commit(
+            {
+                "flowkit": flowkit.__version__,
+                "libraries": _libraries(),
+                "device": "cpu",
+                "source": {
+                    "name": source.path.name,
+                    "bytes": source_bytes(source.path),
+                    "size": list(video.size),
+                    "frames_expected": video.account.expected if video.account else None,
+                    "damage": video.damage,
+                },
+                "fps": video.fps,
+                "request": request.identity(),
+            },
+            overwrite=overwrite,
+        )
+        seconds = {"decode": decoding, **writer.seconds}
+        seconds["flow"] = perf_counter() - start - sum(seconds.values())
+        fields = sum(len(ranges) for ranges in writer.ranges.values())
+        return Extracted(writer.frame_count, fields, video.damage, seconds, written)
+
+
+def extract(
+    sources: Sequence[Source],
+    out: Path,
+    request: Request,
+    *,
+    workers: int,
+    timeout_s: float | None = None,
+    overwrite: bool = False,
+) -> Iterator[Outcome]:
+    """Make the records of `sources` in worker processes; yields what became of each, as it comes.
+
+    A video that fails, takes longer than `timeout_s`, or kills its worker costs itself only. After
+    a full disk no further video is begun: those have no outcome.
+    """
+    full = False
+
+    def supply() -> Iterator[Source]:
+        for source in sources:
+            if full:
+                return
+            yield source
+
+    out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
+    task = _Task(out, request, overwrite)
+    try:
+        with closing(run_pool(task, supply(), workers=workers, timeout_s=timeout_s)) as events:
+            for event in events:
+                source = sources[event.index]
+                match event:
+                    case Progress():
+                        yield Outcome(source, "running", frames=event.value)
+                    case Done():
+                        yield Outcome(source, "done", event.result, frames=event.result.frames)
+                    case Failed():
+                        full = full or event.errno in (errno.ENOSPC, errno.EDQUOT)
+                        log.debug("%s: %s", source.path, event.traceback)
+                        reason = event.reason.removeprefix(f"{source.path}: ")
+                        yield Outcome(source, "failed", reason=reason)
+    finally:
+        remove_leftovers(out)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker does with one source: picklable."""
+
+    out: Path
+    request: Request
+    overwrite: bool
+
+    def __call__(self, source: Source, report: Callable[[int], None]) -> Extracted:
+        cv2.setNumThreads(1)
+        return extract_video(
+            source, self.out, self.request, overwrite=self.overwrite, report=report
+        )
+
+
+def _check_counts(writer: RecordWriter, request: Request) -> None:
+    """No frame and no field may be lost: every series has the frames less its step."""
+    least = max(request.steps) + 1
+    if writer.frame_count < least:
+        frames = "1 frame" if writer.frame_count == 1 else f"{writer.frame_count} frames"
+        raise VideoError(f"{frames}, expected at least {least} for step {least - 1}")
+    for series, ranges in writer.ranges.items():
+        if len(ranges) != writer.frame_count - series.step:
+            raise FlowkitError(
+                f"method {request.method.name} gave {len(ranges)} {series.direction} fields of "
+                f"step {series.step} for {writer.frame_count} frames"
+            )
+
+
+def _libraries() -> dict[str, str]:
+    import av
+
+    return {"opencv": cv2.__version__, "pyav": av.__version__, "numpy": np.__version__}

@@ -1,0 +1,297 @@
+"""`flowkit extract`: videos to flow records."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flowkit.errors import UsageError
+from flowkit_cli import output
+from flowkit_cli.options import (
+    MethodCommand,
+    chosen_method,
+    cores,
+    json_option,
+    method_options,
+    workers_option,
+)
+
+if TYPE_CHECKING:
+    from flowkit.extract import Outcome
+    from flowkit.sources import Source
+
+NO_GPU = (
+    "--gpu: this version of flowkit has no GPU path yet, so nothing was done; "
+    "leave --gpu out to compute on the CPU"
+)
+
+
+@click.command(cls=MethodCommand)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default="flow",
+    show_default=True,
+    help="Folder of the records.",
+)
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Keep the path below this folder for files named one by one: videos/jump/a.avi "
+    "becomes jump/a with --root videos, else a.",
+)
+@method_options
+@click.option(
+    "--step",
+    "steps",
+    type=click.IntRange(1),
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="Fields from every frame t to t + STEP; may be given several times.",
+)
+@click.option("--backward", is_flag=True, help="Also the fields from t + STEP back to t, computed.")
+@click.option(
+    "--resize",
+    metavar="SIZE",
+    help="Compute and store at this size: 256 (short side), 340x256 (width x height), 50%.",
+)
+@click.option(
+    "--rgb/--no-rgb", default=True, show_default=True, help="Store the frames, too, as JPEG."
+)
+@click.option("--rgb-quality", type=click.IntRange(1, 100), default=95, show_default=True)
+@click.option(
+    "--bound",
+    type=float,
+    metavar="PX",
+    help="Clip displacements to +-PX and put zero on 128, as TSN and mmaction2 read it (20 is "
+    "usual).  [default: each field's own minimum and maximum]",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["jpg", "png", "lz4", "npy", "flo"]),
+    default="jpg",
+    show_default=True,
+    help="8-bit planes as jpg, png or lz4 (lossless, quick to read), or floats as npy or flo.",
+)
+@click.option(
+    "--quality",
+    type=click.IntRange(1, 100),
+    default=90,
+    show_default=True,
+    help="JPEG quality of the planes.",
+)
+@click.option(
+    "--layout",
+    type=click.Choice(["flowkit", "twostreamfusion"]),
+    default="flowkit",
+    show_default=True,
+    help="flowkit: one folder a video, as TSN and mmaction2 read it; twostreamfusion: u/ v/.",
+)
+@click.option("--pack", is_flag=True, help="One stored zip a video instead of a folder.")
+@click.option("--overwrite", is_flag=True, help="Make records anew that are there already.")
+@click.option(
+    "--keep-damaged",
+    is_flag=True,
+    help="Keep the frames that a damaged video still gives; the sidecar tells the damage.",
+)
+@workers_option
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="S",
+    help="Give a video up after S seconds.  [default: never]",
+)
+@click.option(
+    "--shard",
+    metavar="I/N",
+    help="Do only the I-th of N shares of the videos (I from 1), or the share of this SLURM task "
+    "with the word slurm.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@json_option
+@click.option(
+    "--failures",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write each failed video and the reason here, a line each, separated by a tab.",
+)
+@click.option("--gpu", is_flag=True, help="Compute on an NVIDIA card (not in this version).")
+def extract(
+    inputs: tuple[str, ...],
+    out: Path,
+    root: Path | None,
+    method: str,
+    preset: str | None,
+    shard: str | None,
+    workers: int | None,
+    timeout_s: float | None,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    failures: Path | None,
+    gpu: bool,
+    **options: Any,
+) -> None:
+    """Videos to flow records.
+
+    INPUT is a video, a folder of videos (searched whole, class folders kept), a folder of frames
+    (img_00001.jpg ...), a list file (.txt, a path a line), or - for paths on standard input. A
+    rerun does only what is missing.
+
+    \b
+    flowkit extract videos/                         -> flow/<class>/<video>/
+    flowkit extract videos/ --bound 20 --resize 340x256
+    find videos -name '*.avi' | flowkit extract - --root videos --json
+    flowkit extract videos/ --shard slurm           in a SLURM array job
+
+    Exit status: 0 all done, 1 some videos failed (the others are done), 2 usage, 75 stopped by
+    SIGTERM, 130 interrupted.
+    """
+    if gpu:
+        raise UsageError(NO_GPU)
+    flow_method = chosen_method(method, preset, options)
+    share = _read_shard(shard) if shard else None
+
+    from flowkit.extract import extract as run
+    from flowkit.plan import plan, take_shard
+    from flowkit.request import Request
+    from flowkit.sources import find_videos
+    from flowkit.writer import Storage
+
+    storage = Storage(
+        **{
+            name: options[name]
+            for name in ("format", "quality", "bound", "rgb", "rgb_quality", "layout", "pack")
+        }
+    )
+    request = Request(
+        flow_method,
+        steps=options["steps"],
+        backward=options["backward"],
+        resize=options["resize"],
+        storage=storage,
+        keep_damaged=options["keep_damaged"],
+    )
+    found = find_videos(inputs, root=root, stdin=sys.stdin.buffer)
+    sources = list(found.sources) if share is None else take_shard(found.sources, *share)
+    todo = plan(sources, out, request, overwrite=overwrite)
+    workers = workers or cores()
+    output.say(
+        f"{output.count(len(sources), 'video')}, {len(todo):,} to do: "
+        f"{method} to {out}{os.sep} with {output.count(workers, 'worker')}"
+        + (f"; shard {share[0]}/{share[1]} of {len(found.sources):,}" if share else "")
+    )
+    if found.passed_over:
+        kinds = ", ".join(f"{end or 'no ending'} ({n})" for end, n in found.passed_over.items())
+        output.say(f"passed over, being no videos: {kinds}")
+    if dry_run:
+        for source in todo:
+            output.result(f"{source.path} -> {out / source.id}")
+        return
+
+    waiting = {source.id for source in todo}
+    if as_json:
+        for source in sources:
+            if source.id not in waiting:
+                output.json_line(_event(source, "skipped", out))
+    totals = _Totals()
+    with output.Progress(len(todo)) as progress:
+        for outcome in run(
+            todo, out, request, workers=workers, timeout_s=timeout_s, overwrite=overwrite
+        ):
+            progress.frames_of(outcome.source.id, outcome.frames)
+            if outcome.status == "running":
+                continue
+            progress.finished(failed=outcome.status == "failed")
+            totals.add(outcome)
+            if outcome.status == "failed":
+                progress.line(f"failed: {outcome.source.path}: {outcome.reason}")
+            elif outcome.extracted and outcome.extracted.damage:
+                progress.line(f"damaged: {outcome.source.path}: {outcome.extracted.damage}")
+            if as_json:
+                output.json_line(_event(outcome.source, outcome.status, out, outcome))
+    if failures:
+        failures.write_text(
+            "".join(f"{one.source.path}\t{one.reason}\n" for one in totals.failed),
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+    output.say(totals.summary(len(sources) - len(todo), len(todo), workers))
+    if totals.failed or totals.done < len(todo):
+        sys.exit(1)
+
+
+class _Totals:
+    """What a run adds up to."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.done = self.frames = self.fields = 0
+        self.failed: list[Outcome] = []
+        self.seconds: dict[str, float] = {}
+
+    def add(self, outcome: Outcome) -> None:
+        if outcome.extracted is None:
+            self.failed.append(outcome)
+            return
+        self.done += 1
+        self.frames += outcome.extracted.frames
+        self.fields += outcome.extracted.fields
+        for stage, seconds in outcome.extracted.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0) + seconds
+
+    def summary(self, skipped: int, todo: int, workers: int) -> str:
+        """The last lines of a run: counts, speed, where the time went, what failed."""
+        elapsed = time.monotonic() - self.start
+        text = f"{self.done:,} done, {skipped:,} there already, {len(self.failed):,} failed"
+        if self.done + len(self.failed) < todo:
+            text += f", {todo - self.done - len(self.failed):,} not begun (the disk is full)"
+        if self.done:
+            busy = sum(self.seconds.values())
+            shares = ", ".join(
+                f"{stage} {100 * self.seconds[stage] / busy:.0f}%"
+                for stage in ("decode", "flow", "encode", "write")
+            )
+            text += (
+                f"; {output.count(self.frames, 'frame')}, {output.count(self.fields, 'field')} in "
+                f"{output.duration(elapsed)}: {self.frames / elapsed:.1f} frames/s with "
+                f"{output.count(workers, 'worker')} ({shares})"
+            )
+        return text
+
+
+def _event(
+    source: Source, status: str, out: Path, outcome: Outcome | None = None
+) -> dict[str, Any]:
+    """One line of --json."""
+    event: dict[str, Any] = {"video": source.id, "source": str(source.path), "status": status}
+    if outcome is not None and outcome.extracted is not None:
+        extracted = outcome.extracted
+        event |= {
+            "frames": extracted.frames,
+            "fields": extracted.fields,
+            "damage": extracted.damage,
+            "seconds": {stage: round(s, 4) for stage, s in extracted.seconds.items()},
+        }
+    if status == "failed" and outcome is not None:
+        event["reason"] = outcome.reason
+    return event
+
+
+def _read_shard(shard: str) -> tuple[int, int]:
+    from flowkit.plan import slurm_shard
+
+    if shard == "slurm":
+        return slurm_shard(os.environ)
+    index, _, count = shard.partition("/")
+    if not (index.isdecimal() and count.isdecimal()):
+        raise UsageError(f"--shard: expected I/N such as 1/8, or slurm, got {shard!r}")
+    return int(index), int(count)

@@ -1,0 +1,104 @@
+"""Options that several commands share, each defined once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from flowkit.flow import METHODS, make_method, method_class
+from flowkit.flow.method import FlowMethod
+
+# The parameters of every flow method are options of their own: "--tvl1-tau", "--dis-patch-size".
+PREFIXES = {
+    "tvl1": ("tvl1", "tvl1-opencv"),
+    "farneback": ("farneback",),
+    "dis": ("dis",),
+}
+
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output.")
+workers_option = click.option(
+    "-j",
+    "--workers",
+    type=click.IntRange(1),
+    help="Worker processes, one thread each.  [default: all cores this process may use]",
+)
+
+
+class MethodCommand(click.Command):
+    """A command with the options of `method_options`; its help lists them by method, last."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The command's own options, then a section for each method's parameters."""
+        records = {
+            param.name or "": record
+            for param in self.get_params(ctx)
+            if (record := param.get_help_record(ctx)) is not None
+        }
+        with formatter.section("Options"):
+            formatter.write_dl([r for name, r in records.items() if _prefix(name) is None])
+        for prefix, methods in PREFIXES.items():
+            with formatter.section(f"Parameters of --method {'|'.join(methods)}"):
+                formatter.write_dl([r for name, r in records.items() if _prefix(name) == prefix])
+
+
+def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options --method, --preset and every method's parameters; `chosen_method` reads them."""
+    for prefix, methods in reversed(PREFIXES.items()):
+        for parameter in reversed(dataclasses.fields(method_class(methods[0]))):
+            command = _parameter_option(prefix, parameter)(command)
+    command = click.option(
+        "--preset",
+        help=f"Named set of parameters, which the options below override: {_presets()}.",
+    )(command)
+    return click.option(
+        "--method", type=click.Choice(METHODS), default="tvl1", show_default=True, help="The flow."
+    )(command)
+
+
+def chosen_method(method: str, preset: str | None, options: dict[str, Any]) -> FlowMethod:
+    """The flow method that the options name; `options` may hold others, which are left alone.
+
+    click.UsageError for a parameter of another method than the chosen one.
+    """
+    parameters = {}
+    for name, value in options.items():
+        prefix = _prefix(name)
+        if prefix is None or value is None:
+            continue
+        if method not in PREFIXES[prefix]:
+            raise click.UsageError(
+                f"--{name.rstrip('_').replace('_', '-')} does not go with --method {method}"
+            )
+        parameters[name.removeprefix(f"{prefix}_")] = value
+    return make_method(method, preset=preset, **parameters)
+
+
+def cores() -> int:
+    """The cores this process may use, by affinity and container limits."""
+    import joblib
+
+    return joblib.cpu_count()
+
+
+def _parameter_option(prefix: str, parameter: dataclasses.Field[Any]) -> Callable[..., Any]:
+    name = f"{prefix}_{parameter.name}"
+    flag = f"--{name.rstrip('_').replace('_', '-')}"
+    default, text = parameter.default, parameter.metadata["help"]
+    if isinstance(default, bool):
+        word = "yes" if default else "no"
+        negative = f"--{prefix}-no-{flag.removeprefix(f'--{prefix}-')}"
+        return click.option(f"{flag}/{negative}", name, default=None, help=f"{text}  [{word}]")
+    kind = {int: click.INT, float: click.FLOAT}.get(type(default), click.STRING)
+    return click.option(flag, name, type=kind, help=f"{text}  [{default}]")
+
+
+def _prefix(name: str) -> str | None:
+    return next((prefix for prefix in PREFIXES if name.startswith(f"{prefix}_")), None)
+
+
+def _presets() -> str:
+    named = ((methods[0], method_class(methods[0]).presets) for methods in PREFIXES.values())
+    return "; ".join(f"{name}: {', '.join(presets)}" for name, presets in named if presets)

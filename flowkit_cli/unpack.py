@@ -1,0 +1,28 @@
+"""`flowkit unpack`: packs back to record folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from flowkit_cli import output
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True))
+def unpack(folder: Path) -> None:
+    """Turn packs back into record folders.
+
+    Every pack at or below DIR becomes a folder of the same files beside it; nothing is computed
+    anew.
+    """
+    from flowkit.records import find_records
+    from flowkit.writer import unpack_record
+
+    packs = [path for path in find_records(folder) if path.is_file()]
+    with output.Progress(len(packs)) as progress:
+        for path in packs:
+            unpack_record(path)
+            progress.finished(failed=False)
+    output.say(f"{output.count(len(packs), 'record')} unpacked below {folder}")

@@ -1,0 +1,77 @@
+"""`flowkit view`: one record as a video or a contact sheet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flowkit_cli import output
+
+
+@click.command()
+@click.argument("record", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="Where to: .mp4 or .gif for a video, .png for a contact sheet.",
+)
+@click.option(
+    "--style",
+    type=click.Choice(["color", "arrows"]),
+    default="color",
+    show_default=True,
+    help="Hue for direction and saturation for speed, or arrows on the frame.",
+)
+@click.option(
+    "--max-px",
+    type=click.FloatRange(0, min_open=True),
+    help="Displacement shown in full color or length.  [default: 99% of the record's are below]",
+)
+@click.option(
+    "--direction",
+    type=click.Choice(["forward", "backward"]),
+    default="forward",
+    show_default=True,
+    help="Which fields, where both are stored.",
+)
+@click.option("--step", type=click.IntRange(1), help="Frame step.  [default: the first stored]")
+@click.option(
+    "--moments",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="Moments on a contact sheet, equally spaced.",
+)
+@click.option(
+    "--columns",
+    type=click.IntRange(1),
+    default=4,
+    show_default=True,
+    help="Moments side by side on a contact sheet.",
+)
+@click.option(
+    "--fps",
+    type=click.FloatRange(0, min_open=True),
+    help="Frames a second of a video.  [default: the record's, or 25]",
+)
+def view(
+    record: Path, out: Path, moments: int, columns: int, fps: float | None, **look: Any
+) -> None:
+    """Show the flow of RECORD, a folder or a pack, beside its frames.
+
+    \b
+    Color is direction and its strength is speed: the wheel in the corner says which is which,
+    and how many px its rim stands for. White stands still.
+
+    \b
+    flowkit view flow/jump/a --out a.mp4
+    flowkit view flow/jump/a --out a.png --moments 12 --style arrows
+    """
+    from flowkit.pages import Look, write_view
+    from flowkit.records import open_record
+
+    write_view(open_record(record), out, Look(**look), moments=moments, columns=columns, fps=fps)
+    output.result(f"{record} -> {out}")

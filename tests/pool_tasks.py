@@ -1,0 +1,95 @@
+"""Tasks for the tests of the pool, in a module that workers can import."""
+
+import errno
+import os
+import signal
+import sys
+import time
+
+from flowkit.errors import RecordError
+
+
+def square(item, report):
+    return item * item
+
+
+def rest(item, report):
+    time.sleep(0.05)
+    report(item)
+    return item
+
+
+def hang(item, report):
+    report("begun")
+    time.sleep(1000)
+
+
+def count(item, report):
+    """Report 0, 1, 2, ... for half a second, far more often than is passed on; return the last."""
+    end, value = time.monotonic() + 0.5, 0
+    while time.monotonic() < end:
+        report(value)
+        value += 1
+        time.sleep(0.001)
+    return value
+
+
+def interrupt_parent(item, report):
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(1000)
+
+
+def threads(item, report):
+    """How many threads libraries say that they use, and how many this process has after work."""
+    import numba
+    import numpy as np
+
+    from flowkit._cv2 import cv2
+
+    image = np.ones((500, 500), np.float32)
+    cv2.GaussianBlur(image @ image, (31, 31), 0)
+    return cv2.getNumThreads(), numba.get_num_threads(), len(os.listdir("/proc/self/task"))
+
+
+def mishap(item, report):
+    """Do to the worker what `item` says, else return the item and the worker's process id."""
+    match item:
+        case "error":
+            raise ValueError("wrong item\nand more lines")
+        case "refusal":
+            raise RecordError("expected a record, got none")
+        case "full disk":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        case "memory":
+            raise MemoryError
+        case "hang":
+            time.sleep(1000)
+        case "exit":
+            os._exit(3)
+        case "sys.exit":
+            sys.exit(4)
+        case "die before a child":
+            if os.fork() == 0:  # without the mark by which the test finds what is left behind
+                os.execve("/bin/sleep", ["sleep", "4"], {})
+            os._exit(5)
+        case "lambda":
+            return lambda: None
+        case "unreadable":
+            return Unreadable()
+        case int(signum) if signum < 0:
+            os.kill(os.getpid(), -signum)
+            time.sleep(1000)
+    return item, os.getpid()
+
+
+class Unreadable:
+    """What can be pickled, but unpickled in the process that made it only."""
+
+    def __reduce__(self):
+        return read_in, (os.getpid(),)
+
+
+def read_in(process):
+    if process != os.getpid():
+        raise ValueError("made elsewhere")
+    return Unreadable()

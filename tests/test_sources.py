@@ -1,0 +1,335 @@
+"""Sources: every video under the inputs, each with a place of its own, and nothing else."""
+
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+from flowkit.errors import UsageError
+from flowkit.frame_files import frame_files
+from flowkit.sources import Source, find_videos
+
+
+def touch(folder: Path, *names: str | bytes) -> None:
+    for name in names:
+        path = folder / os.fsdecode(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+
+
+def ids(*inputs, **options) -> list[str]:
+    return [source.id for source in find_videos(inputs, **options).sources]
+
+
+def write_list(path: Path, *lines: str, end: str = "\n") -> Path:
+    path.write_bytes(os.fsencode("".join(line + end for line in lines)))
+    return path
+
+
+# --- folders --------------------------------------------------------------------------------------
+
+
+def test_ids_are_paths_below_the_folder_in_natural_order(tmp_path):
+    touch(tmp_path, "run/v_10.avi", "run/v_2.avi", "jump/a.b.mp4", "top.webm", "jump/deep/c.MKV")
+    found = find_videos([tmp_path])
+    wanted = ["jump/a.b", "jump/deep/c", "run/v_2", "run/v_10", "top"]
+    assert [source.id for source in found.sources] == wanted
+    assert found.sources[0] == Source(tmp_path / "jump/a.b.mp4", "jump/a.b")
+    assert found.passed_over == {}
+
+
+def test_relative_input_gives_absolute_paths(tmp_path, monkeypatch):
+    touch(tmp_path, "videos/a.avi", "-b.avi")
+    monkeypatch.chdir(tmp_path)
+    assert find_videos(["videos"]).sources == (Source(tmp_path / "videos/a.avi", "a"),)
+    assert find_videos(["-b.avi"]).sources == (Source(tmp_path / "-b.avi", "-b"),)
+
+
+def test_everything_else_is_counted(tmp_path):
+    touch(tmp_path, "a.avi", "notes.TXT", "b.csv", "c/d.csv", "README", "._a.avi", ".cache/x.avi")
+    touch(tmp_path, "c/photo.jpg")
+    found = find_videos([tmp_path])
+    assert [source.id for source in found.sources] == ["a"]
+    counts = {".csv": 2, ".jpg": 1, ".txt": 1, "hidden": 2, "no extension": 1}
+    assert found.passed_over == counts
+
+
+def test_links_are_followed_and_a_loop_is_passed_over(tmp_path):
+    touch(tmp_path, "real/a.avi", "videos/b.avi")
+    (tmp_path / "videos/linked").symlink_to(tmp_path / "real")
+    (tmp_path / "videos/loop").symlink_to(tmp_path / "videos")
+    found = find_videos([tmp_path / "videos"])
+    assert [source.id for source in found.sources] == ["b", "linked/a"]
+    assert found.sources[1].path == tmp_path / "videos/linked/a.avi"
+    assert found.passed_over == {"link loop": 1}
+
+
+def test_link_to_a_video_that_is_gone_is_kept_to_fail_by_name(tmp_path):
+    (tmp_path / "gone.avi").symlink_to(tmp_path / "nowhere")
+    assert ids(tmp_path) == ["gone"]
+
+
+def test_folder_that_cannot_be_read(tmp_path):
+    touch(tmp_path, "a.avi")
+    (tmp_path / "round").symlink_to("round")
+    with pytest.raises(UsageError, match="cannot be read: Too many levels of symbolic links"):
+        find_videos([tmp_path])
+
+
+# --- folders of frames ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("img_00001.jpg", "img_00002.jpg"),
+        ("image_00001.png", "image_00002.png"),
+        ("frame000001.jpeg", "frame000002.jpeg"),
+        ("00001.bmp", "00002.bmp"),
+        ("1.JPG", "2.JPG"),
+    ],
+)
+def test_folder_of_numbered_frames_is_one_source(tmp_path, names):
+    touch(tmp_path, *(f"jump/clip.1/{name}" for name in names))
+    found = find_videos([tmp_path])
+    assert found.sources == (Source(tmp_path / "jump/clip.1", "jump/clip.1"),)
+    assert found.passed_over == {}
+
+
+def test_folder_of_frames_given_itself_is_called_by_its_name(tmp_path):
+    touch(tmp_path, "clip/1.png", "clip/2.png")
+    assert ids(tmp_path / "clip") == ["clip"]
+    assert ids(tmp_path / "clip", root=tmp_path / "clip") == ["clip"]
+    assert ids(tmp_path / "clip", root=tmp_path.parent) == [f"{tmp_path.name}/clip"]
+
+
+def test_frames_of_a_flow_record_are_its_images(tmp_path):
+    stems = ("img", "flow_x", "flow_y")
+    touch(tmp_path, *(f"a/{stem}_0000{k}.jpg" for stem in stems for k in (1, 2)), "a/record.json")
+    found = find_videos([tmp_path])
+    assert found.sources == (Source(tmp_path / "a", "a"),)
+    assert found.passed_over == {".jpg": 4, ".json": 1}
+
+
+def test_pictures_that_are_not_the_frames_of_one_video_are_passed_over(tmp_path):
+    touch(tmp_path, "a.avi", "1.jpg", "2.jpg")  # beside a video
+    touch(tmp_path, "b/left1.jpg", "b/left2.jpg", "b/right1.jpg")
+    touch(tmp_path, "c/1.jpg", "c/2.png")
+    touch(tmp_path, "d/photo1.jpg")
+    found = find_videos([tmp_path])
+    assert [source.id for source in found.sources] == ["a"]
+    assert found.passed_over == {".jpg": 7, ".png": 1}
+
+
+def test_frames_come_in_the_order_of_their_numbers():
+    names = ["v1_10.jpg", "v1_9.jpg", "notes.txt", ".v1_3.jpg", "v1_.jpg"]
+    assert frame_files(names) == [(9, "v1_9.jpg"), (10, "v1_10.jpg")]
+    assert frame_files(["flow_x_1.jpg", "flow_y_1.jpg"]) == []
+    assert frame_files([]) == []
+
+
+# --- files and roots ------------------------------------------------------------------------------
+
+
+def test_file_given_itself_is_called_by_its_stem_or_from_the_root(tmp_path):
+    touch(tmp_path, "jump/a.avi", "jump/no extension", "jump/..avi")
+    assert ids(tmp_path / "jump/a.avi") == ["a"]
+    assert ids(tmp_path / "jump/a.avi", root=tmp_path) == ["jump/a"]
+    assert ids(tmp_path / "jump/no extension") == ["no extension"]
+    assert ids(tmp_path / "jump/..avi") == ["..avi"]
+
+
+def test_folder_is_named_from_the_root_too(tmp_path):
+    touch(tmp_path, "jump/a.avi", "run/a.avi", "walk/a.avi")
+    assert ids(tmp_path / "jump", tmp_path / "run", root=tmp_path) == ["jump/a", "run/a"]
+
+
+def test_root_is_compared_without_its_dots(tmp_path, monkeypatch):
+    touch(tmp_path, "jump/a.avi")
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    assert ids("../jump/a.avi", root="..") == ["jump/a"]
+
+
+def test_path_outside_the_root(tmp_path):
+    touch(tmp_path, "jump/a.avi", "run/b.avi")
+    with pytest.raises(UsageError, match=r"jump/a.avi: expected a path below the root .*/run"):
+        find_videos([tmp_path / "jump/a.avi"], root=tmp_path / "run")
+
+
+def test_input_that_does_not_exist(tmp_path):
+    with pytest.raises(UsageError, match=r"none.avi: no such file or folder"):
+        find_videos([tmp_path / "none.avi"])
+
+
+def test_nothing_found_says_what_was_passed_over(tmp_path):
+    touch(tmp_path, "a.csv", "b.csv", "c.txt")
+    with pytest.raises(UsageError, match=r"found none \(passed over: 2 .csv, 1 .txt\)"):
+        find_videos([tmp_path])
+    with pytest.raises(UsageError, match=r"found none \(passed over: nothing\)"):
+        find_videos([])
+
+
+# --- lists ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("suffix", [".txt", ".lst", ".LIST"])
+def test_list_of_paths(tmp_path, end, suffix):
+    touch(tmp_path, "jump/a.avi", "run/b c.avi")
+    lines = ["jump/a.avi", "", "# a remark", f"{tmp_path}/run/b c.avi", "  "]
+    listed = write_list(tmp_path / f"list{suffix}", *lines, end=end)
+    assert ids(listed, root=tmp_path) == ["jump/a", "run/b c"]
+
+
+def test_relative_lines_are_looked_for_from_the_working_directory_first(tmp_path, monkeypatch):
+    touch(tmp_path, "here/a.avi", "root/a.avi", "root/b.avi")
+    listed = write_list(tmp_path / "list.txt", "a.avi")
+    monkeypatch.chdir(tmp_path / "here")
+    assert find_videos([listed]).sources[0].path == tmp_path / "here/a.avi"
+    listed = write_list(tmp_path / "list.txt", "a.avi", "b.avi")
+    with pytest.raises(UsageError, match="below the root"):
+        find_videos([listed], root=tmp_path / "root")
+    monkeypatch.chdir(tmp_path)
+    assert ids(listed, root=tmp_path / "root") == ["a", "b"]
+
+
+def test_mark_of_byte_order_is_no_part_of_the_first_name(tmp_path):
+    touch(tmp_path, "a.avi")
+    listed = tmp_path / "list.txt"
+    listed.write_bytes(b"\xef\xbb\xbf" + os.fsencode(tmp_path / "a.avi") + b"\r\n")
+    assert ids(listed) == ["a"]
+
+
+@pytest.mark.parametrize("line", ["v_x.avi 1", "v_x.avi\t12 3", "v_x.avi 1 ", " v_x.avi -1"])
+def test_trailing_columns_of_integers_are_dropped(tmp_path, monkeypatch, line):
+    touch(tmp_path, "v_x.avi")
+    monkeypatch.chdir(tmp_path)
+    assert ids(write_list(tmp_path / "list.txt", line)) == ["v_x"]
+
+
+@pytest.mark.parametrize("name", ["walk 2 5", "#a.avi", " a.avi", "a.avi ", "a 1"])
+def test_line_is_taken_as_it_stands_where_a_file_is_called_so(tmp_path, monkeypatch, name):
+    touch(tmp_path, name, "walk", "a.avi", "a")
+    monkeypatch.chdir(tmp_path)
+    found = find_videos([write_list(tmp_path / "list.txt", name)])
+    assert found.sources[0].path == tmp_path / name
+
+
+def test_columns_are_dropped_one_by_one(tmp_path, monkeypatch):
+    touch(tmp_path, "walk 2/1.jpg", "walk 2/2.jpg", "walk/1.jpg", "walk/2.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert ids(write_list(tmp_path / "list.txt", "walk 2 2 7")) == ["walk 2"]
+
+
+def test_names_that_are_not_utf8_are_kept(tmp_path, monkeypatch):
+    touch(tmp_path, b"jump\xff/a\xfe.avi")
+    monkeypatch.chdir(tmp_path)
+    path = os.fsdecode(b"jump\xff/a\xfe.avi")
+    found = find_videos([write_list(tmp_path / "list.txt", path)], root=tmp_path)
+    assert found.sources == (Source(tmp_path / path, os.fsdecode(b"jump\xff/a\xfe")),)
+    assert ids(tmp_path) == [os.fsdecode(b"jump\xff/a\xfe")]
+
+
+def test_paths_of_a_list_that_do_not_exist_are_counted_and_named_at_once(tmp_path, monkeypatch):
+    touch(tmp_path, "a.avi")
+    monkeypatch.chdir(tmp_path)
+    listed = write_list(tmp_path / "list.txt", "a.avi 1", *(f"gone_{k}.avi 1" for k in range(7)))
+    message = (
+        rf"list.txt: 7 of 8 paths do not exist, looked for from {tmp_path} and {tmp_path}/x: "
+        r"gone_0.avi 1, gone_1.avi 1, gone_2.avi 1, gone_3.avi 1, gone_4.avi 1 and 2 more"
+    )
+    with pytest.raises(UsageError, match=message):
+        find_videos([listed], root=tmp_path / "x")
+
+
+def test_line_that_cannot_be_a_path_is_missing_too(tmp_path):
+    listed = write_list(tmp_path / "list.txt", "x" * 5000)
+    with pytest.raises(UsageError, match="1 of 1 paths do not exist"):
+        find_videos([listed])
+
+
+def test_list_within_a_list(tmp_path):
+    inner = write_list(tmp_path / "inner.txt", "a.avi")
+    outer = write_list(tmp_path / "outer.txt", str(inner))
+    with pytest.raises(UsageError, match=r"outer.txt: names a list, .*inner.txt: give that as"):
+        find_videos([outer])
+
+
+def test_folders_in_a_list_are_walked(tmp_path):
+    touch(tmp_path, "videos/jump/a.avi")
+    assert ids(write_list(tmp_path / "list.txt", f"{tmp_path}/videos")) == ["jump/a"]
+
+
+def test_standard_input(tmp_path):
+    touch(tmp_path, "a.avi", "b\n#.avi")
+    lines = f"{tmp_path}/a.avi 3\r\n".encode()
+    assert ids("-", stdin=io.BytesIO(lines)) == ["a"]
+    with_nul = f"{tmp_path}/a.avi\0{tmp_path}/b\n#.avi\0".encode()
+    assert ids("-", stdin=io.BytesIO(with_nul)) == ["a", "b\n#"]
+    with pytest.raises(UsageError, match="standard input: 1 of 1 paths do not exist"):
+        find_videos(["-"], stdin=io.BytesIO(b"none.avi\n"))
+
+
+# --- one place for each ---------------------------------------------------------------------------
+
+
+def test_one_file_through_two_inputs_is_one_source(tmp_path):
+    touch(tmp_path, "jump/a.avi", "run/b.avi")
+    listed = write_list(tmp_path / "list.txt", f"{tmp_path}/jump/a.avi", f"{tmp_path}/jump/a.avi 2")
+    assert ids(tmp_path, tmp_path / "jump", listed) == ["jump/a", "run/b"]
+
+
+def test_one_file_through_a_link_under_the_same_id_is_one_source(tmp_path):
+    touch(tmp_path, "real/a.avi")
+    (tmp_path / "other").symlink_to(tmp_path / "real")
+    assert ids(tmp_path / "real", tmp_path / "other") == ["a"]
+
+
+def test_two_links_to_one_video_in_two_classes_are_two_sources(tmp_path):
+    touch(tmp_path, "real.avi", "videos/jump/a.avi")
+    (tmp_path / "videos/run").mkdir()
+    (tmp_path / "videos/run/a.avi").symlink_to(tmp_path / "videos/jump/a.avi")
+    assert ids(tmp_path / "videos") == ["jump/a", "run/a"]
+
+
+def test_two_files_of_one_stem_collide(tmp_path):
+    touch(tmp_path, "a.avi", "a.mp4")
+    message = r"/a.avi and .*/a.mp4 would both be recorded as a: rename one"
+    with pytest.raises(UsageError, match=message):
+        find_videos([tmp_path])
+
+
+def test_two_files_of_one_name_collide_without_a_root(tmp_path):
+    touch(tmp_path, "jump/a.avi", "run/a.avi")
+    inputs = [tmp_path / "jump/a.avi", tmp_path / "run/a.avi"]
+    with pytest.raises(UsageError, match="name their common folder as the root"):
+        find_videos(inputs)
+    assert ids(*inputs, root=tmp_path) == ["jump/a", "run/a"]
+
+
+def test_record_inside_a_record(tmp_path):
+    touch(tmp_path, "jump.avi", "jump/deep/a.avi")
+    message = (
+        r"jump/deep/a.avi would be recorded as jump/deep/a, inside the record jump of .*jump.avi"
+    )
+    with pytest.raises(UsageError, match=message):
+        find_videos([tmp_path])
+
+
+# --- real data ------------------------------------------------------------------------------------
+
+
+def test_every_real_clip_is_found(real_data):
+    found = find_videos([real_data / "jhmdb10"])
+    assert len(found.sources) == 468
+    assert found.passed_over == {".csv": 1, ".txt": 3}
+
+
+def test_real_list_names_its_clips(real_data):
+    root = real_data / "jhmdb10"
+    train = ids(root / "jhmdb10_trainlist01.txt", root=root)
+    test = ids(root / "jhmdb10_testlist01.txt", root=root)
+    assert (len(train), len(test)) == (330, 138)
+    assert sorted(train + test) == sorted(ids(root))
