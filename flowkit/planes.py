@@ -68,10 +68,9 @@ def decode_field(
     """
     if ranges is not None:
         planes = decode_planes(files, format, size, where=where)
-        field = np.empty((*size, 2), np.float32)
-        for index, (plane, (lo, hi)) in enumerate(zip(planes, ranges, strict=True)):
-            field[..., index] = quantize.dequantize(plane, lo, hi)
-        return field
+        tables = [quantize.code_values(lo, hi) for lo, hi in ranges]
+        x, y = (cv2.LUT(plane, table) for plane, table in zip(planes, tables, strict=True))
+        return cv2.merge([x, y])  # 5 times quicker than indexing the tables with NumPy
     try:
         if format == "flo":
             field = decode_flo(files[0], where=where)

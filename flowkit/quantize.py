@@ -64,8 +64,13 @@ def quantize_bounded(component: np.ndarray, bound: float) -> np.ndarray:
     return quantize(np.clip(component, -bound, bound), *bound_range(bound))
 
 
+def code_values(lo: float, hi: float) -> np.ndarray:
+    """The displacement in px that each code stands for, float32 (256,); zero is exactly zero."""
+    values = np.linspace(lo, hi, CODES + 1)  # float64
+    values[np.abs(values) < 1e-6 * (hi - lo)] = 0.0
+    return values.astype(np.float32)
+
+
 def dequantize(plane: np.ndarray, lo: float, hi: float) -> np.ndarray:
     """The component, float32 of the plane's shape in px, that `plane` stands for."""
-    values = np.linspace(lo, hi, CODES + 1)  # float64, by code
-    values[np.abs(values) < 1e-6 * (hi - lo)] = 0.0  # zero is exactly zero
-    return values.astype(np.float32)[plane]
+    return code_values(lo, hi)[plane]

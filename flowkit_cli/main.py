@@ -20,6 +20,10 @@ COMMANDS = {
     "view": "Show a record as a video or a contact sheet.",
     "pack": "Turn record folders into packs, one stored zip a video.",
     "unpack": "Turn packs back into record folders.",
+    "split": "Divide videos into training and test part, or check such a split.",
+    "stack": "Write the flow stack of a clip, as a network takes it, to a file.",
+    "fuse": "Several streams' scores to one.",
+    "report": "Scores to accuracies, tables and a page with pictures.",
 }
 
 

@@ -240,6 +240,11 @@ def test_workers_that_cannot_start_end_the_run(monkeypatch, python, message):
         list(run_pool(pool_tasks.square, itertools.count(), workers=2))
 
 
+def test_worker_leaves_the_signals_that_stop_its_parent_alone():
+    outcomes = run_pool(pool_tasks.shrug, STOP_SIGNALS, workers=1)
+    assert [outcome.result for outcome in outcomes] == ["alive"] * 3
+
+
 def test_worker_starts_with_the_signals_held(tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text(
@@ -296,7 +301,7 @@ def run_python(tmp_path, source, how):
         [sys.executable, *command],
         input=source if how == "stdin" else "",
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
     )
@@ -315,6 +320,11 @@ def run_python(tmp_path, source, how):
 def test_pool_runs_from_any_kind_of_program(tmp_path, source, how):
     run = run_python(tmp_path, source, how)
     assert (run.stdout, run.stderr) == ("16\n" if source == TASK_OF_A_MODULE else "8\n", "")
+
+
+def test_what_a_task_prints_is_not_lost(tmp_path):
+    source = TASK_OF_A_MODULE.replace("square", "say")
+    assert run_python(tmp_path, source, "file").stdout == "4\nNone\n"
 
 
 @pytest.mark.parametrize(
@@ -356,7 +366,7 @@ def start_program(source=PROGRAM):
         [sys.executable, "-c", source],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         text=True,
         start_new_session=True,
     )
@@ -379,12 +389,12 @@ def test_signal_at_any_moment_stops_the_program_in_silence(signum, status, send)
         assert "Failed" not in output
 
 
-def test_second_signal_changes_nothing():
+def test_second_interrupt_changes_nothing():
     for pause in (0.0, 0.005, 0.02):
         program = start_program()
         program.stdout.readline()
-        for signum in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
-            os.killpg(program.pid, signum)
+        for _ in range(3):
+            os.killpg(program.pid, signal.SIGINT)
             time.sleep(pause)
         errors = program.communicate()[1]
         assert (program.returncode, errors) == (130, "")
@@ -426,6 +436,18 @@ def test_swallowed_stop_comes_back_at_the_end_of_the_block():
             passed_on = False
     assert not passed_on
     assert caught.value.status == 75
+
+
+def test_second_signal_does_not_break_the_clean_up():
+    cleaned_up = False
+    with pytest.raises(Stopped, match="SIGINT"), stop_signals():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+            cleaned_up = True
+    assert cleaned_up
 
 
 def test_handlers_come_back_without_a_stop_and_not_after_one():

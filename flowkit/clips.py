@@ -1,0 +1,198 @@
+"""Where to look in a video: clips (which moment) and views (which crop, flipped or not).
+
+Addresses only, in integers: no pixels are touched. Both streams take their moments from here. A
+video of N frames has F = N - step fields; a clip of L fields covers the frames from `start` to
+`start + L step`. A video too short for that is looped: field i of it is field i mod F.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flowkit.errors import RecordError, UsageError
+
+SHORT_SIDE = 256  # px of the rescaled frame that crops are cut from (Simonyan & Zisserman 2014)
+CROP = 224  # px, the networks' input
+MOMENTS = 25  # test clips of a video, equally spaced
+SCALES = (256, 224, 192, 168)  # px, sides of multi-scale crops (Wang et al. 2015, arXiv:1507.02159)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The address of `length` fields of a video, each over `step` frames, from frame `start`.
+
+    A bi-directional stack of the same clip covers the same frames, from its middle outwards.
+    """
+
+    video: str
+    start: int
+    length: int
+    step: int = 1
+
+    @property
+    def middle(self) -> int:
+        """The frame in the middle, where the spatial stream looks; t of a bi-directional stack."""
+        return self.start + self.length // 2 * self.step
+
+    def frame(self, field_count: int) -> int:
+        """`middle` in a video of `field_count` fields, looped where that is too short."""
+        return self.middle % _at_least_one(field_count, self.video)
+
+    def fields(self, field_count: int) -> list[int]:
+        """The forward fields of the clip, in order of time, looped."""
+        count = _at_least_one(field_count, self.video)
+        return [(self.start + k * self.step) % count for k in range(self.length)]
+
+    def halves(self, field_count: int) -> tuple[list[int], list[int]]:
+        """The L/2 forward fields from the middle on, and the L/2 backward fields from it back.
+
+        Backward field i moves frame i + step to frame i, so the first one is middle - step.
+        """
+        count = _at_least_one(field_count, self.video)
+        steps = range(self.length // 2)
+        forward = [(self.middle + k * self.step) % count for k in steps]
+        return forward, [(self.middle - (k + 1) * self.step) % count for k in steps]
+
+
+@dataclass(frozen=True)
+class View:
+    """A crop of a rescaled frame, then a horizontal flip: one forward pass of a clip.
+
+    `frame` is the size (H, W) that the whole frame is rescaled to, the crop lies in it.
+    """
+
+    frame: tuple[int, int]
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        inside = (
+            0 <= self.top <= self.frame[0] - self.height
+            and 0 <= self.left <= self.frame[1] - self.width
+        )
+        if not inside or self.height < 1 or self.width < 1:
+            raise UsageError(
+                f"expected a crop within a frame of {self.frame}, got {self.height}x{self.width} "
+                f"(HxW) at row {self.top}, column {self.left}"
+            )
+
+
+def chosen_clip(video: str, field_count: int, length: int, start: int, *, step: int = 1) -> Clip:
+    """The clip that starts at frame `start`; UsageError where it would not fit."""
+    starts = _starts(video, field_count, length, step)
+    if not 0 <= start < starts:
+        raise UsageError(
+            f"{video}: expected a clip of {length} fields to start within frames 0..{starts - 1}, "
+            f"got {start}"
+        )
+    return Clip(video, start, length, step)
+
+
+def random_clip(
+    video: str, field_count: int, length: int, random: np.random.Generator, *, step: int = 1
+) -> Clip:
+    """A clip that starts at any frame where it fits, all alike; at frame 0 of a short video."""
+    starts = _starts(video, field_count, length, step)
+    return Clip(video, int(random.integers(starts)), length, step)
+
+
+def spaced_clips(
+    video: str, field_count: int, length: int, *, moments: int = MOMENTS, step: int = 1
+) -> list[Clip]:
+    """`moments` clips of equal temporal spacing, the first at the first frame, the last at the end.
+
+    One moment is the middle one. A video with fewer places than moments repeats some.
+    """
+    if moments < 1:
+        raise UsageError(f"expected at least one moment, got {moments}")
+    last = _starts(video, field_count, length, step) - 1
+    gaps = moments - 1
+    if not gaps:
+        return [Clip(video, last // 2, length, step)]
+    starts = [(2 * k * last + gaps) // (2 * gaps) for k in range(moments)]  # rounded half up
+    return [Clip(video, start, length, step) for start in starts]
+
+
+def rescaled_size(size: tuple[int, int], short_side: int = SHORT_SIDE) -> tuple[int, int]:
+    """The size (H, W) with the shorter side at `short_side`, the other rounded, half up."""
+    shorter = min(size)
+    height, width = ((2 * side * short_side + shorter) // (2 * shorter) for side in size)
+    return height, width
+
+
+def center_view(size: tuple[int, int], *, crop: int = CROP, short_side: int = SHORT_SIDE) -> View:
+    """The crop in the middle of a video of `size` (H, W)."""
+    return ten_views(size, crop=crop, short_side=short_side)[4]
+
+
+def ten_views(
+    size: tuple[int, int], *, crop: int = CROP, short_side: int = SHORT_SIDE
+) -> list[View]:
+    """The four corners and the center of a video of `size` (H, W), then the same five flipped."""
+    frame = rescaled_size(size, short_side)
+    places = _corners(frame, crop, crop)
+    return [View(frame, *place, crop, crop, flip) for flip in (False, True) for place in places]
+
+
+def random_view(
+    size: tuple[int, int],
+    random: np.random.Generator,
+    *,
+    crop: int = CROP,
+    short_side: int = SHORT_SIDE,
+) -> View:
+    """A crop from anywhere in the whole frame, flipped in one of two cases."""
+    frame = rescaled_size(size, short_side)
+    _corners(frame, crop, crop)
+    top, left = (int(random.integers(side - crop + 1)) for side in frame)
+    return View(frame, top, left, crop, crop, bool(random.integers(2)))
+
+
+def corner_view(
+    size: tuple[int, int],
+    random: np.random.Generator,
+    *,
+    sides: Sequence[int] = (CROP,),
+    short_side: int = SHORT_SIDE,
+) -> View:
+    """A crop at one of the four corners or the center, flipped in one of two cases.
+
+    Its height and width are two of `sides` (descending, px), the same or neighbors among them:
+    `SCALES` makes the multi-scale crops of Wang et al. 2015.
+    """
+    frame = rescaled_size(size, short_side)
+    pairs = [(a, b) for i, a in enumerate(sides) for b in sides[max(i - 1, 0) : i + 2]]
+    height, width = pairs[int(random.integers(len(pairs)))]
+    places = _corners(frame, height, width)
+    top, left = places[int(random.integers(len(places)))]
+    return View(frame, top, left, height, width, bool(random.integers(2)))
+
+
+def _starts(video: str, field_count: int, length: int, step: int) -> int:
+    """How many frames of a video a clip may start at: at least 1, since short ones are looped."""
+    if length < 1 or step < 1:
+        raise UsageError(f"expected a length and a step of at least 1, got {length} and {step}")
+    return max(_at_least_one(field_count, video) - (length - 1) * step, 1)
+
+
+def _at_least_one(field_count: int, video: str) -> int:
+    if field_count < 1:
+        raise RecordError(f"{video}: expected at least one field to make a clip of, got none")
+    return field_count
+
+
+def _corners(frame: tuple[int, int], height: int, width: int) -> list[tuple[int, int]]:
+    """(top, left) of the crop at the four corners, by rows, and at the center."""
+    down, right = frame[0] - height, frame[1] - width
+    if down < 0 or right < 0:
+        raise UsageError(
+            f"expected a crop within the rescaled frame of {frame[0]}x{frame[1]} (HxW), "
+            f"got {height}x{width}: take a smaller crop or a longer short side"
+        )
+    return [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]

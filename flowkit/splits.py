@@ -1,0 +1,229 @@
+"""Which videos train, which are held out of training to choose by, and which test: splits.
+
+A video is known by its id, the path of its flow record below the records' folder and of its file
+below the videos' folder without extension: ``jump/a``. Classes are joined by name everywhere; a
+label is only the place of a class in `Split.classes`. A *source group* is the footage that clips
+were cut from: clips of one group look alike, so a group never lies on two sides of a split.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from flowkit.errors import SplitError
+
+FORMAT = "flowkit split"
+VERSION = 1
+PARTS = ("train", "heldout", "test")
+NAMED = 5  # videos that an error names; it counts the others
+UCF_GROUP = re.compile(r"_(g\d+)_c\d+$")
+# HMDB-51: visible body part, camera motion, number of people, viewpoint, quality, clip number
+HMDB_FIELDS = re.compile(r"_[hulf]_(cm|nm)_np\d+_(ba|fr|le|ri)_(bad|med|goo)_\d+$")
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video of a split: its id, its class, and its source group within that class.
+
+    `listed_count` is what a list file says of its length, in frames or in fields: lists disagree,
+    so it is checked against the record and never used as a length.
+    """
+
+    id: str
+    class_name: str
+    group: str
+    listed_count: int | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Classes in the order of their labels, and the videos of the three parts.
+
+    SplitError if a video is listed twice or a class is not among the classes.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: tuple[Video, ...]
+    heldout: tuple[Video, ...]
+    test: tuple[Video, ...]
+
+    def __post_init__(self) -> None:
+        _refuse_repeats(self.name, "classes", self.classes)
+        videos = [video for part in PARTS for video in self.part(part)]
+        _refuse_repeats(self.name, "videos", [video.id for video in videos])
+        unknown = sorted({video.class_name for video in videos} - set(self.classes))
+        if unknown:
+            raise SplitError(
+                f"{self.name}: videos of classes that are not listed: {first_names(unknown)}"
+            )
+
+    def part(self, part: str) -> tuple[Video, ...]:
+        """The videos of "train", "heldout" or "test"."""
+        if part not in PARTS:
+            raise SplitError(f"expected a part of {', '.join(PARTS)}, got {part!r}")
+        return getattr(self, part)
+
+    def labels(self, videos: Sequence[Video]) -> list[int]:
+        """The label of each video: the place of its class in `classes`."""
+        places = {class_name: label for label, class_name in enumerate(self.classes)}
+        return [places[video.class_name] for video in videos]
+
+    def straddling_groups(self) -> list[str]:
+        """The source groups, as "class: group", that have videos in two parts."""
+        first: dict[tuple[str, str], str] = {}
+        found: dict[str, None] = {}
+        for part in PARTS:
+            for video in self.part(part):
+                if first.setdefault((video.class_name, video.group), part) != part:
+                    found[f"{video.class_name}: {video.group}"] = None
+        return list(found)
+
+
+def folder_split(
+    ids: Iterable[str], *, folds: int = 4, fold: int = 0, seed: int = 0, by_video: bool = False
+) -> Split:
+    """A seeded split of class folders: fold `fold` of `folds` of each class is the test part.
+
+    `ids` are "class/video". Whole source groups are dealt to folds where the names carry them
+    (`source_group`), else, and with `by_video`, single videos. Adding a class moves no video of
+    another. SplitError where a class has too few groups to lie in both parts.
+    """
+    videos = []
+    for id in sorted(set(ids)):
+        class_name = PurePosixPath(id).parent.name
+        if not class_name:
+            raise SplitError(f"{id}: expected videos in class folders, CLASS/VIDEO")
+        videos.append(Video(id, class_name, id if by_video else source_group(id)))
+    classes = tuple(sorted({video.class_name for video in videos}))
+    if len(classes) < 2:
+        raise SplitError(f"expected at least two class folders, got {len(classes)}")
+    train, test = _take_fold(videos, folds, fold, seed)
+    for part in (train, test):
+        empty = sorted(set(classes) - {video.class_name for video in part})
+        if empty:
+            groups = len({video.group for video in videos if video.class_name == empty[0]})
+            raise SplitError(
+                f"class {empty[0]!r} has {groups} source groups, too few for a training and a test "
+                f"part in fold {fold} of {folds}: add videos, use fewer folds, or split by video"
+            )
+    return Split(f"folders-{fold + 1}", classes, tuple(train), (), tuple(test))
+
+
+def hold_out(split: Split, *, folds: int = 10, fold: int = 0, seed: int = 0) -> Split:
+    """The split with fold `fold` of `folds` of its training groups moved to the held-out part.
+
+    The test part is not touched. What was held out before is training again first, so that the
+    folds from 0 to `folds` - 1 make a cross-validation. A class of one source group keeps it in
+    training. SplitError if that leaves nothing to hold out.
+    """
+    train, heldout = _take_fold(split.train + split.heldout, folds, fold, seed)
+    if not heldout:
+        raise SplitError(
+            f"{split.name}: nothing to hold out in fold {fold} of {folds}: "
+            "every class has too few source groups in its training part"
+        )
+    return replace(split, train=tuple(train), heldout=tuple(heldout))
+
+
+def source_group(id: str) -> str:
+    """The source group of a video within its class, by its name; the name itself if it has none.
+
+    UCF-101's ``v_Jump_g08_c01`` is of group "g08", HMDB-51's ``April_09_brush_hair_u_nm_np1_ba_
+    goo_0`` of "April_09": all before the class and the trailing fields.
+    """
+    path = PurePosixPath(id)
+    if match := UCF_GROUP.search(path.name):
+        return match.group(1)
+    if match := HMDB_FIELDS.search(path.name):
+        return path.name[: match.start()].removesuffix(f"_{path.parent.name}")
+    return path.name
+
+
+def write_split(path: str | os.PathLike[str], split: Split) -> None:
+    """Write `split` as JSON, a video a line; replaces what is there in one step."""
+    head = {"format": FORMAT, "version": VERSION, "name": split.name, "classes": split.classes}
+    lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
+    for part in PARTS:
+        videos = ",\n".join(f"    {json.dumps(asdict(video))}" for video in split.part(part))
+        lines.append(f'  "{part}": [\n{videos}\n  ]' if videos else f'  "{part}": []')
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
+    temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="ascii")
+    temporary.replace(path)
+
+
+def read_split(path: str | os.PathLike[str]) -> Split:
+    """Read what `write_split` wrote; SplitError if it is missing or anything else."""
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SplitError(f"{path}: no split there: flowkit split make writes one") from None
+    except ValueError as error:
+        raise SplitError(f"{path}: expected a split in JSON ({error})") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise SplitError(f"{path}: expected a {FORMAT}, made by flowkit split make")
+    if data.get("version") != VERSION:
+        raise SplitError(f"{path}: expected version {VERSION}, got {data.get('version')}")
+    try:
+        parts = {part: tuple(Video(**video) for video in data[part]) for part in PARTS}
+        return Split(data["name"], tuple(data["classes"]), **parts)
+    except (KeyError, TypeError) as error:
+        raise SplitError(f"{path}: not of this format ({error!r})") from error
+
+
+def first_names(items: Sequence[str]) -> str:
+    """The first few of `items` by name, and how many more."""
+    more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
+    return ", ".join(items[:NAMED]) + more
+
+
+def _take_fold(
+    videos: Sequence[Video], folds: int, fold: int, seed: int
+) -> tuple[list[Video], list[Video]]:
+    """The videos outside and inside a fold of whole groups.
+
+    Class by class, groups are dealt in an order shuffled by the seed and the class, each to the
+    fold that has the fewest videos yet; the fold nearest to a fair share becomes the first, empty
+    ones the last.
+    """
+    if folds < 2 or not 0 <= fold < folds:
+        raise SplitError(f"expected at least 2 folds and a fold within them, got {fold} of {folds}")
+    sizes: dict[str, Counter[str]] = {}  # class -> group -> videos
+    for video in videos:
+        sizes.setdefault(video.class_name, Counter())[video.group] += 1
+    inside: set[tuple[str, str]] = set()
+    for class_name, groups in sizes.items():
+        if len(groups) == 1:
+            continue
+        order = sorted(groups)
+        random.Random(f"{seed} {class_name}").shuffle(order)
+        dealt: list[list[str]] = [[] for _ in range(folds)]
+        counts = [0] * folds
+        for group in order:
+            place = counts.index(min(counts))
+            dealt[place].append(group)
+            counts[place] += groups[group]
+        fair = groups.total() / folds
+        ranked = sorted(
+            range(folds), key=lambda place: (not counts[place], abs(counts[place] - fair))
+        )
+        inside.update((class_name, group) for group in dealt[ranked[fold]])
+    taken = [(video.class_name, video.group) in inside for video in videos]
+    return (
+        [video for video, is_in in zip(videos, taken, strict=True) if not is_in],
+        [video for video, is_in in zip(videos, taken, strict=True) if is_in],
+    )
+
+
+def _refuse_repeats(where: str, what: str, items: Sequence[str]) -> None:
+    repeated = sorted(item for item, count in Counter(items).items() if count > 1)
+    if repeated:
+        raise SplitError(f"{where}: {what} listed more than once: {first_names(repeated)}")

@@ -1,0 +1,208 @@
+"""`flowkit fuse`: the scores of several streams to one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flowkit.errors import UsageError
+from flowkit_cli import output
+from flowkit_cli.options import json_option
+
+if TYPE_CHECKING:
+    from flowkit.fusion import Fusion
+    from flowkit.scores import Scores
+
+FITTED = ("svm", "logistic")
+
+
+@click.command()
+@click.argument("scores", metavar="[SCORES]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--method",
+    type=click.Choice(["average", "weighted", "svm", "logistic", "max", "vote"]),
+    default="average",
+    show_default=True,
+    help="How; svm, logistic, and weighted without --weights are fitted on held-out videos.",
+)
+@click.option(
+    "--weights",
+    metavar="NAME=W,...",
+    help="Weights of --method weighted, one a stream: spatial=1,temporal=1.5.  [default: learned]",
+)
+@click.option(
+    "--fit-on",
+    multiple=True,
+    metavar="SCORES",
+    type=click.Path(path_type=Path),
+    help="Scores file or run folder with the videos to fit on; once for each stream.  "
+    "[default: scores-heldout.npz beside each scores-test.npz]",
+)
+@click.option(
+    "--svm",
+    type=click.Choice(["crammer-singer", "ovr"]),
+    help="Which multi-class linear SVM; ovr is one class against the rest.  "
+    "[default: crammer-singer]",
+)
+@click.option(
+    "--C",
+    "c",
+    type=click.FloatRange(0, min_open=True),
+    help="The SVM's and logistic's C.  [default: by cross-validation over source groups]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of folds and solver.")
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default="runs",
+    show_default=True,
+    help="Folder of the runs, where no SCORES are given.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where to.  [default: RUNS/fused/scores-test.npz]",
+)
+@click.option(
+    "--fitted",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where to keep the fusion, for flowkit predict.  [default: fusion.npz beside --out]",
+)
+@json_option
+def fuse(
+    scores: tuple[Path, ...],
+    method: str,
+    runs: Path,
+    out: Path | None,
+    fitted: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Fuse the scores of several streams, joined by video and class name.
+
+    SCORES are scores files, run folders or folders of runs, of one split; by default all runs.
+    Fusions in a folder of runs are passed over. Files made elsewhere go by their names: idt.npz is
+    the stream idt.
+
+    \b
+    flowkit fuse --method svm            -> runs/fused/scores-test.npz, and the table
+    flowkit fuse runs/spatial runs/temporal idt.npz --out runs/three/scores-test.npz
+    """
+    from flowkit import fusion as fusions
+    from flowkit.report import evaluate
+    from flowkit.report_text import as_json as report_json
+    from flowkit.report_text import methods_text
+    from flowkit.scores import find_scores, name_streams, read_scores, stream_name, write_scores
+
+    _check_options(method, **options)
+    files = name_streams(find_scores(scores or [runs]))
+    streams = {name: read_scores(path) for name, path in files.items()}
+    for name, path in files.items():
+        if "fusion" in streams[name].meta and not {path, path.parent} & set(scores):
+            del streams[name]  # an earlier result, found but not asked for
+    if len(streams) < 2:
+        there = ", ".join(str(files[name]) for name in streams) or "none"
+        raise UsageError(f"expected scores of two streams or more to fuse, got {there}")
+    out = out or runs / "fused" / "scores-test.npz"
+    fitted = fitted or out.with_name("fusion.npz")
+    paths = [files[name] for name in streams]
+    if out.resolve() in [path.resolve() for path in paths]:
+        raise UsageError(f"--out {out} would replace the scores of a stream")
+    output.say(f"read {', '.join(map(str, paths))}")
+    fusion = _make_fusion(method, streams, paths, **options)
+    fused = fusions.fuse(streams, fusion)
+    write_scores(out, fused)
+    fusions.write_fusion(fitted, fusion)
+    place = {"out": str(out), "fitted": str(fitted), **fused.meta["fusion"]}
+    if (fused.labels >= 0).any():
+        name = stream_name(out)
+        report = evaluate({**streams, name if name not in streams else str(out): fused})
+        if as_json:
+            figures = report_json([report])["splits"][0]
+            place |= {key: figures[key] for key in ("split", "videos", "methods", "comparisons")}
+        else:
+            output.result(methods_text(report))
+    if as_json:
+        output.json_line(place)
+    output.say(f"wrote {out}, {fitted}")
+
+
+def _check_options(method: str, **options: Any) -> None:
+    """UsageError for an option that the method does not use, which would change nothing."""
+    goes_with = {
+        "weights": ("weighted",),
+        "fit_on": (*FITTED, "weighted"),
+        "svm": ("svm",),
+        "c": FITTED,
+    }
+    for name, methods in goes_with.items():
+        if options[name] and method not in methods:
+            flag = "--C" if name == "c" else f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} does not go with --method {method}")
+    if options["weights"] and options["fit_on"]:
+        raise UsageError("--weights are given, so there is nothing to fit: leave --fit-on out")
+
+
+def _make_fusion(
+    method: str,
+    streams: Mapping[str, Scores],
+    paths: list[Path],
+    *,
+    weights: str | None,
+    fit_on: tuple[Path, ...],
+    svm: str | None,
+    c: float | None,
+    seed: int,
+) -> Fusion:
+    """The fusion that the options ask for, fitted where they ask for that."""
+    from flowkit.fusion import Fusion, describe
+    from flowkit.fusion_fitting import fit_linear, fit_weights
+    from flowkit.scores import find_scores, heldout_path, name_streams, read_scores
+
+    if weights is not None:
+        return Fusion(method, _parse_weights(weights))
+    if method not in (*FITTED, "weighted"):
+        return Fusion(method)
+    files = find_scores(fit_on, "heldout") if fit_on else [heldout_path(path) for path in paths]
+    for path in files:
+        if not path.is_file():
+            raise UsageError(
+                f"{path}: no such scores to fit {method} on: flowkit eval writes them, "
+                "and --fit-on names others"
+            )
+    rows = {name: read_scores(path) for name, path in name_streams(files).items()}
+    if set(rows) != set(streams):
+        raise UsageError(
+            f"expected scores of the streams {', '.join(sorted(streams))} to fit on, "
+            f"got {', '.join(sorted(rows))}"
+        )
+    test_videos = next(iter(streams.values())).videos
+    if method == "weighted":
+        fusion = fit_weights(rows, test_videos=test_videos)
+    else:
+        svm = svm or "crammer-singer"
+        fusion = fit_linear(method, rows, svm=svm, C=c, seed=seed, test_videos=test_videos)
+    accuracies = fusion.fit.get("cross_validation")
+    told = f", accuracy by C in cross-validation: {json.dumps(accuracies)}" if accuracies else ""
+    output.say(
+        f"fitted on {output.count(fusion.fit['rows'], 'video')} of {', '.join(map(str, files))}: "
+        f"{describe(fusion, streams)}{told}"
+    )
+    return fusion
+
+
+def _parse_weights(text: str) -> dict[str, float]:
+    weights = {}
+    for item in text.split(","):
+        name, _, weight = item.rpartition("=")
+        try:
+            weights[name.strip()] = float(weight)
+        except ValueError:
+            name = ""
+        if not name:
+            raise UsageError(f"expected --weights such as spatial=1,temporal=1.5, got {text!r}")
+    return weights

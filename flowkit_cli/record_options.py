@@ -1,0 +1,43 @@
+"""Options of commands that read flow records: what these are, and L of a clip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+# The names of flowkit.foreign.LAYOUTS, here so that help needs no OpenCV.
+LAYOUTS = ("mmaction2", "tsn", "denseflow", "twostreamfusion", "pytorch-i3d")
+
+length_option = click.option(
+    "--L",
+    "length",
+    type=click.IntRange(1),
+    default=10,
+    show_default=True,
+    help="Fields of a clip, for 2L channels.",
+)
+
+layout_option = click.option(
+    "--layout",
+    type=click.Choice(LAYOUTS),
+    help="The records are planes that this tool wrote.  [default: flowkit's own records]",
+)
+
+
+def record_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options --layout, --bound and --zero of records that another tool wrote."""
+    command = click.option(
+        "--zero",
+        type=float,
+        default=128,
+        show_default=True,
+        help="With --bound, the code that stands still: 127 for tools that truncate.",
+    )(command)
+    command = click.option(
+        "--bound",
+        type=click.FloatRange(0, min_open=True),
+        help="With --layout, the px that the ends of the codes stand for, usually 20.",
+    )(command)
+    return layout_option(command)

@@ -1,0 +1,94 @@
+"""`flowkit report`: scores to accuracies, tables, and a page with pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from flowkit_cli import output
+from flowkit_cli.options import json_option
+
+
+@click.command()
+@click.argument("scores", metavar="[SCORES]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default="runs",
+    show_default=True,
+    help="Folder of the runs, where no SCORES are given.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the page goes to.  [default: RUNS/report.html]",
+)
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Folder of the flow records, for pictures of mistakes.  [default: flow, if it is there]",
+)
+@click.option(
+    "--method",
+    metavar="NAME",
+    help="The stream or fusion whose confusions and mistakes are shown.  "
+    "[default: the last fusion, else the best stream]",
+)
+@click.option(
+    "--mistakes",
+    type=click.IntRange(0),
+    default=12,
+    show_default=True,
+    help="How many of the surest mistakes the page shows.",
+)
+@json_option
+def report(
+    scores: tuple[Path, ...],
+    runs: Path,
+    out: Path | None,
+    records: Path | None,
+    method: str | None,
+    mistakes: int,
+    as_json: bool,
+) -> None:
+    """Report how well streams and fusions do, as text here and as a page with pictures.
+
+    SCORES are scores files, run folders or folders of runs; by default all runs. Those of several
+    splits get a report each, and one table of the means. The page stands alone: no script, no
+    network.
+
+    \b
+    flowkit report                                   -> runs/report.html
+    flowkit report split1 split2 split3 --out ucf101.html
+    """
+    from flowkit.report import evaluate_files
+    from flowkit.report import mistakes as find_mistakes
+    from flowkit.report_html import Extras, page, write_page
+    from flowkit.report_pictures import read_curves, read_pictures
+    from flowkit.report_text import as_json as report_json
+    from flowkit.report_text import as_text
+    from flowkit.scores import find_scores
+
+    files = find_scores(scores or [runs])
+    reports = evaluate_files(files, method=method)
+    if records is None and Path("flow").is_dir():
+        records = Path("flow")
+    shown = dict.fromkeys(m.video for one in reports for m in find_mistakes(one)[:mistakes])
+    pictures, missing = read_pictures(records, shown) if records and shown else ({}, {})
+    extras = Extras(
+        curves={str(path.parent): read_curves(path.parent) for path in files},
+        pictures=pictures,
+        missing=missing,
+        mistakes=mistakes,
+        sources=[str(path) for path in files],
+    )
+    out = out or runs / "report.html"
+    write_page(out, page(reports, extras))
+    if as_json:
+        output.json_line({**report_json(reports), "page": str(out)})
+    else:
+        output.result(as_text(reports))
+    pictured = f", pictures of {len(pictures)} mistakes from {records}" if pictures else ""
+    output.say(f"read {', '.join(map(str, files))}{pictured}")
+    output.say(f"wrote {out}")

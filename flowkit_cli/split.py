@@ -1,0 +1,183 @@
+"""`flowkit split`: make a split of videos into training, held-out and test part, and check it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from flowkit_cli import output
+from flowkit_cli.record_options import layout_option, length_option, record_options
+
+if TYPE_CHECKING:
+    from flowkit.splits import Split
+
+SPLIT = Path("runs/split.json")
+PATH = click.Path(path_type=Path)
+
+
+@click.group()
+def split() -> None:
+    """Which videos train, which are held out of training, and which test.
+
+    \b
+    flowkit split make flow                               class folders, by source group
+    flowkit split make ucfTrainTestlist --kind ucf101     official split 1
+    flowkit split check --records flow                    is every record there?
+    """
+
+
+@split.command()
+@click.argument("source", type=PATH, default="flow")
+@click.option(
+    "--kind",
+    type=click.Choice(["folders", "ucf101", "hmdb51", "list"]),
+    default="folders",
+    show_default=True,
+    help="What SOURCE is.",
+)
+@click.option("--out", type=PATH, default=SPLIT, show_default=True, help="The file to write.")
+@click.option(
+    "--number",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Which official split, or which fold of class folders is the test part.",
+)
+@click.option("--test", "test_list", type=PATH, help="With --kind list: the list of test videos.")
+@click.option(
+    "--classes", type=PATH, help="With --kind list: class names, one a line, by label from 0."
+)
+@click.option(
+    "--folds",
+    type=click.IntRange(2),
+    default=4,
+    show_default=True,
+    help="With --kind folders: into how many folds, one of which is the test part.",
+)
+@click.option("--by-video", is_flag=True, help="With --kind folders: groups in names mean nothing.")
+@click.option(
+    "--heldout-folds",
+    type=click.IntRange(0),
+    default=10,
+    show_default=True,
+    help="Hold out one of so many folds of the training part's source groups; 0 for none.",
+)
+@click.option(
+    "--heldout-number",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Which of these folds.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the folds.")
+@layout_option
+@click.option("--overwrite", is_flag=True, help="Replace a split that is there already.")
+def make(
+    source: Path,
+    kind: Literal["folders", "ucf101", "hmdb51", "list"],
+    out: Path,
+    number: int,
+    test_list: Path | None,
+    classes: Path | None,
+    folds: int,
+    by_video: bool,
+    heldout_folds: int,
+    heldout_number: int,
+    seed: int,
+    layout: str | None,
+    overwrite: bool,
+) -> None:
+    """Make a split and write it as JSON.
+
+    SOURCE is, by --kind: "folders", class folders of flow records or of videos, CLASS/VIDEO;
+    "ucf101", the folder of classInd.txt and trainlist01.txt; "hmdb51", the folder of
+    brush_hair_test_split1.txt and so on; "list", a list of training videos as mmaction2 and TSN
+    write it. The test part is never touched to hold videos out.
+
+    \b
+    flowkit split make flow --folds 4 --number 1
+    flowkit split make testTrainMulti_7030_splits --kind hmdb51 --number 2 --out runs/split2.json
+    flowkit split make train.txt --kind list --test val.txt --classes names.txt
+    """
+    from flowkit.errors import UsageError
+    from flowkit.matching import RecordFolder, folder_ids
+    from flowkit.split_lists import hmdb51_split, list_split, ucf101_split
+    from flowkit.splits import folder_split, hold_out, write_split
+
+    if out.exists() and not overwrite:
+        raise UsageError(f"{out}: there is a split already: --overwrite replaces it")
+    match kind:
+        case "ucf101":
+            made = ucf101_split(source, number)
+        case "hmdb51":
+            made = hmdb51_split(source, number)
+        case "list":
+            if test_list is None:
+                raise UsageError("--kind list needs the list of test videos: --test FILE")
+            made = list_split(source, test_list, classes=classes)
+        case "folders":
+            ids = folder_ids(RecordFolder(source, layout))
+            made = folder_split(ids, folds=folds, fold=number - 1, seed=seed, by_video=by_video)
+    if heldout_folds:
+        made = hold_out(made, folds=heldout_folds, fold=heldout_number - 1, seed=seed)
+    write_split(out, made)
+    output.result(f"{out}: {_summary(made)}")
+
+
+@split.command()
+@click.argument("split_file", metavar="[SPLIT]", type=PATH, default=SPLIT)
+@click.option(
+    "--records", type=PATH, default="flow", show_default=True, help="The folder of flow records."
+)
+@length_option
+@click.option(
+    "--missing",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="Of listed videos that have no record: stop, or say how many.",
+)
+@record_options
+def check(
+    split_file: Path,
+    records: Path,
+    length: int,
+    missing: Literal["error", "skip"],
+    layout: str | None,
+    bound: float | None,
+    zero: float,
+) -> None:
+    """Check a split against the flow records: all there, none on two sides, long enough.
+
+    SPLIT is runs/split.json unless it is named. Every record is opened, no plane is read
+    (flowkit verify does that).
+
+    \b
+    flowkit split check
+    flowkit split check runs/split.json --records rawframes --layout tsn --bound 20
+    """
+    from flowkit.matching import RecordFolder, check_split
+    from flowkit.splits import read_split
+
+    read = read_split(split_file)
+    found = check_split(
+        read, RecordFolder(records, layout, bound, zero), length=length, missing=missing
+    )
+    output.result(f"{split_file}: {_summary(read)}")
+    output.result("no source group has videos in two parts")
+    sizes = ", ".join(f"{count:,} of {w}x{h}" for (h, w), count in found.sizes.items())
+    output.result(f"records: {sizes} px (WxH), {found.missing:,} missing")
+    output.result(
+        f"without frames: {found.without_frames:,}; without backward fields: "
+        f"{found.without_backward:,}; shorter than {length} fields, so looped: {found.looped:,}"
+    )
+
+
+def _summary(made: Split) -> str:
+    parts = ", ".join(
+        f"{part} {output.count(len(made.part(part)), 'video')}"
+        for part in ("train", "heldout", "test")
+    )
+    return f"{made.name}: {len(made.classes)} classes; {parts}"

@@ -1,0 +1,86 @@
+"""`flowkit stack`: the flow stack of one clip, as a network gets it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from flowkit_cli import output
+from flowkit_cli.record_options import length_option, record_options
+
+
+@click.command()
+@click.argument("record", type=click.Path(path_type=Path))
+@click.option(
+    "--mode",
+    type=click.Choice(["flow", "trajectory"]),
+    default="flow",
+    show_default=True,
+    help="Every field at the same pixel, or along the path of the pixel.",
+)
+@click.option("--bidirectional", is_flag=True, help="L/2 fields forward and L/2 back; L is even.")
+@length_option
+@click.option(
+    "--start",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    help="First frame of the clip; a bi-directional stack starts L/2 frames later.",
+)
+@click.option(
+    "--mean-subtract/--no-mean-subtract",
+    default=True,
+    show_default=True,
+    help="Take each field's mean vector off its values.",
+)
+@click.option(
+    "--step", type=click.IntRange(1), default=1, show_default=True, help="Frames a field spans."
+)
+@record_options
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The .npy file to write: float32 (2L, H, W) in px, channels x1 y1 x2 y2 ...",
+)
+def stack(
+    record: Path,
+    mode: Literal["flow", "trajectory"],
+    bidirectional: bool,
+    length: int,
+    start: int,
+    mean_subtract: bool,
+    step: int,
+    layout: str | None,
+    bound: float | None,
+    zero: float,
+    out: Path,
+) -> None:
+    """Write the flow stack of one clip of RECORD.
+
+    A video too short for L fields is looped.
+
+    \b
+    flowkit stack flow/jump/a --out a.npy
+    flowkit stack flow/jump/a --mode trajectory --L 10 --start 20 --out a.npy
+    flowkit stack flow/jump/a --bidirectional --no-mean-subtract --out a.npy
+    flowkit stack rawframes/jump/a --layout mmaction2 --bound 20 --out a.npy
+    """
+    import numpy as np
+
+    from flowkit.clips import chosen_clip
+    from flowkit.matching import RecordFolder
+    from flowkit.stacks import StackForm, flow_stack
+
+    form = StackForm(length, mode, bidirectional, mean_subtract, step)
+    opened = RecordFolder(record.parent, layout, bound, zero).open(record)
+    clip = chosen_clip(str(record), opened.field_count("forward", step), length, start, step=step)
+    stacked = flow_stack(opened, clip, form=form)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with out.open("wb") as file:
+        np.save(file, stacked)
+    output.result(
+        f"{out}: float32 {stacked.shape}, frames {start} to {start + length * step} of {record}"
+    )

@@ -1,0 +1,152 @@
+"""`flowkit stack` and `flowkit split`: what they write, what they say, what they refuse."""
+
+import json
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from made_records import write_record
+
+from flowkit.clips import Clip
+from flowkit.errors import FlowkitError, SplitError, UsageError
+from flowkit.foreign import LAYOUTS
+from flowkit.matching import RecordFolder
+from flowkit.splits import read_split
+from flowkit.stacks import StackForm, flow_stack
+from flowkit_cli import record_options
+from flowkit_cli.split import split
+from flowkit_cli.stack import stack
+
+
+def run(command, *arguments):
+    done = CliRunner().invoke(command, [str(argument) for argument in arguments])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+def refused(message, command, *arguments, error=UsageError):
+    with pytest.raises(error, match=message):
+        run(command, *arguments)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working folder with flow/<class>/<video>, 2 classes of 6 source groups of 2 videos."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for name in ("jump", "run"):
+        for video in range(12):
+            fields = random.normal(0, 1, (2, 8 + video, 6, 9, 2)).astype(np.float32)
+            write_record(tmp_path / "flow", f"{name}/v_g{video // 2:02d}_c{video % 2:02d}", *fields)
+    return tmp_path
+
+
+def test_stack_writes_what_the_library_gives(folder):
+    record = RecordFolder(folder / "flow").open(folder / "flow/jump/v_g02_c01")
+    cases = {
+        (): (StackForm(10), 0),
+        ("--mode", "trajectory", "--L", "4", "--start", "3"): (StackForm(4, "trajectory"), 3),
+        ("--bidirectional", "--no-mean-subtract"): (StackForm(10, "flow", True, False), 0),
+    }
+    for options, (form, start) in cases.items():
+        done = run(stack, "flow/jump/v_g02_c01", *options, "--out", "out/x.npy")
+        found = np.load("out/x.npy", allow_pickle=False)
+        clip = Clip("", start, form.length)
+        np.testing.assert_array_equal(found, flow_stack(record, clip, form=form))
+        assert found.dtype == np.float32 and found.shape == (2 * form.length, 6, 9)
+        last = start + form.length
+        assert done.output == (
+            f"out/x.npy: float32 ({2 * form.length}, 6, 9), "
+            f"frames {start} to {last} of flow/jump/v_g02_c01\n"
+        )
+
+
+def test_stack_refuses_what_cannot_be(folder):
+    out = ("--out", "x.npy")
+    refused("expected an even L", stack, "flow/jump/v_g02_c01", "--bidirectional", "--L", 5, *out)
+    refused("start within frames 0..3, got 4", stack, "flow/jump/v_g02_c01", "--start", 4, *out)
+    refused("no flow record there", stack, "flow/jump/none", *out, error=FlowkitError)
+    assert run(stack, "flow/jump/v_g02_c01").exit_code == 2  # no --out
+    assert not (folder / "x.npy").exists()
+
+
+def test_split_of_class_folders_is_written_and_checked(folder):
+    done = run(split, "make")
+    assert done.output == (
+        "runs/split.json: folders-1: 2 classes; train 12 videos, heldout 4 videos, test 8 videos\n"
+    )
+    made = read_split("runs/split.json")
+    assert made.classes == ("jump", "run") and made.straddling_groups() == []
+    lines = run(split, "check").output.splitlines()
+    assert lines[0] == done.output.strip()
+    assert lines[1:] == [
+        "no source group has videos in two parts",
+        "records: 24 of 9x6 px (WxH), 0 missing",
+        "without frames: 24; without backward fields: 0; shorter than 10 fields, so looped: 4",
+    ]
+    assert "looped: 24" in run(split, "check", "--L", 50).output
+
+
+def test_split_is_not_replaced_unless_asked(folder):
+    run(split, "make")
+    refused("there is a split already: --overwrite replaces it", split, "make")
+    assert run(split, "make", "--overwrite", "--number", 2).output.startswith(
+        "runs/split.json: fol"
+    )
+    assert read_split("runs/split.json").name == "folders-2"
+
+
+def test_options_of_the_split_come_through(folder):
+    run(split, "make", "flow", "--out", "a.json", "--folds", 3, "--heldout-folds", 0, "--by-video")
+    made = read_split("a.json")
+    assert made.heldout == () and len(made.test) == 8
+    assert made.train[0].group == made.train[0].id
+    run(split, "make", "flow", "--out", "b.json", "--folds", 3, "--seed", 5, "--heldout-number", 2)
+    assert read_split("b.json").test != made.test
+
+
+def test_missing_records_stop_the_check_or_are_counted(folder):
+    run(split, "make")
+    (folder / "flow/run/v_g03_c00/record.json").unlink()
+    message = "1 of 24 listed videos have no flow record: run/v_g03_c00"
+    refused(message, split, "check", error=SplitError)
+    assert "(WxH), 1 missing" in run(split, "check", "--missing", "skip").output
+
+
+def test_official_and_list_splits(folder, real_data):
+    lists = real_data / "splits"
+    ucf = run(split, "make", lists / "ucfTrainTestlist", "--kind", "ucf101", "--out", "u.json")
+    assert "101 classes; train 8,569 videos, heldout 968 videos, test 3,783 videos" in ucf.output
+    hmdb = lists / "testTrainMulti_7030_splits"
+    options = ("--kind", "hmdb51", "--number", 3, "--heldout-folds", 0, "--out", "h.json")
+    assert (
+        "train 3,570 videos, heldout 0 videos, test 1,530"
+        in run(split, "make", hmdb, *options).output
+    )
+    (folder / "train.txt").write_text("".join(f"jump/v_g0{g}_c00 12 0\n" for g in range(4)))
+    (folder / "test.txt").write_text("run/v_g05_c00 12 1\n")
+    options = ("--kind", "list", "--test", "test.txt", "--out", "l.json")
+    assert "l.json: train: 2 classes; train 3" in run(split, "make", "train.txt", *options).output
+    refused("needs the list of test videos", split, "make", "train.txt", "--kind", "list")
+
+
+def test_split_of_videos_that_are_not_extracted_yet(folder):
+    for name in ("jump", "run"):
+        for video in range(8):
+            path = folder / "videos" / name / f"{video}.avi"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    run(split, "make", "videos")
+    assert json.loads((folder / "runs/split.json").read_text())["test"][0]["id"].startswith("jump/")
+
+
+def test_help_names_the_layouts_that_there_are():
+    assert tuple(LAYOUTS) == record_options.LAYOUTS
+
+
+@pytest.mark.parametrize("command", [stack, *split.commands.values()])
+def test_every_option_has_help_and_every_command_an_example(command):
+    assert "flowkit " in command.help
+    assert all(option.help for option in command.params if isinstance(option, click.Option))
