@@ -16,6 +16,7 @@ import numpy as np
 import flowkit
 from flowkit._cv2 import cv2
 from flowkit.errors import FlowkitError, VideoError
+from flowkit.flow import prepare_method
 from flowkit.flow.method import FlowMethod, Pair, Series, consecutive, series_pairs
 from flowkit.plan import source_bytes
 from flowkit.pool import Done, Failed, Progress, run_pool
@@ -153,6 +154,7 @@ def extract(
 
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
+    prepare_method(request.method)
     task = _Task(out, request, overwrite)
     try:
         with closing(run_pool(task, supply(), workers=workers, timeout_s=timeout_s)) as events:
@@ -181,7 +183,6 @@ class _Task:
     overwrite: bool
 
     def __call__(self, source: Source, report: Callable[[int], None]) -> Extracted:
-        cv2.setNumThreads(1)
         return extract_video(
             source, self.out, self.request, overwrite=self.overwrite, report=report
         )

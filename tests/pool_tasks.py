@@ -39,6 +39,15 @@ def interrupt_parent(item, report):
     time.sleep(1000)
 
 
+def shrug(item, report):
+    os.kill(os.getpid(), item)
+    return "alive"
+
+
+def say(item, report):
+    print(item)
+
+
 def threads(item, report):
     """How many threads libraries say that they use, and how many this process has after work."""
     import numba

@@ -15,10 +15,12 @@ METHODS = ("tvl1", "tvl1-opencv", "farneback", "dis")
 
 def method_class(name: str) -> type[FlowMethod]:
     """The class of a flow method by its name; UsageError names those there are."""
-    from flowkit.flow import opencv
+    from flowkit.flow import opencv, tvl1
 
     match name:
-        case "tvl1" | "tvl1-opencv":
+        case "tvl1":
+            return tvl1.TVL1
+        case "tvl1-opencv":
             return opencv.OpenCVTVL1
         case "farneback":
             return opencv.Farneback
@@ -37,6 +39,14 @@ def make_method(name: str, *, preset: str | None = None, **parameters: Any) -> F
     if unknown:
         raise UsageError(f"method {name} has no parameter {', '.join(sorted(unknown))}")
     return chosen(**{**(chosen.presets[preset] if preset else {}), **parameters})
+
+
+def prepare_method(method: FlowMethod) -> None:
+    """Compile, once for all, what every worker would otherwise compile for itself."""
+    from flowkit.flow import tvl1
+
+    if isinstance(method, tvl1.TVL1):
+        tvl1.warm_up()
 
 
 def describe_method(method: FlowMethod) -> dict[str, Any]:

@@ -1,0 +1,280 @@
+"""TV-L1 optical flow on the CPU: OpenCV's algorithm and answer in flowkit's own compiled loops."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import pickle
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from flowkit.errors import UsageError
+from flowkit.flow.method import Pair, check_pair, check_parameters, consecutive, parameter
+
+if TYPE_CHECKING:
+    import numpy as np
+
+log = logging.getLogger("flowkit")
+
+SMALLEST_SIDE = 16  # px: OpenCV drops a level of the pyramid with a shorter side
+COMPILE_SECONDS = 6  # measured on one core
+# What pickle, by which Numba reads its cache, says that it may raise on damaged data.
+UNREADABLE = (pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError)
+
+_compiling = threading.Lock()
+
+
+@dataclass(frozen=True)
+class TVL1:
+    """TV-L1 as ``cv2.optflow.DualTVL1OpticalFlow`` computes it, parameters and defaults included.
+
+    Zach, Pock and Bischof, "A Duality Based Approach for Realtime TV-L1 Optical Flow" (2007),
+    doi 10.1007/978-3-540-74936-3_22, minimize over the field u
+
+        E(u) = sum |grad u_x| + |grad u_y| + lambda |rho(u)|,
+        rho(u) = I1(x + u0) + <grad I1(x + u0), u - u0> - I0,
+
+    the data term being linear around the present field u0. With a second field v, tied to u by
+    |u - v|^2 / (2 theta), the minimum is found in turns: v for a fixed u in one step a pixel along
+    grad I1, of -rho / |grad I1|^2 cut at +-lambda theta; u for a fixed v as v + theta div p, where
+    the dual field p is Chambolle's fixed point iteration of time step tau / theta. This runs from
+    coarse to fine over a pyramid, `warps` times a scale with I1 sampled anew at x + u.
+
+    As OpenCV does it, and the paper does not: one dual step a primal step; p starts at 0 once a
+    scale and is kept across its warps; a `median_filtering` median of u before each of
+    `outer_iterations` x `inner_iterations`; a warp ends early once the squared change of u is, on
+    average, at most epsilon^2; no smoothing before the pyramid of step `scale_step`, whose levels
+    have no side under 16 px; images and their gradients (half of right minus left, at an edge too,
+    where one of them is the pixel itself) sampled bicubically (A = -0.75) and 0 outside the frame.
+
+    As here and not in OpenCV: sums are taken in another order and -1 / |grad|^2 once a warp. Where
+    |grad|^2 is under 1.2e-7 (gray levels/px)^2, the step is not 0 but at most lambda theta |grad|,
+    below 2e-5 px. `gamma`, OpenCV's illumination term, must be 0.
+
+    Equal parameters make equal methods; a method holds no state and can be pickled.
+    """
+
+    name: ClassVar[str] = "tvl1"
+    # "fast" stops a warp at twice the change: docs/tvl1.md has what that costs.
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"opencv": {}, "fast": {"epsilon": 0.02}}
+
+    tau: float = parameter(0.25, "Time step of the dual update.", at_least=0)
+    lambda_: float = parameter(0.15, "Weight of the data term: smaller is smoother.", at_least=0)
+    theta: float = parameter(0.3, "Tightness between data and smoothness term.", at_least=1e-6)
+    nscales: int = parameter(5, "Levels of the pyramid.", at_least=1)
+    warps: int = parameter(5, "Warps of the second frame a level.", at_least=1)
+    epsilon: float = parameter(0.01, "Mean change in px at which a warp stops.", at_least=0)
+    inner_iterations: int = parameter(30, "Iterations between two medians.", at_least=1)
+    outer_iterations: int = parameter(10, "Rounds of median and iterations a warp.", at_least=1)
+    scale_step: float = parameter(0.8, "Size of a level against the finer one.", at_least=0.1)
+    gamma: float = parameter(0.0, "Weight of the illumination term; 0 leaves it out.", at_least=0)
+    median_filtering: int = parameter(5, "Side of the median: 1 (none), 3 or 5.", at_least=1)
+
+    def __post_init__(self) -> None:
+        check_parameters(self)
+        if not self.scale_step < 1:
+            raise UsageError(f"tvl1: expected scale_step below 1, got {self.scale_step}")
+        if self.gamma != 0:
+            raise UsageError(f"tvl1: expected gamma 0, got {self.gamma}: tvl1-opencv takes others")
+        if self.median_filtering not in (1, 5):
+            raise UsageError(
+                f"tvl1: expected median_filtering 5 or 1, got {self.median_filtering}: "
+                "tvl1-opencv takes others"
+            )
+
+    def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The n-1 fields of n gray or BGR frames, lazily."""
+        return self.fields(consecutive(frames))
+
+    def fields(self, pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
+        """The field of each pair of gray frames, float32 (H, W, 2) px.
+
+        A pair whose first frame is the very array that was second before reuses its pyramid: do not
+        write into a frame that is still to be first. Several threads may each run an
+        iterator: the GIL is free while a field is computed.
+        """
+        solve_scale = _compiled()
+        workspace = None
+        latest: np.ndarray | None = None
+        latest_levels: list[np.ndarray] = []
+        for first, second in pairs:
+            check_pair(first, second)
+            levels0 = latest_levels if first is latest else self._pyramid(first)
+            latest, latest_levels = second, self._pyramid(second)
+            if workspace is None or workspace.size != first.shape:
+                workspace = _Workspace(*first.shape)
+            yield self._field(levels0, latest_levels, workspace, solve_scale)
+
+    def _pyramid(self, frame: np.ndarray) -> list[np.ndarray]:
+        """The frame and its smaller versions, float32, finest first."""
+        import numpy as np
+
+        from flowkit._cv2 import cv2
+
+        levels = [frame.astype(np.float32, order="C")]
+        while len(levels) < self.nscales:
+            level = cv2.resize(levels[-1], None, fx=self.scale_step, fy=self.scale_step)
+            if min(level.shape) < SMALLEST_SIDE:
+                break
+            levels.append(level)
+        return levels
+
+    def _field(
+        self,
+        levels0: list[np.ndarray],
+        levels1: list[np.ndarray],
+        workspace: _Workspace,
+        solve_scale: Callable[..., int],
+    ) -> np.ndarray:
+        import numpy as np
+
+        from flowkit._cv2 import cv2
+
+        u = np.zeros_like(levels0[-1])
+        v = np.zeros_like(levels0[-1])
+        for image0, image1 in zip(reversed(levels0), reversed(levels1), strict=True):
+            height, width = image0.shape
+            if u.shape != image0.shape:
+                u = cv2.resize(u, (width, height)) * np.float32(1 / self.scale_step)
+                v = cv2.resize(v, (width, height)) * np.float32(1 / self.scale_step)
+            solve_scale(
+                image0,
+                image1,
+                u,
+                v,
+                *workspace.at(height, width),
+                np.float32(self.theta),
+                np.float32(self.lambda_ * self.theta),
+                np.float32(self.tau / self.theta),
+                np.float32(self.epsilon**2 * image0.size),
+                self.warps,
+                self.outer_iterations,
+                self.inner_iterations,
+                self.median_filtering,
+            )
+        return cv2.merge([u, v])  # (H, W), (H, W) -> (H, W, 2)
+
+
+def warm_up() -> None:
+    """Compile, or load from disk, what `TVL1` runs: once in a parent, before its workers start."""
+    _compiled()
+
+
+class _Workspace:
+    """Memory for frames of one size, shared by all scales of all their pairs."""
+
+    def __init__(self, height: int, width: int) -> None:
+        import numpy as np
+
+        from flowkit.flow import tvl1_kernels as kernels
+
+        self.size = (height, width)
+        self._kernels = kernels
+        rows, columns = kernels.plane_shape(height, width)
+        border = 2 * kernels.BORDER
+        self._planes = _aligned(kernels.PLANES * (rows + 1) * columns)
+        self._samples = _aligned((height + border) * (width + border) * 4)
+        self._rows = _aligned(kernels.ROWS * columns)
+        self._starts = np.zeros(columns, np.int32)
+
+    def at(self, height: int, width: int) -> tuple[np.ndarray, ...]:
+        """The arrays that `solve_scale` works in on a scale of this size."""
+        rows, columns = self._kernels.plane_shape(height, width)
+        border = 2 * self._kernels.BORDER
+
+        def view(flat: np.ndarray, *shape: int) -> np.ndarray:
+            return flat[: math.prod(shape)].reshape(shape)
+
+        return (
+            view(self._planes, self._kernels.PLANES, rows, columns),
+            view(self._samples, height + border, width + border, 4),
+            view(self._rows, self._kernels.ROWS, columns),
+            self._starts[:columns],
+        )
+
+
+def _aligned(count: int) -> np.ndarray:
+    """`count` float32, the first of them on a cache line."""
+    import numpy as np
+
+    flat = np.zeros(count + 16, np.float32)
+    start = -flat.ctypes.data // 4 % 16
+    return flat[start : start + count]
+
+
+# --- compiled code: made once, kept on disk ---
+
+
+def _compiled() -> Callable[..., int]:
+    """`solve_scale`, compiled or read from disk on the first call in a process."""
+    from flowkit.flow import tvl1_kernels as kernels
+
+    solve_scale = kernels.solve_scale
+    with _compiling:
+        if not solve_scale.signatures:
+            _keep_on_disk(solve_scale)
+            _compile(solve_scale, kernels.SIGNATURE)
+    return solve_scale
+
+
+def _compile(dispatcher: Any, signature: tuple[Any, ...]) -> None:
+    """Compile, saying so, or load; what cannot be read is deleted and compiled anew."""
+    from numba.core import event
+
+    class Announcement(event.Listener):
+        def on_start(self, started: Any) -> None:
+            if started.data["dispatcher"] is dispatcher:
+                log.info("compiling TV-L1 for this processor, once, about %d s", COMPILE_SECONDS)
+
+        def on_end(self, ended: Any) -> None:
+            pass
+
+    with event.install_listener("numba:compile", Announcement()):
+        try:
+            dispatcher.compile(signature)
+        except UNREADABLE as error:
+            folder = Path(dispatcher.stats.cache_path)
+            log.warning("unreadable compiled code in %s (%r): deleting it", folder, error)
+            for file in folder.glob(f"*.{dispatcher.__qualname__}-*.nb[ic]"):
+                file.unlink(missing_ok=True)
+            dispatcher.compile(signature)
+        except OSError as error:
+            if not dispatcher.signatures:
+                raise
+            log.warning("cannot keep the compiled code (%s): every process compiles", error)
+
+
+def _keep_on_disk(dispatcher: Any) -> None:
+    """Cache beside the module or in the user's cache folder, else in a temporary folder."""
+    import numba
+
+    config: Any = numba.config
+    try:
+        dispatcher.enable_caching()
+        return
+    except RuntimeError:  # Numba found no folder that can be written
+        usual = config.CACHE_DIR
+    try:
+        config.CACHE_DIR = os.fspath(_temporary_folder())
+        dispatcher.enable_caching()
+    except (OSError, RuntimeError) as error:
+        log.warning("cannot keep the compiled code (%s): every process compiles", error)
+    finally:
+        config.CACHE_DIR = usual
+
+
+def _temporary_folder() -> Path:
+    """A folder that the user's processes share and nobody else can write: code is run from it."""
+    folder = Path(tempfile.gettempdir()) / f"flowkit-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    private = stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) & 0o022 == 0
+    if private and found.st_uid == os.getuid():
+        return folder
+    return Path(tempfile.mkdtemp(prefix="flowkit-"))
