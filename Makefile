@@ -31,7 +31,7 @@ demo: $(READY)
 	@echo "then at your own: $(BIN)/flowkit extract YOUR_VIDEOS --out flow"
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .

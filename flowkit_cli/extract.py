@@ -194,14 +194,17 @@ def extract(
         output.say(f"passed over, being no videos: {kinds}")
     if dry_run:
         for source in todo:
-            output.result(f"{source.path} -> {out / source.id}")
+            if as_json:
+                output.json_line(_event(source, "to do"))
+            else:
+                output.result(f"{source.path} -> {out / source.id}")
         return
 
     waiting = {source.id for source in todo}
     if as_json:
         for source in sources:
             if source.id not in waiting:
-                output.json_line(_event(source, "skipped", out))
+                output.json_line(_event(source, "skipped"))
     totals = _Totals()
     with output.Progress(len(todo)) as progress:
         for outcome in run(
@@ -217,7 +220,7 @@ def extract(
             elif outcome.extracted and outcome.extracted.damage:
                 progress.line(f"damaged: {outcome.source.path}: {outcome.extracted.damage}")
             if as_json:
-                output.json_line(_event(outcome.source, outcome.status, out, outcome))
+                output.json_line(_event(outcome.source, outcome.status, outcome))
     if failures:
         failures.write_text(
             "".join(f"{one.source.path}\t{one.reason}\n" for one in totals.failed),
@@ -268,9 +271,7 @@ class _Totals:
         return text
 
 
-def _event(
-    source: Source, status: str, out: Path, outcome: Outcome | None = None
-) -> dict[str, Any]:
+def _event(source: Source, status: str, outcome: Outcome | None = None) -> dict[str, Any]:
     """One line of --json."""
     event: dict[str, Any] = {"video": source.id, "source": str(source.path), "status": status}
     if outcome is not None and outcome.extracted is not None:

@@ -49,7 +49,8 @@ class Progress:
 
         self.total, self.quiet = total, quiet
         self.videos = self.failed = 0
-        self.frames: dict[str, int] = {}  # so far, of each video
+        self.frames = 0  # of all videos
+        self._frames_of: dict[str, int] = {}
         self.start = self.last_line = time.monotonic()
         self.bar = tqdm(total=total, unit="video", disable=True if quiet else None, smoothing=0.05)
 
@@ -61,7 +62,8 @@ class Progress:
 
     def frames_of(self, video: str, frames: int) -> None:
         """`video` has come to `frames` frames."""
-        self.frames[video] = frames
+        self.frames += frames - self._frames_of.get(video, 0)
+        self._frames_of[video] = frames
         self._show()
 
     def finished(self, *, failed: bool) -> None:
@@ -77,7 +79,7 @@ class Progress:
 
     def _show(self) -> None:
         elapsed = time.monotonic() - self.start
-        rate = sum(self.frames.values()) / max(elapsed, 1e-9)
+        rate = self.frames / max(elapsed, 1e-9)
         self.bar.set_postfix_str(f"{rate:.0f} frames/s, {self.failed} failed", refresh=False)
         if self.quiet or not self.bar.disable or time.monotonic() - self.last_line < QUIET_LINE_S:
             return

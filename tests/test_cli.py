@@ -167,6 +167,8 @@ def test_a_dry_run_does_nothing(workplace):
     done = run("extract", "videos", "--dry-run", cwd=workplace)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 3
     assert b"3 videos, 3 to do: tvl1 to flow/" in done.stderr
+    lines = run("extract", "videos", "--dry-run", "--json", cwd=workplace).stdout.splitlines()
+    assert [json.loads(line)["status"] for line in lines] == ["to do"] * 3
     assert not (workplace / "flow").exists()
 
 
