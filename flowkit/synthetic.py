@@ -205,5 +205,7 @@ def _canvas(texture: str, scene: np.random.Generator) -> np.ndarray:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write a small set of videos of known motion.")
-    parser.add_argument("folder")
-    write_videos(parser.parse_args().folder)
+    parser.add_argument("folder", help="where to, by classes")
+    parser.add_argument("--videos-per-class", type=int, default=4, help="two of a group")
+    options = parser.parse_args()
+    write_videos(options.folder, videos_per_class=options.videos_per_class)

@@ -22,6 +22,7 @@ COMMANDS = {
     "unpack": "Turn packs back into record folders.",
     "split": "Divide videos into training and test part, or check such a split.",
     "stack": "Write the flow stack of a clip, as a network takes it, to a file.",
+    "train": "Train the spatial or the temporal stream.",
     "fuse": "Several streams' scores to one.",
     "report": "Scores to accuracies, tables and a page with pictures.",
 }

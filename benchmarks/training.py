@@ -1,0 +1,133 @@
+"""Clips a second of a training: of the loader alone, of the network alone, and of both together.
+
+usage: python benchmarks/training.py [--device cuda] [--net cnn-m-2048] [--workers 8]
+                                     [--batch 256] [--steps 20] [--format jpg] [--out FILE.json]
+
+Made records of 256x340 px, L = 10, crop 224. The network alone is fed one random batch that lies on
+the device already; the share says how much of that rate the real loader keeps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flowkit.batches import Task
+from flowkit.flow.method import Series
+from flowkit.jobs import Job, Machine
+from flowkit.matching import RecordFolder
+from flowkit.ranks import Ranks, choose_device
+from flowkit.recipes import Recipe
+from flowkit.splits import Split, Video
+from flowkit.stacks import StackForm
+from flowkit.steps import Training
+from flowkit.writer import RecordWriter, Storage
+
+SIZE, FIELDS, VIDEOS = (256, 340), 20, 16
+CLASSES = ("a", "b")
+WARM_UP = 2  # steps that do not count
+
+
+def write_records(root: Path, format: str) -> RecordFolder:
+    """Smooth fields of a few px under some noise, which costs a decoder what real flow costs."""
+    random = np.random.default_rng(0)
+    one = Series("forward", 1)
+    for number in range(VIDEOS):
+        coarse = torch.from_numpy(random.normal(0, 3, (FIELDS, 2, 16, 22)))
+        fields = torch.nn.functional.interpolate(coarse, size=SIZE, mode="bilinear")
+        fields = fields.permute(0, 2, 3, 1).numpy() + random.normal(0, 0.1, (FIELDS, *SIZE, 2))
+        id = f"{CLASSES[number % 2]}/v{number}"
+        with RecordWriter(root, id, Storage(format=format, rgb=False), (one,)) as writer:
+            for _ in range(FIELDS + 1):
+                writer.add_frame(np.zeros((*SIZE, 3), np.uint8))
+            for field in fields.astype(np.float32):
+                writer.add_field(one, field)
+            writer.commit({"request": {"format": format}, "fps": 25.0})
+    return RecordFolder(root)
+
+
+def rates(training: Training, steps: int) -> dict[str, float]:
+    """Clips a second of the three, one after another."""
+    batch_size, device = training.job.recipe.batch_size, training.ranks.device
+    passes = training.passes
+
+    def seconds(act: object) -> float:
+        start = time.perf_counter()
+        act()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - start
+
+    found = {}
+    with training.loader() as batches:
+        times = [
+            seconds(lambda: [next(batches) for _ in range(passes)]) for _ in range(WARM_UP + steps)
+        ]
+        found["loader alone"] = batch_size * steps / sum(times[WARM_UP:])
+        batch = next(batches)
+    fixed = {
+        training.job.stream: training._to_device(batch)[0],
+        **{name: batch[name].to(device) for name in ("label", "task")},
+    }
+    again = iter(lambda: fixed, None)
+    times = [seconds(lambda: training.take_step(again)) for _ in range(WARM_UP + steps)]
+    found["network alone"] = batch_size * steps / sum(times[WARM_UP:])
+    with training.loader() as batches:
+        times = [seconds(lambda: training.take_step(batches)) for _ in range(WARM_UP + steps)]
+    found["together"] = batch_size * steps / sum(times[WARM_UP:])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device")
+    parser.add_argument("--net", default="cnn-m-2048")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--format", default="jpg")
+    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    device = choose_device(options.device)
+    with tempfile.TemporaryDirectory() as folder:
+        records = write_records(Path(folder), options.format)
+        videos = tuple(Video(id, id[0], id) for id in sorted(records.find()))
+        job = Job(
+            "temporal",
+            options.net,
+            (Task("main", Split("made", CLASSES, videos, (), ()), records),),
+            Recipe(steps=10**6, batch_size=options.batch, learning_rate=1e-6),
+            form=StackForm(10),
+        )
+        machine = Machine(
+            workers=options.workers, bf16=options.bf16, channels_last=options.channels_last
+        )
+        training = Training(job, Ranks(0, 1, device), machine)
+        found = rates(training, options.steps)
+    result = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "net": options.net,
+        "format": options.format,
+        "batch": options.batch,
+        "clips_a_pass": training.micro_batch,
+        "workers": options.workers,
+        "bf16": options.bf16,
+        "clips_a_second": {name: round(rate, 2) for name, rate in found.items()},
+        "share_of_network_alone": round(found["together"] / found["network alone"], 3),
+    }
+    print(json.dumps(result, indent=1))
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

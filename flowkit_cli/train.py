@@ -1,0 +1,323 @@
+"""`flowkit train`: one stream of the two-stream network, from flow records to checkpoints."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from flowkit.errors import UsageError
+from flowkit_cli import output
+from flowkit_cli.record_options import length_option
+from flowkit_cli.train_options import (
+    RECIPE_NUMBERS,
+    data_options,
+    machine_options,
+    net_options,
+    recipe_options,
+)
+
+if TYPE_CHECKING:
+    from flowkit.batches import Task
+    from flowkit.jobs import Job, Machine
+    from flowkit.matching import RecordFolder
+    from flowkit.ranks import Ranks
+    from flowkit.splits import Split
+    from flowkit.training import Start
+    from flowkit.training_log import Progress
+
+LINE_S = 30  # between two lines of progress, but for those with held-out accuracy
+# What goes with a recipe and is no number of it: the paper's network and sizes, or small ones.
+RECIPE_NETS = {"paper": ("cnn-m-2048", 256, 224), "short": ("small", 128, 112)}
+FULL_SIZE = {"cnn-m-2048": (256, 224)}  # networks that take no other
+
+
+@click.group()
+def train() -> None:
+    """Train a stream: spatial, on frames, or temporal, on stacks of flow.
+
+    \b
+    flowkit train temporal --L 10                    flow/ -> runs/temporal/
+    flowkit train spatial --net resnet18 --weights IMAGENET1K_V1
+    flowkit train temporal --recipe paper --bf16 --workers 16
+    torchrun --nproc-per-node 4 -m flowkit_cli train temporal --recipe paper
+    """
+
+
+@train.command()
+@data_options
+@net_options
+@recipe_options
+@machine_options
+def spatial(**options: Any) -> None:
+    """Train the spatial stream, on single frames.
+
+    Reads the frames in flow/, writes runs/spatial/: best.json and last.json with their weights,
+    log.csv, curves.png. SIGTERM saves and ends with exit status 75; --resume goes on.
+    """
+    _train("spatial", options)
+
+
+@train.command()
+@length_option
+@click.option(
+    "--stacking",
+    type=click.Choice(["flow", "trajectory"]),
+    default="flow",
+    show_default=True,
+    help="Every field at the same pixel, or along the path of the pixel.",
+)
+@click.option("--bidirectional", is_flag=True, help="L/2 fields forward and L/2 back; L is even.")
+@click.option(
+    "--mean-subtract/--no-mean-subtract",
+    default=True,
+    show_default=True,
+    help="Take each field's mean vector off its values.",
+)
+@click.option(
+    "--step", type=click.IntRange(1), default=1, show_default=True, help="Frames a field spans."
+)
+@data_options
+@net_options
+@recipe_options
+@machine_options
+def temporal(
+    length: int,
+    stacking: Literal["flow", "trajectory"],
+    bidirectional: bool,
+    mean_subtract: bool,
+    step: int,
+    **options: Any,
+) -> None:
+    """Train the temporal stream, on stacks of L displacement fields.
+
+    Reads flow/, writes runs/temporal/: best.json and last.json with their weights, log.csv,
+    curves.png. SIGTERM saves and ends with exit status 75; --resume goes on.
+    """
+    from flowkit.stacks import StackForm
+
+    form = StackForm(length, stacking, bidirectional, mean_subtract, step)
+    _train("temporal", options | {"form": form})
+
+
+def _train(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -> None:
+    from flowkit.jobs import Machine
+    from flowkit.ranks import join_ranks
+
+    if options["resume"] and options["overwrite"]:
+        raise UsageError("--resume goes on and --overwrite begins anew: give one of them")
+    folder = options["out"] or options["runs"] / stream
+    with join_ranks(options["device"]) as ranks:
+        job = _make_job(stream, options)
+        names = ("micro_batch", "bf16", "channels_last", "compile", "tensorboard")
+        machine = Machine(
+            workers=_workers(options["workers"], ranks),
+            **{name: options[name] for name in names},
+        )
+        if ranks.is_first:
+            _say_job(job, ranks, machine)
+        if options["dry_run"]:
+            _rehearse(job, ranks, machine)
+            return
+        start: Start = "overwrite" if options["overwrite"] else "new"
+        _run(job, folder, ranks, machine, "resume" if options["resume"] else start)
+
+
+def _run(job: Job, folder: Path, ranks: Ranks, machine: Machine, start: Start) -> None:
+    """Train, tell how it goes, and say at the end where the result is."""
+    from flowkit.checkpoints import read_checkpoint
+    from flowkit.training import train as train_stream
+
+    last_line = 0.0
+    for progress in train_stream(job, folder, ranks, machine, start=start):
+        is_asked = progress.heldout_accuracy is not None
+        if ranks.is_first and (is_asked or time.monotonic() - last_line >= LINE_S):
+            last_line = time.monotonic()
+            output.say(_line(progress))
+    if ranks.is_first:
+        best = read_checkpoint(folder)
+        text = f"{folder}: best at step {best.step:,}"
+        if found := best.progress.get("best"):
+            videos = output.count(len(job.tasks[0].split.heldout), "held-out video")
+            text += f", {found['accuracy']:.1%} of {videos}"
+        output.result(f"{text}; next: flowkit eval")
+
+
+def _line(progress: Progress) -> str:
+    """How a training goes, as a line."""
+    text = f"step {progress.step:,} of {progress.steps:,}: loss {progress.loss:.3f}, "
+    accuracies = progress.accuracies
+    if len(accuracies) == 1:
+        text += f"accuracy {next(iter(accuracies.values())):.1%}"
+    else:
+        text += ", ".join(f"accuracy of {task} {value:.1%}" for task, value in accuracies.items())
+    if progress.heldout_accuracy is not None:
+        text += f", held out {progress.heldout_accuracy:.1%} (loss {progress.heldout_loss:.3f})"
+    return text + (
+        f"; rate {progress.learning_rate:g}, {progress.samples_per_s:.1f} clips/s, "
+        f"{output.duration(progress.seconds_left)} left"
+    )
+
+
+def _rehearse(job: Job, ranks: Ranks, machine: Machine) -> None:
+    from flowkit.training import rehearse
+
+    found = rehearse(job, ranks, machine)
+    if not ranks.is_first:
+        return
+    where = "of the card's memory" if ranks.device.type == "cuda" else "of memory"
+    output.result(f"{found.parameters:,} parameters, {found.learning:,} of them learn at first")
+    output.result(
+        f"passes of a step: {found.passes}, of at most {found.micro_batch} clips; "
+        f"{found.bytes / 2**30:.2f} GB {where}"
+    )
+    output.result(
+        f"{found.seconds_per_step:.2f} s a step, about {output.duration(found.seconds)} "
+        f"({found.seconds / 3600:.2f} h) for {job.recipe.steps:,} steps; nothing was written"
+    )
+
+
+def _say_job(job: Job, ranks: Ranks, machine: Machine) -> None:
+    """What will be trained on what, where: said at the start."""
+    recipe = job.recipe
+    kinds = f"{job.shape[0]} channels of {job.augmentation.crop}x{job.augmentation.crop} px"
+    output.say(f"{job.stream} stream: {job.net}, {kinds}; mode {recipe.mode}")
+    for task in job.tasks:
+        output.say(
+            f"{task.name}: {output.count(len(task.split.train), 'training video')}, "
+            f"{len(task.split.heldout):,} held out, {len(task.classes):,} classes; "
+            f"records {task.records.root}, split {task.split.name}"
+        )
+    output.say(
+        f"{recipe.steps:,} steps of {recipe.batch_size} clips, rate {recipe.learning_rate:g} x "
+        f"{recipe.drop_factor:g} at {', '.join(map(str, recipe.drop_at)) or 'no step'}, "
+        f"momentum {recipe.momentum:g}, weight decay {recipe.weight_decay:g}, "
+        f"dropout {recipe.dropout:g}, seed {job.seed}"
+    )
+    device = str(ranks.device)
+    if ranks.device.type == "cuda":
+        import torch
+
+        device += f" ({torch.cuda.get_device_name(ranks.device)})"
+    output.say(
+        f"on {device}; processes: {ranks.size}, loader workers of each: {machine.workers}"
+        + ("; bfloat16" if machine.bf16 else "")
+    )
+
+
+def _make_job(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -> Job:
+    """The job that the options ask for."""
+    from flowkit.augment import Augmentation
+    from flowkit.jobs import Job
+    from flowkit.recipes import make_recipe
+
+    net, short_side, crop = RECIPE_NETS[options["recipe"]]
+    net = options["net"] or net
+    short_side, crop = FULL_SIZE.get(net, (short_side, crop))
+    numbers = {name: options[name] for name in RECIPE_NUMBERS if options[name] is not None}
+    if "drop_at" in numbers:
+        numbers["drop_at"] = _read_steps(numbers["drop_at"])
+    mode: Any = options["mode"] or ("fine-tune" if options["weights"] else "scratch")
+    return Job(
+        stream,
+        net,
+        _tasks(options),
+        make_recipe(options["recipe"], mode, **numbers),
+        form=options.get("form"),
+        augmentation=Augmentation(
+            options["crops"],
+            options["flip"],
+            options["jitter"],
+            crop=options["crop"] or crop,
+            short_side=options["short_side"] or short_side,
+        ),
+        weights=options["weights"],
+        first_layer=options["first_layer"],
+        seed=options["seed"],
+        eval_moments=options["eval_moments"],
+        missing=options["missing"],
+    )
+
+
+def _tasks(options: dict[str, Any]) -> tuple[Task, ...]:
+    """The data sets, the first with its held-out part, all videos of the others."""
+    from flowkit.batches import Task, train_on_all
+    from flowkit.training import SPLIT_FILE
+
+    runs, added = options["runs"], options["add_classes"]
+    if options["tasks"] and options["split_file"]:
+        raise UsageError("--task names its split itself, NAME=RECORDS,SPLIT: leave --split out")
+    named = []
+    for given in options["tasks"] or [f"main={options['records']}"]:
+        name, equals, place = given.partition("=")
+        if not (name and equals and place):
+            raise UsageError(f"--task: expected NAME=RECORDS or NAME=RECORDS,SPLIT, got {given!r}")
+        default = f"split-{name}.json" if options["tasks"] else SPLIT_FILE
+        file = None if options["tasks"] else options["split_file"]
+        named.append((name, *_read_place(place, options, file, runs / default)))
+    if len({name for name, _, _ in named}) < len(named):
+        raise UsageError("--task: expected a name for each data set, got one twice")
+    other = None
+    if added is not None:
+        records, split = _read_place(added, options, None, runs / "split-added.json")
+        other = (split, records)
+    return tuple(
+        Task(name, _heldout(split, options["heldout"]), records, added=other)
+        if place == 0
+        else Task(name, train_on_all(split), records)
+        for place, (name, records, split) in enumerate(named)
+    )
+
+
+def _read_place(
+    place: str, options: dict[str, Any], split_file: Path | None, default: Path
+) -> tuple[RecordFolder, Split]:
+    """The records and the split of "RECORDS" or "RECORDS,SPLIT"; makes the default split."""
+    from flowkit.matching import RecordFolder, folder_ids
+    from flowkit.splits import folder_split, hold_out, read_split, write_split
+
+    root, comma, file = place.partition(",")
+    records = RecordFolder(Path(root), options["layout"], options["bound"], options["zero"])
+    path = Path(file) if comma else split_file
+    if path is None and not default.exists():
+        made = hold_out(folder_split(folder_ids(records)))
+        if not options["dry_run"]:
+            write_split(default, made)
+            output.say(f"{default}: written, a split of the class folders of {root}")
+        return records, made
+    return records, read_split(path or default)
+
+
+def _heldout(split: Split, wanted: bool) -> Split:
+    """The split with a held-out part in its training part, or without one."""
+    from dataclasses import replace
+
+    from flowkit.splits import hold_out
+
+    if not wanted:
+        return replace(split, train=split.train + split.heldout, heldout=())
+    return split if split.heldout else hold_out(split)
+
+
+def _read_steps(text: str) -> tuple[int, ...]:
+    if text == "none":
+        return ()
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"--drop-at: expected steps such as 50000,70000, got {text!r}") from None
+
+
+def _workers(given: int | None, ranks: Ranks) -> int:
+    """Loader processes of each process: the cores of this machine, shared by those on it."""
+    from flowkit_cli.options import cores
+
+    if given is not None:
+        return given
+    if ranks.device.type == "cpu":
+        return 1  # the network itself takes the cores
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if ranks.size > 1 else 1
+    return max(1, cores() // here)

@@ -1,0 +1,219 @@
+"""The options of `flowkit train`: data, network, recipe, machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flowkit_cli.record_options import record_options
+
+PATH = click.Path(path_type=Path)
+# The options of a recipe's numbers, named as its fields.
+RECIPE_NUMBERS = (
+    "steps",
+    "batch_size",
+    "learning_rate",
+    "drop_at",
+    "drop_factor",
+    "momentum",
+    "weight_decay",
+    "dropout",
+    "warmup_steps",
+    "clip_norm",
+    "first_phase_steps",
+    "top_blocks",
+    "eval_every",
+)
+
+
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where records, splits and runs are; several data sets."""
+    options = [
+        click.option(
+            "--records", type=PATH, default="flow", show_default=True, help="Folder of the records."
+        ),
+        record_options,
+        click.option(
+            "--split",
+            "split_file",
+            type=PATH,
+            help="Split to train on (flowkit split make).  [default: RUNS/split.json, made from "
+            "the class folders if it is not there]",
+        ),
+        click.option(
+            "--runs", type=PATH, default="runs", show_default=True, help="Folder of all runs."
+        ),
+        click.option("--out", type=PATH, help="Folder of this run.  [default: RUNS/STREAM]"),
+        click.option(
+            "--heldout/--no-heldout",
+            default=True,
+            show_default=True,
+            help="Choose the best step on held-out groups of the training part; without, the last "
+            "step is the best and the whole part trains.",
+        ),
+        click.option(
+            "--missing",
+            type=click.Choice(["error", "skip"]),
+            default="error",
+            show_default=True,
+            help="Of listed videos that have no record: stop, or go on and say how many.",
+        ),
+        click.option(
+            "--task",
+            "tasks",
+            multiple=True,
+            metavar="NAME=RECORDS[,SPLIT]",
+            help="Several data sets, a head and a loss each, instead of --records and --split. The "
+            "first is the one that counts; of the others all videos train.  [SPLIT: "
+            "RUNS/split-NAME.json]",
+        ),
+        click.option(
+            "--add-classes",
+            metavar="RECORDS[,SPLIT]",
+            help="More classes for the same head: those of another data set that it lacks.",
+        ),
+    ]
+    return _with(options, command)
+
+
+def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The network, what it starts from, and what it sees."""
+    options = [
+        click.option(
+            "--net",
+            type=click.Choice(
+                ["cnn-m-2048", "vgg16", "resnet18", "resnet50", "inception-v3", "small"]
+            ),
+            help="cnn-m-2048 is that of 2014.  [default: by --recipe]",
+        ),
+        click.option(
+            "--weights",
+            metavar="SOURCE",
+            help="What to start from: a run's folder or checkpoint, a file (.safetensors, .pth, "
+            ".mat of VGG-M-2048), or the name of torchvision's weights, IMAGENET1K_V1.",
+        ),
+        click.option(
+            "--mode",
+            type=click.Choice(["scratch", "fine-tune", "last-layer", "two-phase"]),
+            help="What learns.  [default: fine-tune with --weights, else scratch]",
+        ),
+        click.option(
+            "--first-layer",
+            type=click.Choice(["averaged", "fresh"]),
+            default="averaged",
+            show_default=True,
+            help="Where weights are for RGB and the input is flow: filters averaged over RGB, "
+            "or fresh ones.",
+        ),
+        click.option(
+            "--short-side",
+            type=click.IntRange(1),
+            help="px of the rescaled frame.  [default: by --recipe]",
+        ),
+        click.option(
+            "--crop",
+            type=click.IntRange(1),
+            help="px of the network's input.  [default: by --recipe]",
+        ),
+        click.option(
+            "--crops",
+            type=click.Choice(["random", "corner", "multi-scale", "center"]),
+            default="random",
+            show_default=True,
+            help="Where training crops lie.",
+        ),
+        click.option(
+            "--flip/--no-flip", default=True, show_default=True, help="Mirror half of all."
+        ),
+        click.option(
+            "--jitter",
+            type=click.FloatRange(0),
+            default=0.1,
+            show_default=True,
+            help="Deviation of the color change of frames; never of flow.",
+        ),
+    ]
+    return _with(options, command)
+
+
+def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The recipe and its numbers; those left out are the recipe's."""
+    options = [
+        click.option(
+            "--recipe",
+            type=click.Choice(["short", "paper"]),
+            default="short",
+            show_default=True,
+            help="paper: the 2014 network and schedule at full size; short: for small data.",
+        ),
+        click.option("--steps", type=click.IntRange(1), help="Updates; others move with it."),
+        click.option("--batch-size", type=click.IntRange(1), help="Clips of an update."),
+        click.option("--lr", "learning_rate", type=float, help="Learning rate at first."),
+        click.option(
+            "--drop-at", metavar="STEP,...", help="Steps at which the rate drops; none for never."
+        ),
+        click.option("--drop-factor", type=float, help="What it is multiplied by there."),
+        click.option("--momentum", type=float),
+        click.option("--weight-decay", type=float),
+        click.option("--dropout", type=float, help="Part of the outputs that is set to zero."),
+        click.option(
+            "--warmup-steps", type=click.IntRange(0), help="Steps in which the rate rises."
+        ),
+        click.option("--clip-norm", type=float, help="Largest norm of the gradient."),
+        click.option("--first-phase-steps", type=click.IntRange(1), help="Of --mode two-phase."),
+        click.option(
+            "--top-blocks",
+            type=click.IntRange(0),
+            help="Blocks of the trunk that learn in its second phase.",
+        ),
+        click.option("--eval-every", type=click.IntRange(1), help="Steps between checkpoints."),
+        click.option(
+            "--eval-moments",
+            type=click.IntRange(1),
+            default=5,
+            show_default=True,
+            help="Clips asked of every held-out video.",
+        ),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
+    ]
+    return _with(options, command)
+
+
+def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How the work is done; none of it changes the recipe."""
+    options = [
+        click.option("--device", help="cpu, cuda or cuda:1.  [default: cuda if there is one]"),
+        click.option(
+            "-j",
+            "--workers",
+            type=click.IntRange(0),
+            help="Loader processes of each process.  [default: with a card all cores, shared among "
+            "processes; else 1]",
+        ),
+        click.option(
+            "--micro-batch",
+            type=click.IntRange(1),
+            help="Clips of a pass; a batch is made up of passes.  [default: what memory allows]",
+        ),
+        click.option("--bf16", is_flag=True, help="Compute in bfloat16 where that is safe."),
+        click.option("--channels-last", is_flag=True, help="Store tensors by pixel, not by plane."),
+        click.option("--compile", is_flag=True, help="Compile the network (torch.compile)."),
+        click.option("--tensorboard", is_flag=True, help="Write TensorBoard's events, too."),
+        click.option("--resume", is_flag=True, help="Go on from last.json, if there is one."),
+        click.option("--overwrite", is_flag=True, help="Begin anew where there is a run already."),
+        click.option(
+            "--dry-run",
+            is_flag=True,
+            help="Take two steps, say parameters, memory and hours, and write nothing.",
+        ),
+    ]
+    return _with(options, command)
+
+
+def _with(options: list[Any], command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command

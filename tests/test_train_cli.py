@@ -1,0 +1,199 @@
+"""`flowkit train`: from the options to the job, and a stopped run to its exit status."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+from made_training import CLASSES, make_split, write_videos
+
+from flowkit.checkpoints import LAST, read_checkpoint, read_tensors
+from flowkit.errors import FlowkitError, RecordError, SplitError, UsageError
+from flowkit.splits import read_split, write_split
+from flowkit_cli import train as train_module
+from flowkit_cli.train import train
+
+TINY = ["--L", "2", "--short-side", "36", "--crop", "32", "--batch-size", "8", "-j", "0"]
+MAIN = """
+from flowkit_cli import main
+main.COMMANDS.setdefault("train", "Train a stream.")
+main.main()
+"""
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with records in flow/, to work in."""
+    monkeypatch.chdir(tmp_path)
+    write_videos(tmp_path / "flow", per_class=8)
+    return tmp_path
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def flowkit_train(*arguments):
+    result = CliRunner().invoke(train, [str(one) for one in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture
+def job_of(monkeypatch, place):
+    """The job that options make, instead of training."""
+    jobs = []
+    monkeypatch.setattr(train_module, "_run", lambda job, *_: jobs.append(job))
+
+    def make(*arguments):
+        flowkit_train(*arguments)
+        return jobs.pop()
+
+    return make
+
+
+def test_both_streams_train_where_they_are_expected(place, one_thread):
+    result = flowkit_train("temporal", *TINY, "--steps", 4)
+    assert result.stdout.startswith("runs/temporal: best at step ")
+    assert "of 3 held-out videos; next: flowkit eval" in result.stdout
+    assert "runs/split.json: written, a split of the class folders of flow" in result.stderr
+    assert "on cpu; processes: 1, loader workers of each: 0" in result.stderr
+    assert "held out" in result.stderr
+    made = {path.name for path in (place / "runs/temporal").iterdir()}
+    assert made >= {"best.json", "last.json", "log.csv", "curves.png", "split.json"}
+
+    split = read_split(place / "runs/split.json")
+    assert split.heldout
+    assert not split.straddling_groups()
+    flowkit_train("spatial", *TINY[2:], "--steps", 2)
+    assert read_split(place / "runs/spatial/split.json") == split
+    assert read_checkpoint(place / "runs/spatial").stream == "spatial"
+
+
+def test_a_dry_run_counts_and_writes_nothing(place, one_thread):
+    result = flowkit_train("temporal", *TINY, "--micro-batch", 3, "--dry-run")
+    assert "392,483 parameters, 392,483 of them learn at first" in result.stdout
+    assert "passes of a step: 3, of at most 3 clips" in result.stdout
+    assert "h) for 1,500 steps; nothing was written" in result.stdout
+    assert [path.name for path in place.iterdir()] == ["flow"]
+
+
+def test_the_papers_recipe_takes_the_papers_network_and_sizes(job_of):
+    job = job_of("temporal", "--recipe", "paper")
+    assert (job.net, job.shape, job.recipe.steps) == ("cnn-m-2048", (20, 224, 224), 80_000)
+    assert (job.augmentation.short_side, job.recipe.mode) == (256, "scratch")
+    job = job_of("spatial", "--net", "cnn-m-2048")  # takes no other size
+    assert (job.shape, job.recipe.batch_size) == ((3, 224, 224), 64)
+
+
+def test_weights_are_fine_tuned_unless_told_otherwise(job_of):
+    assert job_of("spatial", "--weights", "x.pth").recipe.mode == "fine-tune"
+    job = job_of("spatial", "--weights", "x.pth", "--mode", "last-layer", "--recipe", "paper")
+    assert (job.recipe.mode, job.recipe.steps) == ("last-layer", 20_000)
+    assert job.recipe.drop_at == (14_000,)
+
+
+def test_every_number_of_the_recipe_is_an_option(job_of):
+    numbers = ["--steps", 9, "--batch-size", 5, "--lr", 0.5, "--drop-at", "3,6"]
+    numbers += ["--drop-factor", 0.2]
+    numbers += ["--momentum", 0.8, "--weight-decay", 0.1, "--dropout", 0.3, "--warmup-steps", 2]
+    numbers += ["--clip-norm", 7, "--first-phase-steps", 4, "--top-blocks", 3, "--eval-every", 1]
+    recipe = job_of("spatial", *numbers).recipe
+    assert (recipe.steps, recipe.batch_size, recipe.learning_rate) == (9, 5, 0.5)
+    assert (recipe.drop_at, recipe.drop_factor, recipe.momentum) == ((3, 6), 0.2, 0.8)
+    assert (recipe.weight_decay, recipe.dropout, recipe.warmup_steps) == (0.1, 0.3, 2)
+    assert (recipe.clip_norm, recipe.first_phase_steps, recipe.top_blocks) == (7, 4, 3)
+    assert recipe.eval_every == 1
+    assert job_of("spatial", "--drop-at", "none").recipe.drop_at == ()
+
+
+def test_the_form_of_the_stack_is_told(job_of):
+    form = job_of("temporal", "--stacking", "trajectory", "--bidirectional", "--L", 4).form
+    assert (form.length, form.mode, form.bidirectional, form.mean_subtract) == (
+        4,
+        "trajectory",
+        True,
+        True,
+    )
+    assert not job_of("temporal", "--no-mean-subtract").form.mean_subtract
+
+
+def test_tasks_have_heads_and_splits_of_their_own(job_of, place):
+    write_videos(place / "flow2", classes=("sit", "run"), per_class=4)
+    job = job_of("temporal", "--task", "a=flow", "--task", "b=flow2")
+    assert [(task.name, len(task.classes)) for task in job.tasks] == [("a", 3), ("b", 2)]
+    assert job.tasks[0].split.heldout
+    assert len(job.tasks[1].split.train) == 8
+    assert (place / "runs/split-a.json").exists()
+    job = job_of("temporal", "--add-classes", "flow2")
+    assert job.tasks[0].classes == (*CLASSES, "run", "sit")
+
+
+def test_a_given_split_is_taken_and_its_training_part_held_out_from(job_of, place):
+    write_split(place / "mine.json", make_split(8, heldout=0, test=2))
+    [task] = job_of("spatial", "--split", "mine.json").tasks
+    assert len(task.split.test) == 6
+    assert len(task.split.heldout) == 3
+    [task] = job_of("spatial", "--split", "mine.json", "--no-heldout").tasks
+    assert (len(task.split.train), len(task.split.heldout)) == (18, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["--resume", "--overwrite"], UsageError, "--resume goes on and --overwrite begins anew"),
+        (["--task", "flow"], UsageError, "--task: expected NAME=RECORDS or NAME=RECORDS,SPLIT"),
+        (["--task", "a=flow", "--task", "a=flow"], UsageError, "a name for each data set, got one"),
+        (["--task", "a=flow", "--split", "x"], UsageError, "--task names its split itself"),
+        (["--drop-at", "soon"], UsageError, "--drop-at: expected steps such as 50000,70000"),
+        (["--records", "none"], FlowkitError, "none"),
+        (["--split", "none.json"], SplitError, "flowkit split make"),
+        (["--weights", "none.pth"], FlowkitError, "none.pth: no such file of weights"),
+        (["--L", "9", "--bidirectional"], UsageError, "expected an even L"),
+        (["--device", "cuda:77"], UsageError, "cuda:77: this machine has"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(place, arguments, error, message):
+    with pytest.raises(error, match=message) as found:
+        flowkit_train("temporal", *TINY, *arguments)
+    assert "\n" not in str(found.value)
+
+
+def test_records_without_frames_do_not_train_the_spatial_stream(place):
+    write_videos(place / "bare", per_class=8, rgb=False)
+    with pytest.raises(RecordError, match="the spatial stream reads frames"):
+        flowkit_train("spatial", *TINY[2:], "--records", "bare", "--runs", "runs2")
+
+
+def test_sigterm_saves_and_exits_75(place):
+    command = [sys.executable, "-c", MAIN, "train", "temporal", *TINY, "-j", "1"]
+    process = subprocess.Popen(
+        [*command, "--steps", "9000", "--eval-every", "20"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    last = place / "runs/temporal" / LAST
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert told.splitlines()[-1] == "flowkit: stopped by SIGTERM"
+    assert 20 <= read_checkpoint(last).step < 9000
+    assert read_tensors(last, "state")
+
+
+def test_help_needs_neither_torch_nor_opencv():
+    code = "import sys, flowkit_cli.train; sys.exit(bool({'torch', 'cv2'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

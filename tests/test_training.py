@@ -1,0 +1,726 @@
+"""Training: what each stream can learn, and that nothing but the job decides the weights."""
+
+import csv
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import types
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_training import CLASSES, CROP, FIELDS, make_job, make_split, write_videos
+from PIL import Image
+from safetensors.torch import load_file
+
+from flowkit import checkpoints, training_log
+from flowkit.batches import MicroBatches, StepClips, Task, added_classes, task_counts, train_on_all
+from flowkit.checkpoints import BEST, LAST, CheckpointError, load_net, read_checkpoint, read_tensors
+from flowkit.curves import Curve, draw_curves, ticks
+from flowkit.errors import InstallError, RecordError, SplitError, UsageError
+from flowkit.jobs import Machine
+from flowkit.matching import RecordFolder
+from flowkit.memory import activation_bytes, fitting_micro_batch
+from flowkit.ranks import Ranks, choose_device, join_ranks
+from flowkit.recipes import Recipe, make_recipe
+from flowkit.splits import Split, Video
+from flowkit.stacks import StackForm
+from flowkit.steps import Training, TrainingError
+from flowkit.stopping import Stopped
+from flowkit.streams import build_stream
+from flowkit.training import rehearse, train
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return write_videos(tmp_path_factory.mktemp("records"), per_class=4)
+
+
+def run(job, folder, machine=None, *, start="new", ranks=ALONE):
+    return list(train(job, folder, ranks, machine or Machine(), start=start))
+
+
+def weights_of(folder, name=LAST):
+    return read_tensors(folder / name, "weights")
+
+
+def assert_same(first, second):
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+# ---- what the streams learn
+
+
+@pytest.mark.parametrize("told_by", ["motion", "look"])
+@pytest.mark.parametrize("stream", ["temporal", "spatial"])
+def test_each_stream_learns_what_it_sees_and_nothing_else(tmp_path, stream, told_by):
+    records = write_videos(tmp_path / "flow", told_by=told_by, per_class=14)
+    recipe = {"steps": 30, "batch_size": 24, "drop_at": (24,), "eval_every": 30, "dropout": 0.2}
+    job = make_job(records, make_split(14, heldout=8), stream=stream, recipe=recipe)
+    last = run(job, tmp_path / "run")[-1]
+    if (stream == "temporal") == (told_by == "motion"):
+        assert last.heldout_accuracy > 0.95
+    else:
+        assert last.heldout_accuracy < 0.65  # chance is 1/3, 24 videos
+
+
+# ---- the recipe
+
+
+def test_the_papers_recipes():
+    scratch = make_recipe("paper", "scratch")
+    assert (scratch.steps, scratch.batch_size, scratch.momentum) == (80_000, 256, 0.9)
+    rates = {step: scratch.rate(step) for step in (0, 49_999, 50_000, 69_999, 70_000, 79_999)}
+    assert list(rates.values()) == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
+    tuned = make_recipe("paper", "fine-tune")
+    assert tuned.steps == 20_000
+    assert [tuned.rate(13_999), tuned.rate(14_000)] == pytest.approx([1e-2, 1e-3])
+    assert make_recipe("paper", "last-layer").dropout == 0.5
+
+
+def test_another_number_of_steps_moves_the_drops_in_proportion():
+    recipe = make_recipe("paper", "scratch", steps=800)
+    assert (recipe.drop_at, recipe.eval_every) == ((500, 700), 160)
+    assert make_recipe("paper", "scratch", steps=800, drop_at=(10,)).drop_at == (10,)
+
+
+def test_the_rate_rises_during_warm_up():
+    recipe = Recipe(warmup_steps=4, learning_rate=1.0)
+    assert [recipe.rate(step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"mode": "none"}, "expected a mode of scratch, fine-tune, last-layer, two-phase"),
+        ({"steps": 0}, "expected steps of at least 1, got 0"),
+        ({"momentum": -1}, "expected momentum of at least 0, got -1"),
+        ({"learning_rate": 0}, "expected learning_rate above 0, got 0"),
+        ({"drop_at": (5, 3)}, "expected drop_at steps in rising order"),
+        ({"mode": "two-phase"}, "expected a first phase within the 80000 steps, got 0"),
+    ],
+)
+def test_a_recipe_is_checked(numbers, message):
+    with pytest.raises(UsageError, match=message):
+        Recipe(**numbers)
+
+
+# ---- batches
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("micro_batch", [1, 4, 100])
+def test_processes_and_passes_share_a_batch_without_loss_or_repeat(ranks, micro_batch):
+    shares = [list(MicroBatches(3, 5, 10, micro_batch, rank, ranks)) for rank in range(ranks)]
+    draws = sorted(draw for share in shares for batch in share for draw in batch)
+    assert draws == list(range(30, 50))
+    for rank, share in enumerate(shares):
+        assert max(map(len, share)) <= micro_batch
+        passes = MicroBatches(3, 5, 10, micro_batch, rank, ranks).passes
+        assert len(share) == passes(3) + passes(4)
+
+
+def test_every_task_has_its_share_of_every_batch():
+    assert [task_counts(step, 7, 2) for step in (0, 1)] == [[4, 3], [3, 4]]
+
+
+def test_samples_do_not_depend_on_the_number_of_workers(records):
+    job = make_job(records)
+    found = []
+    for workers in (0, 2):
+        with Training(job, ALONE, Machine(workers=workers)).loader() as batches:
+            found.append([next(batches) for _ in range(2)])
+    for alone, shared in zip(*found, strict=True):
+        assert_same(alone, shared)
+
+
+def test_classes_are_drawn_alike_whatever_their_number_of_videos(tmp_path):
+    records = write_videos(tmp_path, per_class=6)
+    train = tuple(
+        v for v in make_split(6, heldout=0).train if v.class_name != "spin" or "v0" in v.id
+    )
+    split = Split("uneven", CLASSES, train, (), ())
+    clips = StepClips(
+        [Task("main", split, records)], "temporal", form=StackForm(1), augmentation=CROP, seed=0
+    )
+    counts = Counter(clips[draw]["label"] for draw in range(300))
+    assert all(abs(counts[label] - 100) < 30 for label in range(3))  # 3.7 deviations
+
+
+def test_added_classes_train_further_rows_of_the_same_head(tmp_path, records):
+    other = write_videos(tmp_path / "other", classes=("Grow", "jump", "sit"), per_class=2)
+    extra = make_split(2, heldout=1, classes=("Grow", "jump", "sit"))
+    task = Task("main", make_split(), records, added=(extra, other))
+    assert added_classes(task.split, extra) == ("jump", "sit")
+    assert task.classes == (*CLASSES, "jump", "sit")
+    clips = StepClips([task], "temporal", form=StackForm(2), augmentation=CROP, seed=0)
+    counts = Counter(clips[draw]["label"] for draw in range(200))
+    assert set(counts) == {0, 1, 2, 3, 4}
+    assert all(abs(count - 40) < 22 for count in counts.values())  # 3.9 deviations
+
+
+def test_a_class_without_training_videos_is_named(records):
+    split = make_split()
+    train = tuple(video for video in split.train if video.class_name != "spin")
+    job = make_job(records, replace(split, train=train))
+    with pytest.raises(SplitError, match="made: 1 of 3 classes have no video to train on: spin"):
+        Training(job, ALONE, Machine())
+
+
+def test_a_label_outside_the_classes_is_refused():
+    with pytest.raises(SplitError, match="videos of classes that are not listed: jump"):
+        Split("odd", ("a", "b"), (Video("jump/v", "jump", "v"),), (), ())
+
+
+def test_records_of_two_kinds_of_flow_do_not_train_together(tmp_path):
+    write_videos(tmp_path, classes=CLASSES[:2], per_class=2)
+    records = write_videos(tmp_path, classes=CLASSES, per_class=1, seed=1, format="npy")
+    write_videos(tmp_path / "spin2", classes=("x",), per_class=1, format="jpg")
+    (tmp_path / "spin2" / "x" / "v0").rename(tmp_path / "spin" / "v1")
+    job = make_job(records, make_split(2, heldout=0))
+    with pytest.raises(
+        RecordError, match=r'spin.v1: its flow is not that of .*format: "jpg" on disk, "floats"'
+    ):
+        Training(job, ALONE, Machine())
+
+
+# ---- the same job gives the same weights
+
+
+def test_resumed_is_as_never_stopped_bit_for_bit(tmp_path, records, monkeypatch):
+    job, machine = make_job(records), Machine(workers=2)
+    straight = run(job, tmp_path / "straight", machine)
+
+    monkeypatch.setattr(Training, "take_step", stop_at(3, Training.take_step))
+    with pytest.raises(Stopped) as stopped:
+        run(job, tmp_path / "resumed", machine)
+    monkeypatch.undo()
+    assert stopped.value.status == 75
+    assert read_checkpoint(tmp_path / "resumed" / LAST).step == 3
+    marker = tmp_path / "resumed" / "stopped"
+    assert marker.read_text() == "stopped by SIGTERM after step 3\n"
+    resumed = run(job, tmp_path / "resumed", machine, start="resume")
+    assert not marker.exists()
+
+    for name in (LAST, BEST):
+        assert_same(weights_of(tmp_path / "straight", name), weights_of(tmp_path / "resumed", name))
+    momentum = [read_tensors(tmp_path / run / LAST, "state") for run in ("straight", "resumed")]
+    assert_same(*momentum)
+    assert (resumed[-1].heldout_loss, resumed[-1].heldout_accuracy) == (
+        straight[-1].heldout_loss,
+        straight[-1].heldout_accuracy,
+    )
+
+
+def stop_at(step, take_step):
+    """`take_step`, during which SIGTERM comes at the `step`-th step."""
+
+    def with_signal(training, batches):
+        if training.step + 1 == step:  # to the loader's processes, too, as batch systems send it
+            for process in [*multiprocessing.active_children(), multiprocessing.current_process()]:
+                os.kill(process.pid, signal.SIGTERM)
+        return take_step(training, batches)
+
+    return with_signal
+
+
+def test_killed_without_notice_it_goes_on_from_the_last_checkpoint(tmp_path, records):
+    job = make_job(records)
+    run(job, tmp_path / "straight")
+    for progress in train(job, tmp_path / "killed", ALONE, Machine()):
+        if progress.step == 4:
+            break  # what a kill at step 4 leaves
+    assert read_checkpoint(tmp_path / "killed" / LAST).step == 4
+    run(job, tmp_path / "killed", start="resume")
+    assert_same(weights_of(tmp_path / "straight"), weights_of(tmp_path / "killed"))
+    rows = [(tmp_path / run / "log.csv").read_text() for run in ("straight", "killed")]
+    steps = [[row["step"] for row in csv.DictReader(text.splitlines())] for text in rows]
+    assert steps[0] == steps[1] == ["2", "4", "6"]
+
+
+def test_a_signal_during_the_held_out_part_is_answered_and_that_part_asked_again(
+    tmp_path, records, monkeypatch
+):
+    job = make_job(records)
+    straight = run(job, tmp_path / "straight")
+    ask = Training.ask_heldout
+
+    def ask_with_signal(training, is_stopped):
+        os.kill(os.getpid(), signal.SIGINT)
+        return ask(training, is_stopped)
+
+    monkeypatch.setattr(Training, "ask_heldout", ask_with_signal)
+    with pytest.raises(Stopped) as stopped:
+        run(job, tmp_path / "stopped")
+    monkeypatch.undo()
+    assert stopped.value.status == 130
+    resumed = run(job, tmp_path / "stopped", start="resume")
+    assert [(p.step, p.heldout_loss) for p in resumed] == [
+        (p.step, p.heldout_loss) for p in straight
+    ]
+
+
+def test_signals_are_answered_as_before_once_a_training_is_over(tmp_path, records):
+    before = [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)]
+    run(make_job(records, recipe={"steps": 1, "drop_at": ()}), tmp_path)
+    assert [signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+def test_a_training_leaves_the_global_random_numbers_alone(tmp_path, records):
+    torch.manual_seed(3)
+    before = torch.random.get_rng_state()
+    run(make_job(records, recipe={"steps": 2}), tmp_path, Machine(workers=1))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_passes_of_any_size_make_the_same_step(records):
+    job = make_job(records, recipe={"dropout": 0.0})
+    found = []
+    for micro_batch in (None, 3):
+        training = Training(job, ALONE, Machine(micro_batch=micro_batch))
+        with training.loader() as batches:
+            losses = [training.take_step(batches)[0][0] for _ in range(3)]
+        found.append((losses, training.net.state_dict()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-5)
+
+
+def test_stacks_made_on_the_device_make_the_same_steps(tmp_path, records):
+    planes = write_videos(tmp_path, per_class=4, format="png")
+    job = make_job(planes, recipe={"dropout": 0.0, "learning_rate": 1e-3})
+    losses = []
+    for as_planes in (False, True):
+        training = Training(job, ALONE, Machine(workers=1))
+        if as_planes:
+            assert training.clips.send_planes()
+        with training.loader() as batches:
+            losses.append([training.take_step(batches)[0][0] for _ in range(2)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert not Training(make_job(records), ALONE, Machine()).clips.send_planes()  # floats
+
+
+def test_two_processes_make_the_same_steps_as_one(tmp_path, records):
+    script = Path(__file__).with_name("two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", "0", "--standalone", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(records.root), str(tmp_path / "two")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    recipe = {"steps": 3, "batch_size": 7, "dropout": 0.0, "eval_every": 3}
+    run(make_job(records, recipe=recipe), tmp_path / "one")
+    first, second = (load_file(tmp_path / "two" / f"rank{rank}.safetensors") for rank in (0, 1))
+    assert_same(first, second)
+    assert_same(first, weights_of(tmp_path / "two"))
+    torch.testing.assert_close(first, weights_of(tmp_path / "one"), rtol=1e-4, atol=1e-6)
+    ours, theirs = (read_checkpoint(tmp_path / run).progress["heldout"] for run in ("one", "two"))
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+# ---- several tasks
+
+
+def test_heads_get_gradients_only_from_their_own_videos(records):
+    tasks = tuple(Task(name, make_split(), records) for name in ("ucf101", "hmdb51"))
+    training = Training(make_job(records, tasks=tasks), ALONE, Machine())
+    own, other = (training.net.heads[name].weight for name in ("ucf101", "hmdb51"))
+    with training.loader() as batches:
+        batch = next(batches)
+    batch = {name: values[batch["task"] == 0] for name, values in batch.items()}
+    training.take_step(iter([batch]))
+    assert own.grad.abs().sum() > 0
+    assert other.grad.abs().sum() == 0
+    assert training.net.trunk.block1.conv.weight.grad.abs().sum() > 0
+
+
+def test_the_loss_of_several_tasks_is_the_sum_of_their_means(records):
+    tasks = tuple(Task(name, make_split(), records) for name in ("a", "b"))
+    training = Training(make_job(records, tasks=tasks, recipe={"dropout": 0.0}), ALONE, Machine())
+    with training.loader() as batches:
+        batch = next(batches)
+    parts = training.net.split_logits(training.net(batch["temporal"])).values()
+    by_hand = []
+    for place, logits in enumerate(parts):
+        mine = batch["task"] == place
+        right = logits.log_softmax(1)[mine].gather(1, batch["label"][mine][:, None])
+        by_hand.append(-right.mean().item())
+    losses, _ = training.take_step(iter([batch]))
+    assert losses == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_an_auxiliary_data_set_trains_on_all_its_videos():
+    split = make_split(6, heldout=2, test=2)
+    together = train_on_all(split)
+    assert len(together.train) == 18
+    assert not together.heldout + together.test
+
+
+def test_two_tasks_train_and_the_first_chooses_the_best(tmp_path, records):
+    tasks = (Task("a", make_split(), records), Task("b", train_on_all(make_split()), records))
+    progress = run(make_job(records, tasks=tasks), tmp_path)[-1]
+    assert set(progress.losses) == {"a", "b"}
+    assert progress.loss == pytest.approx(sum(progress.losses.values()))
+    assert list(read_checkpoint(tmp_path).tasks) == ["a", "b"]
+    header = (tmp_path / "log.csv").read_text().splitlines()[0]
+    assert header.endswith("loss_a,loss_b,accuracy_a,accuracy_b")
+
+
+# ---- what learns
+
+
+def test_two_phases_train_the_heads_and_then_the_top_blocks(tmp_path, records):
+    run(make_job(records, recipe={"steps": 1, "drop_at": ()}), tmp_path / "first")
+    recipe = {"mode": "two-phase", "first_phase_steps": 2, "top_blocks": 1, "steps": 4}
+    job = make_job(records, weights=str(tmp_path / "first"), recipe=recipe)
+    training = Training(job, ALONE, Machine())
+    changed = []
+    with training.loader() as batches:
+        for _ in range(4):
+            before = {name: value.clone() for name, value in training.net.state_dict().items()}
+            training.take_step(batches)
+            after = training.net.state_dict()
+            names = {name for name in before if not torch.equal(before[name], after[name])}
+            changed.append({".".join(name.split(".")[:2]) for name in names})
+    heads = {"heads.main"}
+    assert changed == [heads, heads, heads | {"trunk.block4"}, heads | {"trunk.block4"}]
+
+
+def test_two_phases_are_resumed_bit_for_bit(tmp_path, records):
+    run(make_job(records, recipe={"steps": 1, "drop_at": ()}), tmp_path / "first")
+    recipe = {"mode": "two-phase", "first_phase_steps": 1, "steps": 4}
+    job = make_job(records, weights=str(tmp_path / "first"), recipe=recipe)
+    run(job, tmp_path / "straight")
+    next(train(job, tmp_path / "killed", ALONE, Machine()))
+    run(job, tmp_path / "killed", start="resume")
+    assert_same(weights_of(tmp_path / "straight"), weights_of(tmp_path / "killed"))
+
+
+@pytest.mark.parametrize("mode", ["last-layer", "two-phase"])
+def test_training_on_top_needs_weights(records, mode):
+    with pytest.raises(UsageError, match=f"mode {mode} trains on top of given weights"):
+        make_job(records, recipe={"mode": mode, "first_phase_steps": 1})
+
+
+# ---- the best step
+
+
+def test_the_test_part_is_never_read(tmp_path, records):
+    split = make_split(5, heldout=1, test=1)  # the videos v4 have no records
+    run(make_job(records, split), tmp_path)
+    assert read_checkpoint(tmp_path).progress["best"]["step"] in (2, 4, 6)
+
+
+def test_the_best_checkpoint_is_that_of_the_best_held_out_accuracy(tmp_path, records, monkeypatch):
+    answers = iter([(1.0, 0.5), (0.9, 0.75), (0.5, 0.75), (0.1, 0.5)])
+    monkeypatch.setattr(Training, "ask_heldout", lambda *_: next(answers))
+    run(make_job(records, recipe={"steps": 8}), tmp_path)
+    best = read_checkpoint(tmp_path)
+    assert (best.step, best.progress["best"]["accuracy"]) == (6, 0.75)
+    assert read_checkpoint(tmp_path / LAST).step == 8
+    kept = {path.name for path in tmp_path.glob("step-*")}
+    assert kept == {
+        "step-00000006.safetensors",
+        "step-00000008.safetensors",
+        "step-00000008.state.safetensors",
+    }
+
+
+def test_without_a_held_out_part_the_last_step_is_the_best(tmp_path, records):
+    run(make_job(records, make_split(heldout=0)), tmp_path)
+    assert read_checkpoint(tmp_path).step == 6
+
+
+# ---- checkpoints
+
+
+def test_a_checkpoint_says_all_that_is_needed_to_use_it(tmp_path, records):
+    job = make_job(records)
+    run(job, tmp_path)
+    checkpoint, net = load_net(tmp_path)
+    assert checkpoint.tasks == {"main": CLASSES}
+    assert (checkpoint.stream, checkpoint.form) == ("temporal", StackForm(2))
+    assert (checkpoint.short_side, checkpoint.crop) == (36, 32)
+    assert checkpoint.training["recipe"]["batch_size"] == 8
+    assert not net.training
+    record = records.open(records.find()["spin/v0"])
+    checkpoint.check_record(record)
+
+
+def test_records_that_do_not_fit_a_checkpoint_are_refused(tmp_path, records):
+    run(make_job(records), tmp_path / "run")
+    checkpoint = read_checkpoint(tmp_path / "run")
+    other = write_videos(tmp_path / "flow", per_class=1, format="png")
+    with pytest.raises(
+        RecordError, match=r'not what .* trained on: format: "lossless planes" on disk, "floats" in'
+    ):
+        checkpoint.check_record(other.open(other.find()["spin/v0"]))
+    both = replace(checkpoint, form=StackForm(2, bidirectional=True))
+    with pytest.raises(RecordError, match="holds no backward fields of step 1"):
+        both.check_record(records.open(records.find()["spin/v0"]))
+    replace(checkpoint, form=None).check_record(other.open(other.find()["spin/v0"]))
+
+
+@pytest.mark.parametrize("survivors", range(5))
+def test_killed_while_it_writes_the_checkpoint_before_is_whole(
+    tmp_path, records, monkeypatch, survivors
+):
+    job = make_job(records)
+    training = Training(job, ALONE, Machine())
+    training.save(tmp_path, LAST)
+    before = weights_of(tmp_path)
+    with training.loader() as batches:
+        training.take_step(batches)
+    put, count = checkpoints._replace_synced, 0
+
+    def put_some(temporary, target):
+        nonlocal count
+        count += 1
+        if count > survivors:
+            raise KeyboardInterrupt
+        put(temporary, target)
+
+    monkeypatch.setattr(checkpoints, "_replace_synced", put_some)
+    if survivors < 3:  # weights, state, last.json
+        with pytest.raises(KeyboardInterrupt):
+            training.save(tmp_path, LAST)
+        assert read_checkpoint(tmp_path / LAST).step == 0
+        assert_same(weights_of(tmp_path), before)
+    else:
+        training.save(tmp_path, LAST)
+        assert read_checkpoint(tmp_path / LAST).step == 1
+        assert len(list(tmp_path.glob("step-*"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no checkpoint there: flowkit train writes one"),
+        ("{", "expected a checkpoint's JSON"),
+        ("{}", "expected a flowkit checkpoint"),
+        ('{"format": "flowkit checkpoint", "version": 9}', "expected version 1, got 9"),
+        ('{"format": "flowkit checkpoint", "version": 1}', "not of this format"),
+    ],
+)
+def test_what_is_no_checkpoint_is_refused(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / BEST).write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(tmp_path / BEST)
+
+
+def test_only_the_last_checkpoint_can_be_resumed(tmp_path, records):
+    run(make_job(records), tmp_path)
+    with pytest.raises(CheckpointError, match=r"names no file of state; it has: weights"):
+        read_tensors(tmp_path / BEST, "state")
+
+
+def test_a_folder_that_holds_a_training_is_not_overwritten_unasked(tmp_path, records):
+    job = make_job(records, recipe={"steps": 2})
+    run(job, tmp_path)
+    with pytest.raises(UsageError, match="holds a training at step 2: --resume goes on with it"):
+        run(job, tmp_path)
+    assert run(job, tmp_path, start="resume") == []  # it is done
+    other = make_job(records, recipe={"steps": 4})
+    assert run(other, tmp_path, start="overwrite")[-1].step == 4
+
+
+def test_a_training_is_not_resumed_with_other_options(tmp_path, records):
+    run(make_job(records, recipe={"steps": 2}), tmp_path)
+    other = make_job(records, recipe={"steps": 2, "learning_rate": 0.5})
+    with pytest.raises(
+        UsageError, match=r"begun otherwise: recipe\.learning_rate: 0\.01 on disk, 0\.5 asked for"
+    ):
+        run(other, tmp_path, start="resume")
+
+
+# ---- errors
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoiled(records):
+    job = make_job(records, recipe={"learning_rate": 1e30})
+    training = Training(job, ALONE, Machine())
+    with (
+        training.loader() as batches,
+        pytest.raises(TrainingError, match=r"the loss is .*lower the learning rate"),
+    ):
+        for _ in range(6):
+            before = {name: value.clone() for name, value in training.net.state_dict().items()}
+            training.take_step(batches)
+    assert_same(training.net.state_dict(), before)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_record_is_named_in_one_line_from_any_worker(tmp_path, workers):
+    records = write_videos(tmp_path / "flow", per_class=1)
+    for plane in tmp_path.glob("flow/grow/v0/*.npy"):
+        plane.write_bytes(b"damaged")
+    training = Training(make_job(records, make_split(1, 0)), ALONE, Machine(workers=workers))
+    with (
+        pytest.raises(RecordError, match=r"flow.grow.v0") as error,
+        training.loader() as batches,
+    ):
+        for _ in range(3):
+            training.take_step(batches)
+    assert "\n" not in str(error.value)
+    assert not multiprocessing.active_children()
+
+
+def test_videos_without_records_are_named_or_skipped(records):
+    split = make_split(5, heldout=0)
+    with pytest.raises(SplitError, match="3 of 15 listed videos have no flow record: grow/v4"):
+        Training(make_job(records, split), ALONE, Machine())
+    training = Training(make_job(records, split, missing="skip"), ALONE, Machine())
+    assert (training.clips.skipped, training.clips.counts) == (3, [12])
+
+
+def test_a_job_is_checked_before_anything_is_read(records):
+    nowhere = RecordFolder(Path("nowhere"))
+    with pytest.raises(UsageError, match="cnn-m-2048 takes a crop of 224 px, got 32 px"):
+        make_job(nowhere, net="cnn-m-2048")
+    with pytest.raises(UsageError, match="expected the form of a stack for the temporal stream"):
+        make_job(nowhere, form=None)
+    tasks = tuple(Task(name, make_split(), nowhere) for name in "abc")
+    with pytest.raises(UsageError, match="at least one clip for each of 3 tasks, got 2"):
+        make_job(nowhere, tasks=tasks, recipe={"batch_size": 2})
+    with pytest.raises(UsageError, match="expected a micro-batch of at least 1 clip, got 0"):
+        Machine(micro_batch=0)
+
+
+def test_a_missing_device_is_named():
+    with pytest.raises(UsageError, match=r"expected a device such as cpu, .* got 'tpu9'"):
+        choose_device("tpu9")
+    with pytest.raises(UsageError, match="cuda:99: this machine has"):
+        choose_device("cuda:99")
+    with join_ranks("cpu") as ranks:
+        assert ranks == ALONE
+
+
+# ---- memory
+
+
+def test_activations_are_counted_without_computing():
+    net = build_stream("small", "temporal", {"main": 3}, channels=4)
+    small, large = (activation_bytes(net, (4, side, side)) for side in (32, 64))
+    assert 3.5 < large / small < 4.5
+    net.train_top(0)  # nothing but the head's input is kept
+    assert activation_bytes(net, (4, 64, 64)) < large / 50
+
+
+def test_a_batch_that_does_not_fit_is_taken_in_passes(monkeypatch):
+    net = build_stream("small", "temporal", {"main": 3}, channels=4)
+    shape, cpu = (4, 64, 64), torch.device("cpu")
+    each = 2 * activation_bytes(net, shape)
+    weights = 12 * sum(p.numel() for p in net.parameters())
+    for fits, expected in ((1000, 256), (100, 64), (1, 1)):
+        monkeypatch.setattr(
+            "flowkit.memory._free_bytes", lambda n=fits: (n * each + weights) / 0.6 + 9
+        )
+        assert fitting_micro_batch(net, shape, 256, cpu, bf16=False) == expected
+    monkeypatch.setattr("flowkit.memory._free_bytes", lambda: weights / 0.6)
+    with pytest.raises(UsageError, match=r"small: one clip of .* GB beside the weights"):
+        fitting_micro_batch(net, shape, 256, cpu, bf16=False)
+
+
+def test_a_rehearsal_counts_and_writes_nothing(tmp_path, records, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = rehearse(make_job(records), ALONE, Machine(micro_batch=3))
+    net = build_stream("small", "temporal", {"main": 3}, channels=4)
+    assert found.parameters == found.learning == sum(p.numel() for p in net.parameters())
+    assert (found.micro_batch, found.passes) == (3, 3)
+    assert found.bytes > 4 * found.parameters
+    assert found.seconds > 6 * found.seconds_per_step
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---- options of the machine, and what is told
+
+
+@pytest.mark.parametrize("options", [{"bf16": True}, {"channels_last": True}])
+def test_options_of_the_machine_change_results_by_rounding_only(records, options):
+    job = make_job(records, recipe={"dropout": 0.0, "learning_rate": 1e-3})
+    losses = []
+    for machine in (Machine(), Machine(**options)):
+        training = Training(job, ALONE, machine)
+        with training.loader() as batches:
+            losses.append([training.take_step(batches)[0][0] for _ in range(2)])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05 if "bf16" in options else 1e-4)
+
+
+def test_tensorboard_that_is_not_installed_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InstallError, match=r"cannot be imported.*pip install tensorboard"):
+        training_log.TrainingLog(tmp_path, 0, tensorboard=True)
+
+
+def test_tensorboard_is_told_what_the_csv_says(tmp_path, records, monkeypatch):
+    told = {}
+
+    class Board:
+        def __init__(self, folder, purge_step):
+            told["place"] = (folder, purge_step)
+
+        def add_scalar(self, name, value, step):
+            told[name, step] = value
+
+        def close(self):
+            told["closed"] = True
+
+    module = types.SimpleNamespace(SummaryWriter=Board)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    run(make_job(records), tmp_path, Machine(tensorboard=True))
+    assert told.pop("place") == (str(tmp_path / "tensorboard"), 1)
+    assert told.pop("closed")
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    expected = {
+        (name, int(row["step"])): float(value)
+        for row in rows
+        for name, value in row.items()
+        if name != "step"
+    }
+    assert told == pytest.approx(expected)
+
+
+def test_a_training_tells_its_rate_and_draws_its_curves(tmp_path, records):
+    last = run(make_job(records), tmp_path)[-1]
+    assert (last.step, last.steps, last.seconds_left) == (6, 6, 0)
+    assert last.learning_rate == pytest.approx(1e-3)
+    assert last.samples_per_s > 0
+    rows = list(csv.DictReader((tmp_path / "log.csv").read_text().splitlines()))
+    assert float(rows[-1]["heldout_accuracy"]) == last.heldout_accuracy
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert len(picture.getcolors(1 << 20)) > 3
+
+
+def test_curves_rise_to_the_top_of_their_panel():
+    picture = np.asarray(draw_curves([("a", [Curve("line", [(0, 0), (10, 5)])])]))
+    rows, columns = np.nonzero((picture == (0x1F, 0x5F, 0xA8)).all(axis=2))
+    inside = rows > 30  # below the title
+    assert columns[inside][rows[inside].argmin()] > columns[inside][rows[inside].argmax()]
+    assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
+    assert ticks(0, 0.9) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8])
+    assert ticks(3, 3) == [3]
+
+
+def test_fields_and_moments_of_the_made_videos_fit(records):
+    assert records.open(records.find()["grow/v0"]).field_count() == FIELDS
