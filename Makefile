@@ -16,7 +16,7 @@ $(READY): setup.cfg pyproject.toml
 	sh choose_opencv.sh $(BIN)
 	touch $@
 
-.PHONY: setup demo test lint docs check-clips clean
+.PHONY: setup demo test lint docs check-clips gpu-check clean
 setup: $(READY)
 
 demo: $(READY)
@@ -43,6 +43,9 @@ docs: $(READY)
 
 check-clips: $(READY)
 	$(BIN)/python benchmarks/check_clips.py $(DATA)
+
+gpu-check: $(READY)
+	$(BIN)/python benchmarks/gpu_check.py $(DATA)
 
 clean:
 	rm -rf demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache

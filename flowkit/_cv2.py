@@ -28,6 +28,6 @@ def _allow_threads() -> None:
     cv2.setNumThreads(_threads)
 
 
-# A forked copy of OpenCV's thread pool has no threads behind it, and waits for them for ever. So the
-# pool is ended before a fork; the child, a loader's worker, goes on with one thread.
+# A forked copy of OpenCV's thread pool has no threads behind it, and waits for them for ever. So
+# the pool is ended before a fork; the child, a loader's worker, goes on with one thread.
 os.register_at_fork(before=_end_threads, after_in_parent=_allow_threads)

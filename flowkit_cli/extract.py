@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowkit.errors import UsageError
+from flowkit.flow import CUDA_METHODS
 from flowkit_cli import output
 from flowkit_cli.options import (
     MethodCommand,
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from flowkit.sources import Source
 
 NO_GPU = (
-    "--gpu: this version of flowkit has no GPU path yet, so nothing was done; "
-    "leave --gpu out to compute on the CPU"
+    "--gpu: this version of flowkit has no GPU pipeline yet, so nothing was done; leave it out to "
+    "compute on the CPU, or try --method tvl1-cuda, which has not been run on a card"
 )
 
 
@@ -183,7 +184,7 @@ def extract(
     found = find_videos(inputs, root=root, stdin=sys.stdin.buffer)
     sources = list(found.sources) if share is None else take_shard(found.sources, *share)
     todo = plan(sources, out, request, overwrite=overwrite)
-    workers = workers or cores()
+    workers = workers or (1 if method in CUDA_METHODS else cores())
     output.say(
         f"{output.count(len(sources), 'video')}, {len(todo):,} to do: "
         f"{method} to {out}{os.sep} with {output.count(workers, 'worker')}"

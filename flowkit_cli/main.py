@@ -23,8 +23,11 @@ COMMANDS = {
     "split": "Divide videos into training and test part, or check such a split.",
     "stack": "Write the flow stack of a clip, as a network takes it, to a file.",
     "train": "Train the spatial or the temporal stream.",
+    "eval": "Score the test videos with trained streams.",
     "fuse": "Several streams' scores to one.",
     "report": "Scores to accuracies, tables and a page with pictures.",
+    "predict": "Name the classes of raw videos.",
+    "export": "A trained network as ONNX or TorchScript.",
 }
 
 

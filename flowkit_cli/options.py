@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
-from flowkit.flow import METHODS, make_method, method_class
+from flowkit.flow import CUDA_METHODS, METHODS, make_method, method_class
 from flowkit.flow.method import FlowMethod
 
 # The parameters of every flow method are options of their own: "--tvl1-tau", "--dis-patch-size".
 PREFIXES = {
-    "tvl1": ("tvl1", "tvl1-opencv"),
-    "farneback": ("farneback",),
+    "tvl1": ("tvl1", "tvl1-opencv", "tvl1-cuda"),
+    "farneback": ("farneback", "farneback-opencv", "farneback-cuda"),
     "dis": ("dis",),
 }
 
@@ -54,7 +54,11 @@ def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help=f"Named set of parameters, which the options below override: {_presets()}.",
     )(command)
     return click.option(
-        "--method", type=click.Choice(METHODS), default="tvl1", show_default=True, help="The flow."
+        "--method",
+        type=click.Choice(METHODS + CUDA_METHODS),
+        default="tvl1",
+        show_default=True,
+        help="The flow.",
     )(command)
 
 
@@ -100,5 +104,5 @@ def _prefix(name: str) -> str | None:
 
 
 def _presets() -> str:
-    named = ((methods[0], method_class(methods[0]).presets) for methods in PREFIXES.values())
+    named = ((name, method_class(name).presets) for name in METHODS + CUDA_METHODS)
     return "; ".join(f"{name}: {', '.join(presets)}" for name, presets in named if presets)

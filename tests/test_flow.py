@@ -112,13 +112,13 @@ def opencv_by_hand(name):
     match name:
         case "tvl1-opencv":
             return cv2.optflow.DualTVL1OpticalFlow_create()
-        case "farneback":
+        case "farneback" | "farneback-opencv":
             return cv2.FarnebackOpticalFlow_create()
         case "dis":
             return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
 
 
-@pytest.mark.parametrize("name", ["tvl1-opencv", "farneback", "dis"])
+@pytest.mark.parametrize("name", ["tvl1-opencv", "farneback", "farneback-opencv", "dis"])
 def test_defaults_are_opencvs_bit_for_bit(name):
     first, second = shifted(3, 1, count=2)
     [field] = make_method(name)([first, second])
@@ -138,6 +138,7 @@ def test_dis_presets_are_opencvs(preset):
     ("name", "parameters"),
     [
         ("tvl1-opencv", {"lambda_": 0.05, "warps": 2, "median_filtering": 1}),
+        ("farneback-opencv", {"win_size": 21, "gaussian": True, "poly_n": 7, "poly_sigma": 1.5}),
         ("farneback", {"win_size": 21, "gaussian": True, "poly_n": 7, "poly_sigma": 1.5}),
         ("dis", {"patch_size": 12, "refinement_alpha": 5.0, "mean_normalization": False}),
     ],

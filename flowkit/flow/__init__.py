@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from flowkit.errors import UsageError
+from flowkit.errors import FlowkitError, UsageError
 
 if TYPE_CHECKING:
     from flowkit.flow.method import FlowMethod
 
-METHODS = ("tvl1", "tvl1-opencv", "farneback", "dis")
+METHODS = ("tvl1", "tvl1-opencv", "farneback", "farneback-opencv", "dis")  # on the CPU
+CUDA_METHODS = ("tvl1-cuda", "farneback-cuda")
 
 
 def method_class(name: str) -> type[FlowMethod]:
     """The class of a flow method by its name; UsageError names those there are."""
-    from flowkit.flow import opencv, tvl1
+    from flowkit.flow import cuda, farneback, opencv, tvl1
 
     match name:
         case "tvl1":
@@ -23,10 +24,16 @@ def method_class(name: str) -> type[FlowMethod]:
         case "tvl1-opencv":
             return opencv.OpenCVTVL1
         case "farneback":
-            return opencv.Farneback
+            return farneback.Farneback
+        case "farneback-opencv":
+            return opencv.OpenCVFarneback
         case "dis":
             return opencv.DIS
-    raise UsageError(f"expected a method of {', '.join(METHODS)}, got {name!r}")
+        case "tvl1-cuda":
+            return cuda.CudaTVL1
+        case "farneback-cuda":
+            return cuda.CudaFarneback
+    raise UsageError(f"expected a method of {', '.join(METHODS + CUDA_METHODS)}, got {name!r}")
 
 
 def make_method(name: str, *, preset: str | None = None, **parameters: Any) -> FlowMethod:
@@ -42,11 +49,23 @@ def make_method(name: str, *, preset: str | None = None, **parameters: Any) -> F
 
 
 def prepare_method(method: FlowMethod) -> None:
-    """Compile, once for all, what every worker would otherwise compile for itself."""
-    from flowkit.flow import tvl1
+    """Compile, once for all, what every worker would otherwise compile for itself.
+
+    UsageError for a CUDA method where no card can be used, before any work.
+    """
+    from flowkit.flow import farneback, tvl1
 
     if isinstance(method, tvl1.TVL1):
         tvl1.warm_up()
+    if isinstance(method, farneback.Farneback):
+        farneback.warm_up()
+    if method.name in CUDA_METHODS:
+        from flowkit.flow import cuda_device, cuda_tvl1
+
+        try:
+            cuda_device.open_card(cuda_tvl1.SOURCE)
+        except FlowkitError as error:
+            raise UsageError(f"--method {method.name}: {error}") from error
 
 
 def describe_method(method: FlowMethod) -> dict[str, Any]:

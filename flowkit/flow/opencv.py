@@ -64,13 +64,13 @@ class OpenCVTVL1:
 
 
 @dataclass(frozen=True)
-class Farneback:
+class OpenCVFarneback:
     """Farneback's polynomial expansion by ``cv2.FarnebackOpticalFlow`` (SCIA 2003).
 
     doi 10.1007/3-540-45103-X_50; the defaults are those of OpenCV's class.
     """
 
-    name: ClassVar[str] = "farneback"
+    name: ClassVar[str] = "farneback-opencv"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     levels: int = parameter(5, "Levels of the pyramid.", at_least=1)

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import pickle
-import stat
-import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowkit.errors import UsageError
@@ -20,14 +13,8 @@ from flowkit.flow.method import Pair, check_pair, check_parameters, consecutive,
 if TYPE_CHECKING:
     import numpy as np
 
-log = logging.getLogger("flowkit")
-
 SMALLEST_SIDE = 16  # px: OpenCV drops a level of the pyramid with a shorter side
 COMPILE_SECONDS = 6  # measured on one core
-# What pickle, by which Numba reads its cache, says that it may raise on damaged data.
-UNREADABLE = (pickle.UnpicklingError, AttributeError, EOFError, ImportError, IndexError)
-
-_compiling = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -166,6 +153,16 @@ def warm_up() -> None:
     _compiled()
 
 
+def _compiled() -> Callable[..., int]:
+    """`solve_scale`, compiled or read from disk on the first call in a process."""
+    from flowkit.flow import tvl1_kernels as kernels
+    from flowkit.flow.compiled import ensure_compiled
+
+    solve_scale = kernels.solve_scale
+    ensure_compiled(solve_scale, kernels.SIGNATURE, title="TV-L1", seconds=COMPILE_SECONDS)
+    return solve_scale
+
+
 class _Workspace:
     """Memory for frames of one size, shared by all scales of all their pairs."""
 
@@ -206,75 +203,3 @@ def _aligned(count: int) -> np.ndarray:
     flat = np.zeros(count + 16, np.float32)
     start = -flat.ctypes.data // 4 % 16
     return flat[start : start + count]
-
-
-# --- compiled code: made once, kept on disk ---
-
-
-def _compiled() -> Callable[..., int]:
-    """`solve_scale`, compiled or read from disk on the first call in a process."""
-    from flowkit.flow import tvl1_kernels as kernels
-
-    solve_scale = kernels.solve_scale
-    with _compiling:
-        if not solve_scale.signatures:
-            _keep_on_disk(solve_scale)
-            _compile(solve_scale, kernels.SIGNATURE)
-    return solve_scale
-
-
-def _compile(dispatcher: Any, signature: tuple[Any, ...]) -> None:
-    """Compile, saying so, or load; what cannot be read is deleted and compiled anew."""
-    from numba.core import event
-
-    class Announcement(event.Listener):
-        def on_start(self, started: Any) -> None:
-            if started.data["dispatcher"] is dispatcher:
-                log.info("compiling TV-L1 for this processor, once, about %d s", COMPILE_SECONDS)
-
-        def on_end(self, ended: Any) -> None:
-            pass
-
-    with event.install_listener("numba:compile", Announcement()):
-        try:
-            dispatcher.compile(signature)
-        except UNREADABLE as error:
-            folder = Path(dispatcher.stats.cache_path)
-            log.warning("unreadable compiled code in %s (%r): deleting it", folder, error)
-            for file in folder.glob(f"*.{dispatcher.__qualname__}-*.nb[ic]"):
-                file.unlink(missing_ok=True)
-            dispatcher.compile(signature)
-        except OSError as error:
-            if not dispatcher.signatures:
-                raise
-            log.warning("cannot keep the compiled code (%s): every process compiles", error)
-
-
-def _keep_on_disk(dispatcher: Any) -> None:
-    """Cache beside the module or in the user's cache folder, else in a temporary folder."""
-    import numba
-
-    config: Any = numba.config
-    try:
-        dispatcher.enable_caching()
-        return
-    except RuntimeError:  # Numba found no folder that can be written
-        usual = config.CACHE_DIR
-    try:
-        config.CACHE_DIR = os.fspath(_temporary_folder())
-        dispatcher.enable_caching()
-    except (OSError, RuntimeError) as error:
-        log.warning("cannot keep the compiled code (%s): every process compiles", error)
-    finally:
-        config.CACHE_DIR = usual
-
-
-def _temporary_folder() -> Path:
-    """A folder that the user's processes share and nobody else can write: code is run from it."""
-    folder = Path(tempfile.gettempdir()) / f"flowkit-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    private = stat.S_ISDIR(found.st_mode) and stat.S_IMODE(found.st_mode) & 0o022 == 0
-    if private and found.st_uid == os.getuid():
-        return folder
-    return Path(tempfile.mkdtemp(prefix="flowkit-"))

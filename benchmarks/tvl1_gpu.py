@@ -1,0 +1,320 @@
+"""flowkit's CUDA methods on the card at hand: pairs/s, share of its bounds, agreement.
+
+    python benchmarks/tvl1_gpu.py [DATA]
+
+DATA is the folder of real clips (default: $FLOWKIT_DATA, else ../shared/data beside the project);
+where it is absent, textures move instead, and the result says so. Prints one JSON object.
+`make gpu-check` runs this after the tests and keeps the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvl1_cpu
+
+from flowkit import fields
+from flowkit._cv2 import cv2
+from flowkit.flow import cuda_batches, cuda_device, cuda_tvl1, cuda_tvl1_kernels
+from flowkit.flow.cuda import CudaFarneback, CudaTVL1
+from flowkit.flow.tvl1 import TVL1
+
+SIZE = (256, 340)  # (H, W): that of the action recognition data sets
+FRAMES_A_CLIP = 25
+ROUNDS = 4  # times the clips are gone through: 2,112 pairs of 22 clips
+BOUND = 20.0  # px
+# One pass reads nine floats a pixel and writes six, for HALO iterations: the least that it moves.
+BYTES_A_PX_ITERATION = (9 + 6) * 4 / cuda_tvl1_kernels.HALO
+# Counted in the machine code of `iterate` for sm_90: 451 in the loop for 8 px and one iteration.
+INSTRUCTIONS_A_PX_ITERATION = 451 / 8
+ISSUED_A_CYCLE = 4 * 32  # lanes of the four schedulers of a multiprocessor
+BARS = {"tvl1.pairs_per_s": 1000, "tvl1.eps0_pairs_per_s": 150, "farneback.pairs_per_s": 2000}
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", nargs="?", type=Path, default=default_data())
+    print(json.dumps(measure(parser.parse_args().data), indent=1))
+
+
+def default_data() -> Path:
+    return Path(os.environ.get("FLOWKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def measure(data: Path) -> dict[str, Any]:
+    """Everything that is measured, by the keys of the report."""
+    card = cuda_device.open_card(cuda_tvl1.SOURCE)
+    pairs, clips = (real_pairs(data), "real") if data.is_dir() else (made_pairs(), "textures")
+    chip = describe(card)
+    result: dict[str, Any] = {"chip": chip, "clips": clips, "size": list(SIZE), "start": starts()}
+    result["tvl1"] = tvl1_speed(pairs) | batch_report(card, pairs, chip)
+    result["farneback"] = {"pairs_per_s": speed(CudaFarneback(), pairs)}
+    result["parity"] = parity(data if clips == "real" else None, pairs)
+    result["bars"] = {
+        key: {"wanted": bar, "reached": result[key.split(".")[0]][key.split(".")[1]]}
+        for key, bar in BARS.items()
+    }
+    return result
+
+
+# --- what is computed ---
+
+
+def real_pairs(data: Path) -> list[Pair]:
+    """Consecutive pairs of the clips of the CPU's benchmark, gray, at SIZE."""
+    pairs: list[Pair] = []
+    for _ in range(ROUNDS):  # frames of their own each time: nothing is uploaded once for all
+        for _, clip, index in tvl1_cpu.PAIRS:
+            capture = cv2.VideoCapture(str(data / clip))
+            read = (capture.read()[1] for _ in range(index + FRAMES_A_CLIP))
+            shown = [frame for frame in read if frame is not None][index:]
+            grays = [cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in shown]
+            pairs += pairwise(cv2.resize(gray, SIZE[::-1]) for gray in grays)
+    return pairs
+
+
+def made_pairs() -> list[Pair]:
+    """Textures that turn and move at speeds from 0 to 8 px a frame, with some noise."""
+    rng = np.random.default_rng(0)
+    height, width = SIZE
+    pairs: list[Pair] = []
+    for number in range(ROUNDS * len(tvl1_cpu.PAIRS)):
+        noise = rng.normal(size=(2 * height, 2 * width)).astype(np.float32)
+        smooth = cv2.GaussianBlur(noise, (0, 0), 2) + 4 * cv2.GaussianBlur(noise, (0, 0), 12)
+        image = cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX)
+        frames = []
+        for t in range(FRAMES_A_CLIP):
+            turn = cv2.getRotationMatrix2D((width, height), 0.2 * t * (number % 3 - 1), 1)
+            turn[:, 2] += np.array([1, 0.5]) * t * (number % 11) * 0.72 - [width / 2, height / 2]
+            frame = cv2.warpAffine(image, turn, (width, height), borderMode=cv2.BORDER_REFLECT)
+            frames.append(np.clip(frame + rng.normal(size=SIZE), 0, 255).astype(np.uint8))
+        pairs += pairwise(frames)
+    return pairs
+
+
+# --- speed ---
+
+
+def speed(method: Any, pairs: list[Pair], *, quantized: bool = True) -> float:
+    """Pairs a second from gray frames in memory to bytes (or floats) in memory: median of three."""
+
+    def run(some: list[Pair]) -> float:
+        results: Iterable[Any] = method.planes(some, bound=BOUND)
+        if not quantized:
+            results = method.fields(some)
+        start = time.perf_counter()
+        for _ in results:
+            pass
+        return len(some) / (time.perf_counter() - start)
+
+    run(pairs[:200])  # memory, contexts, clocks
+    return round(statistics.median(run(pairs) for _ in range(3)), 1)
+
+
+def tvl1_speed(pairs: list[Pair]) -> dict[str, float]:
+    presets = {name: CudaTVL1(**given) for name, given in CudaTVL1.presets.items()}
+    return {
+        "pairs_per_s": speed(CudaTVL1(), pairs),
+        "fields_pairs_per_s": speed(CudaTVL1(), pairs, quantized=False),
+        "fast_pairs_per_s": speed(presets["fast"], pairs),
+        "opencv_cuda_pairs_per_s": speed(presets["opencv-cuda"], pairs),
+        "eps0_pairs_per_s": speed(CudaTVL1(epsilon=0), pairs[: len(pairs) // 4]),
+    }
+
+
+class TimedQueue(cuda_device.CardQueue):
+    """A queue that takes the time of every kernel."""
+
+    def __init__(self, card: cuda_device.Card) -> None:
+        super().__init__(card)
+        self.events: list[tuple[str, Any, Any]] = []
+
+    def launch(self, kernel: str, *arguments: Any) -> None:
+        begin, end = (self.card.torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record(self.stream)
+        super().launch(kernel, *arguments)
+        end.record(self.stream)
+        self.events.append((kernel, begin, end))
+
+    def milliseconds(self) -> dict[str, float]:
+        self.stream.synchronize()
+        total: dict[str, float] = defaultdict(float)
+        for kernel, begin, end in self.events:
+            total[kernel] += begin.elapsed_time(end)
+        return {kernel: round(ms, 3) for kernel, ms in sorted(total.items())}
+
+
+def batch_report(card: cuda_device.Card, pairs: list[Pair], chip: dict[str, Any]) -> dict[str, Any]:
+    """One batch alone on the card: its time by kernel, and the share of the two bounds reached."""
+    room = cuda_batches.BATCH_PX // math.prod(SIZE)
+    [batch, *_] = cuda_batches.batches(pairs, lambda size: room)
+    count = len(batch.frame_of)
+
+    def solved(queue: cuda_device.CardQueue, method: CudaTVL1) -> tuple[float, float]:
+        with queue.running():
+            solver = cuda_tvl1.TVL1Batch(queue, method, SIZE, count)
+            times = []
+            for _ in range(4):
+                queue.stream.synchronize()
+                start = time.perf_counter()
+                solver.solve(batch.frames, batch.frame_of)
+                queue.stream.synchronize()
+                times.append(time.perf_counter() - start)
+            return min(times), float(solver.work(count).sum())
+
+    report: dict[str, Any] = {"batch_pairs": count}
+    for name, method in (("typical", CudaTVL1()), ("eps0", CudaTVL1(epsilon=0))):
+        seconds, work = solved(cuda_device.CardQueue(card), method)
+        moved = work * BYTES_A_PX_ITERATION / chip["copy_bytes_per_s"]
+        issued = work * INSTRUCTIONS_A_PX_ITERATION / chip["issue_per_s"]
+        report[name] = {
+            "batch_s": round(seconds, 5),
+            "px_iterations_per_s": round(work / seconds),
+            "px_iterations_a_pair": round(work / count),
+            "share_of_memory_bound": round(moved / seconds, 3),
+            "share_of_issue_bound": round(issued / seconds, 3),
+        }
+    timed = TimedQueue(card)
+    solved(timed, CudaTVL1())
+    report["ms_by_kernel_4_batches"] = timed.milliseconds()
+    return report
+
+
+def describe(card: cuda_device.Card) -> dict[str, Any]:
+    """The chip, and its two ceilings: bytes copied a second, instructions of a lane a second."""
+    torch, driver = card.torch, card.driver
+    attributes = driver.CUdevice_attribute
+    device = cuda_device._checked(driver.cuDeviceGet(card.index))
+    clock, processors = (
+        cuda_device._checked(driver.cuDeviceGetAttribute(one, device))
+        for one in (
+            attributes.CU_DEVICE_ATTRIBUTE_CLOCK_RATE,
+            attributes.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+        )
+    )
+    half = torch.zeros(1 << 28, dtype=torch.uint8, device="cuda")
+    other = torch.ones_like(half)
+    for _ in range(3):
+        half.copy_(other)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin.record()
+    for _ in range(20):
+        half.copy_(other)
+    end.record()
+    end.synchronize()
+    copied = 20 * 2 * half.numel() / (begin.elapsed_time(end) / 1e3)  # read and written
+    return {
+        "name": card.name,
+        "multiprocessors": processors,
+        "clock_hz": clock * 1000,
+        "copy_bytes_per_s": round(copied),
+        "issue_per_s": processors * ISSUED_A_CYCLE * clock * 1000,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "driver": cuda_device._checked(driver.cuDriverGetVersion()),
+    }
+
+
+def starts() -> dict[str, float]:
+    """Seconds from the start of a process to its first field: the first time, and with a cache."""
+    code = (
+        "import numpy as np; from flowkit.flow.cuda import CudaTVL1;"
+        "frames = np.random.default_rng(0).integers(0, 256, (2, 256, 340), dtype=np.uint8);"
+        "next(CudaTVL1()(frames))"
+    )
+    times = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(2):
+            start = time.perf_counter()
+            environment = {**os.environ, "XDG_CACHE_HOME": folder}
+            subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+            times.append(round(time.perf_counter() - start, 2))
+    return {"first_s": times[0], "cached_s": times[1]}
+
+
+# --- agreement ---
+
+
+def parity(data: Path | None, pairs: list[Pair]) -> dict[str, Any]:
+    """Differences to the CPU methods, and to OpenCV's TV-L1 where this OpenCV has it."""
+    if data:
+        fixed = [tvl1_cpu.read_pair(data / clip, index) for _, clip, index in tvl1_cpu.PAIRS]
+    else:
+        fixed = pairs[:: len(pairs) // 22][:22]
+    result: dict[str, Any] = {
+        "tvl1_to_cpu": compare(fixed, CudaTVL1(), lambda a, b: next(TVL1().fields([(a, b)]))),
+        "farneback_to_opencv": compare(
+            fixed,
+            CudaFarneback(),
+            lambda a, b: cv2.FarnebackOpticalFlow_create().calc(a, b, None),
+        ),
+    }
+    if hasattr(cv2, "optflow"):
+        result["opencv"] = cv2.__version__
+        method: Any = CudaTVL1()
+        result["tvl1_to_opencv"] = tvl1_cpu.parity(fixed, method)  # beside the noise floor
+    if data:
+        result["ground_truth_px"] = {
+            scene: ground_truth(data / "middlebury" / scene) for scene in tvl1_cpu.SCENES
+        }
+    return result
+
+
+def compare(
+    pairs: list[Pair], method: Any, expected: Callable[[np.ndarray, np.ndarray], np.ndarray]
+) -> dict[str, float]:
+    """End-point differences in px over the pairs: mean and worst of their means, 99 % quantile."""
+    means, high, codes = [], [], []
+    for field, (first, second) in zip(method.fields(pairs), pairs, strict=True):
+        wanted = expected(first, second)
+        difference = fields.end_point_error(field, wanted)
+        means.append(float(difference.mean()))
+        high.append(float(np.quantile(difference, 0.99)))
+        scaled = [np.rint(one * tvl1_cpu.CODES_PER_PX) for one in (field, wanted)]
+        codes.append(float((scaled[0] != scaled[1]).mean()))
+    return {
+        "mean_px": round(statistics.mean(means), 6),
+        "worst_mean_px": round(max(means), 6),
+        "p99_px": round(statistics.mean(high), 6),
+        "codes_changed": round(statistics.mean(codes), 5),
+    }
+
+
+def ground_truth(folder: Path) -> dict[str, float]:
+    """Mean end-point error of each preset on one of Middlebury's scenes, px."""
+    first, second = (
+        cv2.imread(str(folder / name), cv2.IMREAD_GRAYSCALE)
+        for name in ("frame10.png", "frame11.png")
+    )
+    truth = fields.read_flo(folder / "flow10.flo")
+    return {
+        name: round(
+            float(
+                np.nanmean(
+                    fields.end_point_error(next(CudaTVL1(**given).fields([(first, second)])), truth)
+                )
+            ),
+            4,
+        )
+        for name, given in CudaTVL1.presets.items()
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""flowkit's own flow methods on an NVIDIA card: pairs read ahead, computed in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from flowkit.errors import UsageError
+from flowkit.flow.method import Pair, check_parameters, consecutive, parameter
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from flowkit.flow.cuda_batches import Ranges
+
+
+@dataclass(frozen=True)
+class CudaTVL1:
+    """TV-L1 on an NVIDIA card: `flowkit.flow.tvl1.TVL1`, parameters and defaults included.
+
+    The same algorithm with the same exact stop test, in sums of another order: it agrees with the
+    CPU method as that agrees with OpenCV. Preset ``opencv-cuda`` instead follows the conventions of
+    ``cv2.cuda.OpticalFlowDual_TVL1``, which is another algorithm (docs/gpu.md): a flat loop without
+    median whose error is tested rarely, bicubic A = -0.5, edges repeated, corners aligned.
+
+    Iterating needs a card: FlowkitError says what is missing. Equal parameters make equal methods;
+    a method holds no state and can be pickled.
+    """
+
+    name: ClassVar[str] = "tvl1-cuda"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "opencv": {},
+        "fast": {"epsilon": 0.02},
+        "opencv-cuda": {
+            "like_opencv_cuda": True,
+            "median_filtering": 1,
+            "inner_iterations": 300,
+            "outer_iterations": 1,
+        },
+    }
+
+    tau: float = parameter(0.25, "Time step of the dual update.", at_least=0)
+    lambda_: float = parameter(0.15, "Weight of the data term: smaller is smoother.", at_least=0)
+    theta: float = parameter(0.3, "Tightness between data and smoothness term.", at_least=1e-6)
+    nscales: int = parameter(5, "Levels of the pyramid.", at_least=1)
+    warps: int = parameter(5, "Warps of the second frame a level.", at_least=1)
+    epsilon: float = parameter(0.01, "Mean change in px at which a warp stops.", at_least=0)
+    inner_iterations: int = parameter(30, "Iterations between two medians.", at_least=1)
+    outer_iterations: int = parameter(10, "Rounds of median and iterations a warp.", at_least=1)
+    scale_step: float = parameter(0.8, "Size of a level against the finer one.", at_least=0.1)
+    median_filtering: int = parameter(5, "Side of the median: 1 (none) or 5.", at_least=1)
+    like_opencv_cuda: bool = parameter(False, "OpenCV CUDA's sampling, resizing and stop test.")
+
+    def __post_init__(self) -> None:
+        check_parameters(self)
+        if not self.scale_step < 1:
+            raise UsageError(f"tvl1-cuda: expected scale_step below 1, got {self.scale_step}")
+        if self.median_filtering not in (1, 5):
+            raise UsageError(
+                f"tvl1-cuda: expected median_filtering 5 or 1, got {self.median_filtering}"
+            )
+        if self.like_opencv_cuda and self.median_filtering != 1:
+            raise UsageError("tvl1-cuda: like_opencv_cuda has no median: median_filtering 1")
+
+    def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The n-1 fields of n gray or BGR frames, lazily."""
+        return self.fields(consecutive(frames))
+
+    def fields(self, pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
+        """The field of each pair of gray frames, in order, float32 (H, W, 2) px.
+
+        Reads up to three batches of pairs ahead; pairs of several videos may follow each other. A
+        batch ends where the size changes. A frame is uploaded once a batch, however many pairs hold
+        that very array: do not write into a frame before its fields have come.
+        """
+        from flowkit.flow import cuda_batches, cuda_tvl1
+
+        return cuda_batches.on_card(
+            pairs, self, cuda_tvl1.SOURCE, cuda_tvl1.TVL1Batch, cuda_batches.fetch_fields
+        )
+
+    def planes(
+        self, pairs: Iterable[Pair], *, bound: float | None = None
+    ) -> Iterator[tuple[np.ndarray, Ranges]]:
+        """The fields quantized on the card: planes uint8 (2, H, W) and (lo, hi) of x and of y.
+
+        `bound` in px fixes the range, None takes each component's own: bytes and ranges are those
+        that `flowkit.planes.encode_field` makes of the field. ValueError where one is not finite.
+        """
+        from flowkit.flow import cuda_batches, cuda_tvl1
+
+        return cuda_batches.on_card(
+            pairs, self, cuda_tvl1.SOURCE, cuda_tvl1.TVL1Batch, cuda_batches.fetch_planes(bound)
+        )
+
+
+@dataclass(frozen=True)
+class CudaFarneback:
+    """Farneback's polynomial expansion on an NVIDIA card, as ``cv2.FarnebackOpticalFlow``.
+
+    SCIA 2003, doi 10.1007/3-540-45103-X_50; parameters and defaults are those of OpenCV's class.
+    OpenCV's CPU code ignores `fast_pyramids`; here, as in its CUDA code, levels are then made by
+    pyrDown, each from the one before.
+    """
+
+    name: ClassVar[str] = "farneback-cuda"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    levels: int = parameter(5, "Levels of the pyramid.", at_least=1)
+    pyr_scale: float = parameter(0.5, "Size of a level against the finer one.", at_least=0.1)
+    fast_pyramids: bool = parameter(False, "Pyramids by pyrDown; needs pyr_scale 0.5.")
+    win_size: int = parameter(13, "Side of the averaging window in px.", at_least=1)
+    iterations: int = parameter(10, "Iterations a level.", at_least=1)
+    poly_n: int = parameter(5, "Neighborhood of the expansion: 5 or 7.", at_least=3)
+    poly_sigma: float = parameter(1.1, "Sigma of the expansion: 1.1 for 5, 1.5 for 7.", at_least=0)
+    gaussian: bool = parameter(False, "Gaussian instead of box window: slower, more accurate.")
+
+    def __post_init__(self) -> None:
+        check_parameters(self)
+        if not self.pyr_scale < 1:
+            raise UsageError(f"farneback-cuda: expected pyr_scale below 1, got {self.pyr_scale}")
+        if self.fast_pyramids and self.pyr_scale != 0.5:
+            raise UsageError(
+                f"farneback-cuda: fast_pyramids needs pyr_scale 0.5, got {self.pyr_scale}"
+            )
+
+    def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The n-1 fields of n gray or BGR frames, lazily."""
+        return self.fields(consecutive(frames))
+
+    def fields(self, pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
+        """The field of each pair of gray frames, float32 (H, W, 2) px; batched as `CudaTVL1`'s."""
+        from flowkit.flow import cuda_batches, cuda_farneback
+
+        return cuda_batches.on_card(
+            pairs,
+            self,
+            cuda_farneback.SOURCE,
+            cuda_farneback.FarnebackBatch,
+            cuda_batches.fetch_fields,
+        )
+
+    def planes(
+        self, pairs: Iterable[Pair], *, bound: float | None = None
+    ) -> Iterator[tuple[np.ndarray, Ranges]]:
+        """The fields quantized on the card: as `CudaTVL1.planes`."""
+        from flowkit.flow import cuda_batches, cuda_farneback
+
+        return cuda_batches.on_card(
+            pairs,
+            self,
+            cuda_farneback.SOURCE,
+            cuda_farneback.FarnebackBatch,
+            cuda_batches.fetch_planes(bound),
+        )

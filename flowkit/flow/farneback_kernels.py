@@ -1,0 +1,425 @@
+# mypy: ignore-errors
+"""Farneback's method in compiled loops: polynomial expansion, and the field of one level.
+
+Importing this module imports Numba and compiles nothing: `flowkit.flow.farneback` compiles `expand`
+and `solve_level` and keeps the result on disk. Row kernels work on a row of pixels, the functions
+at the end of each part run the rows.
+
+The answer is OpenCV's to the last bit, so every operation is done in OpenCV's order and precision:
+no fast math, no fused multiply-add, float32 and float64 where OpenCV has them. Loops run over whole
+rows of `columns(width)` cells; those right of the frame hold finite values that no pixel reads.
+
+Numba, not mypy, types these functions. They are in one file because Numba knows compiled code to
+be stale by the file of its entry function alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from numba.extending import intrinsic
+
+LANES = 16  # float32 in the widest vector register (AVX-512)
+PLANES = 5  # of an expansion: y, x, y^2, x^2, xy; of a matrix row: G11, G12, G22, h1, h2
+SPARE = 8  # floats behind an interleaved expansion: the last pixel is read eight at a time
+REGULARIZATION = 1e-3  # added to the determinant
+
+ZERO, QUARTER, HALF, ONE = np.float32(0), np.float32(0.25), np.float32(0.5), np.float32(1)
+
+
+def columns(width):
+    """Cells in a row that holds `width` pixels."""
+    return LANES * -(-width // LANES)
+
+
+class NoAlias(CompilerBase):
+    """Numba's usual compiler, told that no two array arguments overlap."""
+
+    def define_pipelines(self):
+        self.state.flags.noalias = True
+        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
+
+
+pixel = njit(error_model="numpy", forceinline=True)
+row = njit(error_model="numpy", pipeline_class=NoAlias)
+whole = njit(error_model="numpy", nogil=True)
+
+
+# --- polynomial expansion ---
+
+
+def expand_down(n):
+    """The row kernel that sums 2n + 1 pixels of each column under the weights 1, y and y^2.
+
+    n is a constant of the compiled code, so that the sums stay in registers.
+    """
+
+    @row
+    def down(y, bottom, count, image, g, xg, xxg, sums):
+        for x in range(count):
+            s0, s1, s2 = image[y, x] * g[0], ZERO, ZERO
+            for k in range(1, n + 1):
+                above, below = image[max(y - k, 0), x], image[min(y + k, bottom), x]
+                both = above + below
+                s0 += g[k] * both
+                s1 += xg[k] * (below - above)
+                s2 += xxg[k] * both
+            at = np.uintp(x) + np.uintp(n)  # unsigned: no test for an index from the end
+            sums[0, at], sums[1, at], sums[2, at] = s0, s1, s2
+
+    return down
+
+
+def expand_along(n):
+    """The row kernel that sums 2n + 1 columns and solves for the polynomial's coefficients."""
+
+    @row
+    def along(count, sums, g, xg, xxg, i11, i03, i33, i55, c_y, c_x, c_yy, c_xx, c_xy):
+        for x in range(count):
+            at = np.uintp(x) + np.uintp(n)
+            b1 = np.float64(sums[0, at] * g[0])
+            b3 = np.float64(sums[1, at] * g[0])
+            b5 = np.float64(sums[2, at] * g[0])
+            b2 = b4 = b6 = 0.0
+            for k in range(1, n + 1):
+                left, right = at - np.uintp(k), at + np.uintp(k)
+                both = np.float64(sums[0, right] + sums[0, left])
+                b1 += both * np.float64(g[k])
+                b4 += both * np.float64(xxg[k])
+                b2 += np.float64((sums[0, right] - sums[0, left]) * xg[k])
+                b3 += np.float64((sums[1, right] + sums[1, left]) * g[k])
+                b6 += np.float64((sums[1, right] - sums[1, left]) * xg[k])
+                b5 += np.float64((sums[2, right] + sums[2, left]) * g[k])
+            c_y[x] = np.float32(b3 * i11)
+            c_x[x] = np.float32(b2 * i11)
+            c_yy[x] = np.float32(b1 * i03 + b5 * i33)
+            c_xx[x] = np.float32(b1 * i03 + b4 * i33)
+            c_xy[x] = np.float32(b6 * i55)
+
+    return along
+
+
+down5, along5 = expand_down(5), expand_along(5)
+down7, along7 = expand_down(7), expand_along(7)
+
+
+@whole
+def expand(image, width, weights, inverse, planes):
+    """The coefficients of y, x, y^2, x^2 and xy around every pixel.
+
+    image: float32 (H, columns(width)). weights: float32 (3, n + 1), the Gaussian g(k), k g(k) and
+    k^2 g(k) from its center outward, n 5 or 7. inverse: float64 (4,), the elements (1, 1), (0, 3),
+    (3, 3) and (5, 5) of the inverted metric. planes, the result: float32 (H, PLANES, columns).
+    Pixels outside the frame equal the nearest one inside.
+    """
+    height, count = image.shape
+    n = weights.shape[1] - 1
+    g, xg, xxg = weights[0], weights[1], weights[2]
+    i11, i03, i33, i55 = inverse
+    sums = np.zeros((3, count + 2 * n), np.float32)
+    for y in range(height):
+        if n == 5:
+            down5(y, height - 1, count, image, g, xg, xxg, sums)
+        else:
+            down7(y, height - 1, count, image, g, xg, xxg, sums)
+        repeat_edges(sums, n, width, n)
+        out = planes[y]
+        c_y, c_x, c_yy, c_xx, c_xy = out[0], out[1], out[2], out[3], out[4]
+        if n == 5:
+            along5(count, sums, g, xg, xxg, i11, i03, i33, i55, c_y, c_x, c_yy, c_xx, c_xy)
+        else:
+            along7(count, sums, g, xg, xxg, i11, i03, i33, i55, c_y, c_x, c_yy, c_xx, c_xy)
+
+
+@whole
+def repeat_edges(rows, first, width, times):
+    """Repeat the first and the last of `width` cells that start at `first`, to either side."""
+    for c in range(rows.shape[0]):
+        left, right = rows[c, first], rows[c, first + width - 1]
+        for k in range(times):
+            rows[c, first - 1 - k] = left
+            rows[c, first + width + k] = right
+
+
+# --- the matrices of a row: both expansions at the present field ---
+
+
+@intrinsic
+def sample_bilinear(typingctx, pixels, start, stride, w00, w01, w10, w11):
+    """PLANES interleaved channels under 2 x 2 weights, as a tuple of float32.
+
+    `pixels` is flat; `start` is the index of the first pixel's first channel, `stride` that of a
+    row. Written in vectors, because Numba leaves LLVM's vectorizer of straight code off.
+    """
+    signature = types.UniTuple(types.float32, PLANES)(pixels, start, stride, *[types.float32] * 4)
+
+    def codegen(context, builder, signature, args):
+        array = context.make_array(signature.args[0])(context, builder, args[0])
+        start, stride = args[1:3]
+        i32 = ir.IntType(32)
+        vector = ir.VectorType(ir.FloatType(), SPARE)
+        undefined = ir.Constant(vector, ir.Undefined)
+        everywhere = ir.Constant(ir.VectorType(i32, SPARE), [0] * SPARE)
+        right = ir.Constant(start.type, PLANES)
+        below = builder.add(start, stride)
+        corners = [start, builder.add(start, right), below, builder.add(below, right)]
+        total = None
+        for corner, weight in zip(corners, args[3:], strict=True):
+            place = builder.bitcast(builder.gep(array.data, [corner]), vector.as_pointer())
+            spread = builder.insert_element(undefined, weight, i32(0))
+            spread = builder.shuffle_vector(spread, undefined, everywhere)
+            term = builder.fmul(builder.load(place, align=4), spread)
+            total = term if total is None else builder.fadd(total, term)
+        values = [builder.extract_element(total, i32(c)) for c in range(PLANES)]
+        return context.make_tuple(builder, signature.return_type, values)
+
+    return signature, codegen
+
+
+@pixel
+def clamp(value, low, high):
+    """The value within low and high; NaN becomes low."""
+    value = value if value > low else low
+    return value if value < high else high
+
+
+@row
+def tap_row(y, height, width, count, u, v, starts, w00, w01, w10, w11):
+    """Where the four pixels around each position x + u begin, and their weights.
+
+    `starts` is -1 where not all four are in the frame.
+    """
+    outside, right, bottom = np.float32(-1), np.float32(width), np.float32(height)
+    for x in range(count):
+        at_x = np.float32(np.int32(x)) + u[x]
+        at_y = np.float32(np.int32(y)) + v[x]
+        left, top = np.floor(at_x), np.floor(at_y)
+        column = np.int32(clamp(left, outside, right))
+        line = np.int32(clamp(top, outside, bottom))
+        inside = (column >= 0) & (column < width - 1) & (line >= 0) & (line < height - 1)
+        start = (line * np.int32(width) + column) * np.int32(PLANES)
+        starts[x] = start if inside else np.int32(-1)
+        fx, fy = at_x - left, at_y - top
+        w00[x] = (ONE - fx) * (ONE - fy)
+        w01[x] = fx * (ONE - fy)
+        w10[x] = (ONE - fx) * fy
+        w11[x] = fx * fy
+
+
+@row
+def sample_row(width, pixels, stride, starts, w00, w01, w10, w11, sampled):
+    """The second frame's coefficients at the taps of a row, into `sampled` (PLANES, ...)."""
+    for x in range(width):
+        start = np.intp(max(starts[x], np.int32(0)))
+        c_y, c_x, c_yy, c_xx, c_xy = sample_bilinear(
+            pixels, start, stride, w00[x], w01[x], w10[x], w11[x]
+        )
+        sampled[0, x] = c_y
+        sampled[1, x] = c_x
+        sampled[2, x] = c_yy
+        sampled[3, x] = c_xx
+        sampled[4, x] = c_xy
+
+
+@row
+def matrix_row(count, u, v, first, starts, second, edge, matrices):
+    """G11, G12, G22, h1 and h2 of a row, whose blurred equations G (v, u) = h give the field.
+
+    Where the position lies outside the frame, the second frame counts as the first one's curvature
+    with no slope. `edge` is the weight of each pixel.
+    """
+    for x in range(count):
+        inside = starts[x] >= 0
+        y0, x0, yy0, xx0, xy0 = first[0, x], first[1, x], first[2, x], first[3, x], first[4, x]
+        y1, x1, yy1, xx1, xy1 = second[0, x], second[1, x], second[2, x], second[3, x], second[4, x]
+        y1 = y1 if inside else ZERO
+        x1 = x1 if inside else ZERO
+        yy1 = yy1 if inside else yy0
+        xx1 = xx1 if inside else xx0
+        xy1 = xy1 if inside else xy0
+        yy = (yy0 + yy1) * HALF
+        xx = (xx0 + xx1) * HALF
+        xy = (xy0 + xy1) * QUARTER
+        down = (y0 - y1) * HALF + (yy * v[x] + xy * u[x])
+        along = (x0 - x1) * HALF + (xy * v[x] + xx * u[x])
+        weight = edge[x]
+        down *= weight
+        along *= weight
+        yy *= weight
+        xx *= weight
+        xy *= weight
+        matrices[0, x] = yy * yy + xy * xy
+        matrices[1, x] = (yy + xx) * xy
+        matrices[2, x] = xx * xx + xy * xy
+        matrices[3, x] = yy * down + xy * along
+        matrices[4, x] = xy * down + xx * along
+
+
+@whole
+def interleave(planes, width):
+    """An expansion (H, PLANES, columns) as one row of pixels with their channels together."""
+    height = planes.shape[0]
+    pixels = np.zeros(height * width * PLANES + SPARE, np.float32)
+    for y in range(height):
+        for x in range(width):
+            for c in range(PLANES):
+                pixels[(y * width + x) * PLANES + c] = planes[y, c, x]
+    return pixels
+
+
+# --- the blur and the field of a row ---
+
+
+@row
+def add_change(count, new, old, sums):
+    for x in range(count):
+        sums[x] += np.float64(new[x] - old[x])
+
+
+@whole
+def start_sums(height, width, half, matrices, first, sums):
+    """The column sums before row 0 is reached: its window less its last row, plus row 0 once."""
+    for c in range(PLANES):
+        for x in range(width):
+            sums[c, first + x] = np.float64(matrices[0, c, x] * np.float32(half + 2))
+        for y in range(1, half):
+            for x in range(width):
+                sums[c, first + x] += np.float64(matrices[min(y, height - 1), c, x])
+
+
+@row
+def box_along(width, half, sums, first, box):
+    """Running sums of 2 half + 1 columns, five at once: a row's sums wait for each other."""
+    times = np.float64(half + 2)
+    g11, g12, g22 = sums[0, first] * times, sums[1, first] * times, sums[2, first] * times
+    h1, h2 = sums[3, first] * times, sums[4, first] * times
+    for x in range(first + 1, first + half):
+        g11 += sums[0, x]
+        g12 += sums[1, x]
+        g22 += sums[2, x]
+        h1 += sums[3, x]
+        h2 += sums[4, x]
+    for x in range(width):
+        new, old = first + x + half, first + x - half - 1
+        g11 += sums[0, new] - sums[0, old]
+        g12 += sums[1, new] - sums[1, old]
+        g22 += sums[2, new] - sums[2, old]
+        h1 += sums[3, new] - sums[3, old]
+        h2 += sums[4, new] - sums[4, old]
+        box[0, x] = g11
+        box[1, x] = g12
+        box[2, x] = g22
+        box[3, x] = h1
+        box[4, x] = h2
+
+
+@row
+def first_tap(count, center, weight, sums):
+    for x in range(count):
+        sums[x] = center[x] * weight
+
+
+@row
+def next_tap(count, before, after, weight, sums):
+    for x in range(count):
+        sums[x] += (after[x] + before[x]) * weight
+
+
+@row
+def solve_row(count, blurred, scale, u, v):
+    """The field of a row: the solution of its 2 x 2 equations."""
+    for x in range(count):
+        g11, g12, g22 = blurred[0, x] * scale, blurred[1, x] * scale, blurred[2, x] * scale
+        h1, h2 = blurred[3, x] * scale, blurred[4, x] * scale
+        inverse = 1.0 / (g11 * g22 - g12 * g12 + REGULARIZATION)
+        u[x] = np.float32((g11 * h2 - g12 * h1) * inverse)
+        v[x] = np.float32((g22 * h1 - g12 * h2) * inverse)
+
+
+# --- a level ---
+
+
+@whole
+def solve_level(flow, first, second, width, edges, win_size, gaussian, iterations):
+    """The field of one level, in place: `flow` holds its start, then its result.
+
+    flow: float32 (2, H, columns(width)), u and v. first, second: expansions, float32 (H, PLANES,
+    columns). edges: float32 (min(H, 11), columns), the weights of the five upper rows, of those
+    between and of the five lower rows. gaussian: float32, the window from its center outward, or
+    empty for a box of `win_size`. Does not hold the GIL.
+
+    One pass an iteration: the matrices of a row are made just before the window reaches it, and a
+    ring keeps those of the window; the field of a row is solved once its own matrices are made.
+    """
+    height, count = flow.shape[1:]
+    half = win_size // 2
+    box = len(gaussian) == 0
+    scale = 1.0 / (win_size * win_size)
+    u, v = flow[0], flow[1]
+    pixels = interleave(second, width)
+    stride = np.intp(width * PLANES)
+    starts = np.zeros(count, np.int32)
+    weights = np.zeros((4, count), np.float32)
+    w00, w01, w10, w11 = weights[0], weights[1], weights[2], weights[3]
+    sampled = np.zeros((PLANES, count), np.float32)
+    slots = 2 * half + 2
+    ring = np.zeros((slots, PLANES, count), np.float32)
+    left = half + 1
+    box_sums = np.zeros((PLANES, count + 2 * left))
+    box_blurred = np.zeros((PLANES, count))
+    gaussian_sums = np.zeros((PLANES, count + 2 * left), np.float32)
+    gaussian_blurred = np.zeros((PLANES, count), np.float32)
+
+    for _ in range(iterations):
+        made = 0
+        for y in range(height):
+            while made < min(y + half + 1, height):
+                tap_row(made, height, width, count, u[made], v[made], starts, w00, w01, w10, w11)
+                sample_row(width, pixels, stride, starts, w00, w01, w10, w11, sampled)
+                edge = edges[made if made < 6 else max(5, len(edges) - (height - made))]
+                matrix_row(
+                    count, u[made], v[made], first[made], starts, sampled, edge, ring[made % slots]
+                )
+                made += 1
+            if box:
+                if y == 0:
+                    start_sums(height, width, half, ring, left, box_sums)
+                new = ring[min(y + half, height - 1) % slots]
+                old = ring[max(y - half - 1, 0) % slots]
+                for c in range(PLANES):
+                    add_change(count, new[c], old[c], box_sums[c, left:])
+                repeat_edges(box_sums, left, width, left)
+                box_along(width, half, box_sums, left, box_blurred)
+                solve_row(count, box_blurred, scale, u[y], v[y])
+            else:
+                gaussian_row(
+                    y, height, width, ring, gaussian, left, gaussian_sums, gaussian_blurred
+                )
+                solve_row(count, gaussian_blurred, 1.0, u[y], v[y])
+
+
+@whole
+def gaussian_row(y, height, width, ring, gaussian, left, sums, blurred):
+    """The matrices of a row blurred by a Gaussian, edges repeated: down, then along."""
+    slots, _, count = ring.shape
+    for c in range(PLANES):
+        first_tap(count, ring[y % slots, c], gaussian[0], sums[c, left:])
+        for k in range(1, len(gaussian)):
+            above, below = max(y - k, 0) % slots, min(y + k, height - 1) % slots
+            next_tap(count, ring[above, c], ring[below, c], gaussian[k], sums[c, left:])
+    repeat_edges(sums, left, width, left)
+    for c in range(PLANES):
+        first_tap(count, sums[c, left:], gaussian[0], blurred[c])
+        for k in range(1, len(gaussian)):
+            before, after = sums[c, left - k :], sums[c, left + k :]
+            next_tap(count, before, after, gaussian[k], blurred[c])
+
+
+_rows = types.float32[:, ::1]
+_cube = types.float32[:, :, ::1]
+EXPAND = (_rows, types.int64, _rows, types.float64[::1], _cube)
+SOLVE_LEVEL = (
+    _cube, _cube, _cube, types.int64, _rows, types.int64, types.float32[::1], types.int64,
+)  # fmt: skip

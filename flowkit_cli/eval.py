@@ -1,0 +1,249 @@
+"""`flowkit eval`: trained streams to scores of the test part and of held-out videos."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flowkit.errors import UsageError
+from flowkit_cli import output
+from flowkit_cli.options import cores, json_option
+from flowkit_cli.record_options import record_options
+from flowkit_cli.scoring_options import scoring_options, test_views
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flowkit.matching import RecordFolder
+    from flowkit.scoring import Part, Scorer
+    from flowkit.splits import Split
+
+
+@click.command()
+@click.argument("runs_given", metavar="[RUN]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default="runs",
+    show_default=True,
+    help="Folder of the runs, where no RUN is given.",
+)
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path),
+    default="flow",
+    show_default=True,
+    help="Folder of the records.",
+)
+@record_options
+@click.option(
+    "--split",
+    "split_file",
+    type=click.Path(path_type=Path),
+    help="Split whose parts are scored.  [default: the one that the run was trained on]",
+)
+@click.option(
+    "--part",
+    "parts",
+    type=click.Choice(["test", "heldout"]),
+    multiple=True,
+    help="Which part; may be given twice.  [default: both, as far as the split has them]",
+)
+@click.option(
+    "--missing",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="Of listed videos that have no record: stop, or go on and say how many.",
+)
+@click.option(
+    "--cv",
+    "folds",
+    type=click.IntRange(2),
+    metavar="K",
+    help="Score the whole training part: train the run again K times, each without one fold of "
+    "source groups, in RUN/cv.  [default: score what the run held out]",
+)
+@scoring_options
+@click.option(
+    "-j",
+    "--workers",
+    type=click.IntRange(1),
+    help="Threads that read ahead, and loader processes of --cv.  [default: with a card all "
+    "cores, else 1]",
+)
+@json_option
+def eval(  # the command's name
+    runs_given: tuple[Path, ...],
+    runs: Path,
+    records: Path,
+    split_file: Path | None,
+    parts: tuple[Part, ...],
+    folds: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Score the videos of a split by trained streams.
+
+    RUN is a run's folder or a checkpoint in it; by default all runs. Classes, L, the form of the
+    stack, the size of the input and the flow are the checkpoint's. A run that was stopped goes on
+    where it was; finished scores that were made the same way are kept.
+
+    \b
+    flowkit eval                          -> runs/<stream>/scores-test.npz, scores-heldout.npz
+    flowkit eval runs/temporal/last.json --part test --moments 5 --views center
+    flowkit eval --cv 5                   -> held-out scores of the whole training part
+    """
+    from flowkit.matching import RecordFolder
+    from flowkit.ranks import choose_device
+    from flowkit.scoring import Scorer, score_part
+
+    if folds is not None and parts == ("test",):
+        raise UsageError("--cv makes the held-out scores: --part test leaves them out")
+    folder = RecordFolder(records, options["layout"], options["bound"], options["zero"])
+    device = choose_device(options["device"])
+    readers = options["workers"] or (1 if device.type == "cpu" else cores())
+    for run in runs_given or _find_runs(runs):
+        scorer = Scorer(
+            run, views=test_views(options), device=device, pass_inputs=options["pass_inputs"]
+        )
+        place = scorer.path.parent
+        split = _read_split(split_file, place)
+        both: tuple[Part, ...] = ("test", "heldout")
+        for part in parts or both:
+            if part == "heldout" and folds is not None:
+                is_new = _cross_validate(scorer, folder, folds, readers)
+                _tell(run, part, place / "scores-heldout.npz", is_new=is_new, as_json=as_json)
+                continue
+            if not parts and not split.part(part):
+                output.say(f"{run}: {split.name} has no {part} part")
+                continue
+            out = place / f"scores-{part}.npz"
+            progress = score_part(
+                scorer, split, folder, part, out, missing=options["missing"], readers=readers
+            )
+            is_new = _follow(str(out), progress)
+            _tell(run, part, out, is_new=is_new, as_json=as_json)
+
+
+def _cross_validate(scorer: Scorer, records: RecordFolder, folds: int, workers: int) -> bool:
+    """Train and score every fold of a run, and write the scores of all; whether any were new."""
+    from flowkit.cross_validation import fold_jobs, join_folds
+    from flowkit.jobs import Machine
+    from flowkit.ranks import Ranks
+    from flowkit.scores import write_scores
+    from flowkit.scoring import Scorer, score_part
+    from flowkit.splits import read_split
+    from flowkit.training import SPLIT_FILE, train
+
+    run = scorer.path.parent
+    split = read_split(run / SPLIT_FILE)
+    files = []
+    is_new = False
+    for number, job in enumerate(fold_jobs(scorer.checkpoint, split, records, folds), start=1):
+        place = run / "cv" / f"fold-{number}of{folds}"
+        for told in train(
+            job, place, Ranks(0, 1, scorer.device), Machine(workers=workers), start="resume"
+        ):
+            if told.heldout_accuracy is not None:
+                output.say(
+                    f"{place}: step {told.step:,} of {told.steps:,}, held out "
+                    f"{told.heldout_accuracy:.1%}"
+                )
+        files.append(place / "scores-heldout.npz")
+        own = Scorer(
+            place, views=scorer.views, device=scorer.device, pass_inputs=scorer.pass_inputs
+        )
+        progress = score_part(
+            own,
+            job.tasks[0].split,
+            records,
+            "heldout",
+            files[-1],
+            missing=job.missing,
+            readers=workers,
+        )
+        is_new = _follow(str(files[-1]), progress) or is_new
+    joined = join_folds(files, split)
+    if never := len(split.train) + len(split.heldout) - len(joined.videos):
+        output.say(f"{output.count(never, 'training video')} in no fold: classes of one group")
+    write_scores(run / "scores-heldout.npz", joined)
+    return is_new
+
+
+def _find_runs(runs: Path) -> list[Path]:
+    found = sorted(path.parent for path in runs.glob("*/best.json"))
+    if not found:
+        raise UsageError(
+            f"{runs}: no run there (a folder with best.json): flowkit train spatial and "
+            "flowkit train temporal make them"
+        )
+    return found
+
+
+def _read_split(file: Path | None, run: Path) -> Split:
+    """The split to score; UsageError where the run was trained on what is to be scored."""
+    from flowkit.scoring import trained_videos
+    from flowkit.splits import first_names, read_split
+    from flowkit.training import SPLIT_FILE
+
+    own = run / SPLIT_FILE
+    if file is None and not own.exists():
+        raise UsageError(f"{own}: no split there: name one (--split)")
+    split = read_split(file or own)
+    if seen := trained_videos(split, own):
+        raise UsageError(
+            f"{run} was trained on {len(seen)} of the test and held-out videos of {file}: "
+            f"{first_names(seen)}"
+        )
+    return split
+
+
+def _follow(what: str, progress: Iterator[tuple[int, int]]) -> bool:
+    """Say now and then how far it is; whether there was anything to do."""
+    begin = last = time.monotonic()
+    first = None
+    for done, total in progress:
+        now = time.monotonic()
+        first = done if first is None else first
+        if now - last >= output.QUIET_LINE_S and done > first:
+            last = now
+            rate = (done - first) / (now - begin)
+            output.say(
+                f"{what}: {done:,} of {output.count(total, 'video')}, {rate:.2f} videos/s, "
+                f"{output.duration((total - done) / rate)} left"
+            )
+    return first is not None
+
+
+def _tell(run: Path, part: str, out: Path, *, is_new: bool, as_json: bool) -> None:
+    """The result: how many of a scores file are right."""
+    from flowkit.report import evaluate
+    from flowkit.report_text import interval
+    from flowkit.scores import read_scores
+
+    scores = read_scores(out)
+    method = evaluate({str(run): scores}).methods[str(run)]
+    if as_json:
+        output.json_line(
+            {
+                "run": str(run),
+                "part": part,
+                "out": str(out),
+                "videos": len(scores.videos),
+                "top1": method.top1.value,
+                "interval": [method.top1.low, method.top1.high],
+                "mean_class": method.mean_class.value,
+                "about": method.about,
+                "new": is_new,
+            }
+        )
+        return
+    kept = "" if is_new else "; was there already"
+    output.result(
+        f"{out}: top-1 {method.top1.value:.1%} {interval(method.top1)} of "
+        f"{output.count(len(scores.videos), 'video')}; {method.about}{kept}"
+    )

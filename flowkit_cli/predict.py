@@ -1,0 +1,216 @@
+"""`flowkit predict`: raw videos to their likeliest classes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flowkit.errors import UsageError
+from flowkit_cli import output
+from flowkit_cli.options import json_option
+from flowkit_cli.scoring_options import scoring_options, test_views
+
+if TYPE_CHECKING:
+    from flowkit.fusion import Fusion
+    from flowkit.prediction import Prediction, Predictor
+
+log = logging.getLogger("flowkit")
+
+
+@click.command()
+@click.argument("videos", metavar="VIDEO...", nargs=-1, required=True)
+@click.option(
+    "--spatial",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Run or checkpoint of the spatial stream.  [default: RUNS/spatial, if it is there and "
+    "neither stream is named]",
+)
+@click.option(
+    "--temporal",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Run or checkpoint of the temporal stream.  [default: likewise]",
+)
+@click.option(
+    "--fusion",
+    metavar="FILE|average",
+    help="What flowkit fuse kept.  [default: RUNS/fused/fusion.npz, if it is there, else average]",
+)
+@click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default="runs",
+    show_default=True,
+    help="Folder of the runs.",
+)
+@click.option(
+    "--top", type=click.IntRange(1), default=5, show_default=True, help="Classes of a video."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Of one VIDEO, write an .mp4 of its frames and flow with the prediction below.",
+)
+@scoring_options
+@json_option
+def predict(
+    videos: tuple[str, ...],
+    spatial: Path | None,
+    temporal: Path | None,
+    fusion: str | None,
+    runs: Path,
+    top: int,
+    out: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """The likeliest classes of VIDEO, with their probabilities.
+
+    VIDEO is a file, a folder of frames or of videos, a list file, or - for paths on standard input,
+    each answered as it comes. Flow is computed as that of the records that the stream was trained
+    on. A video that fails does not stop the rest.
+
+    \b
+    flowkit predict a.mp4
+    find videos -name '*.avi' | flowkit predict - --json
+    flowkit predict a.mp4 --temporal runs/temporal --out overlay.mp4
+
+    Exit status: 0 all done, 1 some videos failed, 2 usage.
+    """
+    asked = _find(videos)
+    if out is not None:
+        asked = iter(named := list(asked))
+        if len(named) != 1:
+            raise UsageError(f"--out shows one video, got {len(named)}")
+    predictor = _make_predictor(spatial, temporal, fusion, runs, options)
+    failed = 0
+    for path, problem in asked:
+        try:
+            if problem is not None:
+                raise problem
+            record = predictor.hold(path, whole=out is not None)
+            found = predictor.predict_record(record)
+            if out is not None:
+                from flowkit.prediction import write_overlay
+
+                write_overlay(record, found, out, lines=top)
+        except Exception as error:  # one bad video never stops the rest
+            failed += 1
+            log.debug("%s", path, exc_info=True)
+            reason = f"{error or type(error).__name__}".removeprefix(f"{path}: ")
+            output.say(f"failed: {path}: {reason}")
+            if as_json:
+                output.json_line({"video": path, "status": "failed", "reason": reason})
+            continue
+        _tell(path, found, top, as_json=as_json)
+    if out is not None and not failed:
+        output.say(f"wrote {out}")
+    if failed:
+        sys.exit(1)
+
+
+def _make_predictor(
+    spatial: Path | None,
+    temporal: Path | None,
+    fusion: str | None,
+    runs: Path,
+    options: dict[str, Any],
+) -> Predictor:
+    """The streams that are named, or those of `runs`, and their fusion."""
+    from flowkit.checkpoints import BEST
+    from flowkit.fusion import describe
+    from flowkit.prediction import Predictor
+    from flowkit.ranks import choose_device
+    from flowkit.scoring import Scorer
+
+    named = [path for path in (spatial, temporal) if path is not None]
+    found = named or [
+        runs / name for name in ("spatial", "temporal") if (runs / name / BEST).exists()
+    ]
+    if not found:
+        raise UsageError(
+            f"{runs}: holds no trained stream: flowkit train makes them, and --spatial and "
+            "--temporal name others"
+        )
+    device = choose_device(options["device"])
+    scorers = {}
+    for path in found:
+        scorer = Scorer(
+            path, views=test_views(options), device=device, pass_inputs=options["pass_inputs"]
+        )
+        expected = {spatial: "spatial", temporal: "temporal"}.get(path, scorer.checkpoint.stream)
+        if scorer.checkpoint.stream != expected:
+            raise UsageError(f"--{expected} {path}: holds a {scorer.checkpoint.stream} stream")
+        scorers[scorer.path.absolute().parent.name] = scorer
+    chosen = _read_fusion(fusion, runs, len(scorers))
+    if len(scorers) < len(found):
+        raise UsageError(f"{found[0]} and {found[1]}: give the runs' folders different names")
+    how = "" if chosen is None else f"; {describe(chosen, scorers)}"
+    if chosen is not None and chosen.method == "svm":
+        how += ", its percentages the softmax of margins"
+    output.say(f"read {', '.join(str(scorer.path) for scorer in scorers.values())}{how}")
+    return Predictor(scorers, chosen)
+
+
+def _read_fusion(given: str | None, runs: Path, streams: int) -> Fusion | None:
+    """The fusion that is asked for; None for one stream alone."""
+    from flowkit.fusion import Fusion, read_fusion
+
+    if streams == 1:
+        if given is not None:
+            raise UsageError("--fusion goes with two streams: name both, --spatial and --temporal")
+        return None
+    kept = runs / "fused" / "fusion.npz"
+    if given == "average" or (given is None and not kept.exists()):
+        return Fusion("average")
+    return read_fusion(given or kept)
+
+
+def _find(videos: tuple[str, ...]) -> Iterator[tuple[str, Exception | None]]:
+    """The path of every video, or with it what is wrong; lines of standard input as they come."""
+    from flowkit.sources import find_videos
+
+    def names() -> Iterator[str]:
+        for name in videos:
+            if name != "-":
+                yield name
+                continue
+            for line in sys.stdin.buffer:
+                if text := os.fsdecode(line).rstrip("\r\n"):
+                    yield text
+
+    for name in names():
+        try:
+            sources = find_videos([name]).sources
+        except UsageError as error:
+            yield name, error
+            continue
+        is_itself = len(sources) == 1 and sources[0].path == Path(os.path.abspath(name))
+        for source in sources:
+            yield (name if is_itself else str(source.path)), None
+
+
+def _tell(path: str, found: Prediction, top: int, *, as_json: bool) -> None:
+    if as_json:
+        output.json_line(
+            {
+                "video": path,
+                "status": "done",
+                "frames": found.frames,
+                "top": [{"class": name, "probability": p} for name, p in found.top(top)],
+                "streams": {
+                    name: {"class": class_name, "probability": p}
+                    for name, (class_name, p) in found.streams.items()
+                },
+            }
+        )
+        return
+    classes = ", ".join(f"{name} {p:.1%}" for name, p in found.top(top))
+    output.result(f"{path}: {classes}")

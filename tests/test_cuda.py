@@ -1,0 +1,614 @@
+"""The CUDA methods: their kernels run on the processor, compiled for cards, and run on one."""
+
+import ctypes
+import dataclasses
+import itertools
+import pickle
+import subprocess
+import sys
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from cuda_emulator import EmulatedQueue, build, compiler
+
+from flowkit import fields, quantize
+from flowkit._cv2 import cv2
+from flowkit.errors import FlowkitError, InstallError, UsageError
+from flowkit.flow import (
+    cuda_batches,
+    cuda_device,
+    cuda_farneback,
+    cuda_images,
+    cuda_tvl1,
+    describe_method,
+    tvl1,
+    tvl1_kernels,
+)
+from flowkit.flow.cuda import CudaFarneback, CudaTVL1
+from flowkit.flow.tvl1 import TVL1
+
+SOLVERS = {CudaTVL1: cuda_tvl1.TVL1Batch, CudaFarneback: cuda_farneback.FarnebackBatch}
+SOURCES = {CudaTVL1: cuda_tvl1.SOURCE, CudaFarneback: cuda_farneback.SOURCE}
+QUICK = {  # a few iterations, for laws that hold for any number of them
+    CudaTVL1: CudaTVL1(nscales=2, warps=1, outer_iterations=1, inner_iterations=12),
+    CudaFarneback: CudaFarneback(iterations=2),
+}
+
+
+def texture(height: int, width: int, *, seed: int = 0, grain: float = 3) -> np.ndarray:
+    """Random gray blobs of about `grain` px, uint8 (height, width)."""
+    noise = np.random.default_rng(seed).normal(size=(height + 32, width + 32))
+    smooth = cv2.GaussianBlur(noise, (0, 0), grain)[16:-16, 16:-16]
+    return cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+
+
+def shifted(frame: np.ndarray, dx: float, dy: float) -> np.ndarray:
+    """The frame moved right by dx and down by dy px."""
+    height, width = frame.shape
+    move = np.float32([[1, 0, dx], [0, 1, dy]])
+    return cv2.warpAffine(
+        frame, move, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
+    )
+
+
+# --- on the processor ---
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory):
+    if compiler() is None:
+        pytest.skip("no C++ compiler here to run CUDA kernels on the processor")
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture
+def emulated(place):
+    """Computes pairs as `on_card` does, on two emulated queues."""
+
+    def compute(method, pairs, *, fetch=cuda_batches.fetch_fields, room=2, reverse=False):
+        kind = type(method)
+        slots = [
+            cuda_batches.Slot(
+                EmulatedQueue(SOURCES[kind], place, reverse=reverse), method, SOLVERS[kind], fetch
+            )
+            for _ in range(2)
+        ]
+        compute.slots = slots
+        return cuda_batches.computed(pairs, slots, lambda size: room)
+
+    return compute
+
+
+def cpu_work(method: TVL1, first: np.ndarray, second: np.ndarray) -> int:
+    """Pixels times iterations of the CPU method over all warps and scales."""
+    tvl1.warm_up()
+    total = 0
+
+    def counting(image0, *arguments):
+        nonlocal total
+        total += image0.size * (count := tvl1_kernels.solve_scale(image0, *arguments))
+        return count
+
+    levels = [method._pyramid(frame) for frame in (first, second)]
+    method._field(*levels, tvl1._Workspace(*first.shape), counting)
+    return total
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 33), (5, 40), (70, 67)])
+def test_one_warp_of_full_length_equals_the_cpu_method(emulated, size):
+    first = texture(*size, grain=2)
+    second = shifted(first, 0.7, -0.4)
+    same = {"nscales": 1, "warps": 1, "epsilon": 0}
+    [field] = emulated(CudaTVL1(**same), [(first, second)])
+    [expected] = TVL1(**same).fields([(first, second)])
+    assert np.abs(field - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"nscales": 1},
+        {"nscales": 3, "warps": 2, "epsilon": 0.02, "scale_step": 0.7},
+        {"nscales": 1, "inner_iterations": 7, "outer_iterations": 4, "tau": 0.2, "theta": 0.4},
+        {"nscales": 1, "median_filtering": 1, "lambda_": 0.1},
+    ],
+)
+def test_it_stops_after_the_cpu_methods_very_iteration(emulated, parameters):
+    first = texture(40, 50)
+    second = shifted(first, 1.7, -1.4)
+    [field] = emulated(CudaTVL1(**parameters), [(first, second)])
+    same = TVL1(**parameters)
+    assert emulated.slots[0].solver.work(1) == [cpu_work(same, first, second)]
+    [expected] = same.fields([(first, second)])
+    assert np.abs(field - expected).max() < 2e-3  # rounding, where a pixel hangs in the balance
+
+
+def test_each_pair_of_a_batch_stops_by_itself(emulated):
+    first = texture(30, 40)
+    pairs = [(first, shifted(first, dx, 0.3)) for dx in (0.1, 2.5)] + [(first, first.copy())]
+    method = CudaTVL1(nscales=1, warps=2)
+    together = list(emulated(method, pairs, room=3))
+    counts = emulated.slots[0].solver.work(3) // first.size
+    assert counts[2] == 2 and len(set(counts)) == 3
+    for pair, field in zip(pairs, together, strict=True):
+        [alone] = emulated(method, [pair])
+        assert np.array_equal(field, alone)
+    assert not together[2].any()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"gaussian": True, "levels": 1},
+        {"poly_n": 7, "poly_sigma": 1.5, "pyr_scale": 0.702, "win_size": 10, "iterations": 2},
+        {"pyr_scale": 0.8, "win_size": 15, "iterations": 3, "poly_sigma": 1.2},
+    ],
+)
+def test_farneback_equals_opencv(emulated, parameters):
+    first = texture(70, 61)
+    second = shifted(first, 2.7, -1.4)
+    method = CudaFarneback(**parameters)
+    [field] = emulated(method, [(first, second)])
+    expected = cv2.FarnebackOpticalFlow_create(
+        method.levels, method.pyr_scale, False, method.win_size, method.iterations,
+        method.poly_n, method.poly_sigma, cv2.OPTFLOW_FARNEBACK_GAUSSIAN if method.gaussian else 0,
+    ).calc(first, second, None)  # fmt: skip
+    assert np.abs(field - expected).max() <= 2e-5
+
+
+def test_fast_pyramids_are_opencvs_pyr_down(emulated):
+    first = texture(131, 70)
+    method = CudaFarneback(fast_pyramids=True, iterations=1)
+    [_] = emulated(method, [(first, shifted(first, 1, 1))])
+    solver = emulated.slots[0].solver
+    expected = first.astype(np.float32)
+    assert len(solver.levels) == 2  # (35, 18) would have a side under 32
+    for level in solver.levels:
+        plane = solver.images[0, level.offset :][: level.plane].reshape(-1, level.pitch)
+        assert np.abs(plane[:, : level.width] - expected).max() < 1e-4
+        expected = cv2.pyrDown(expected)
+
+
+def sampled(image: np.ndarray, at_x: np.ndarray, at_y: np.ndarray) -> np.ndarray:
+    """OpenCV CUDA's bicubic sampling: A = -0.5, normalized weights, the nearest pixel outside."""
+
+    def weight(t):
+        t = np.abs(t)
+        near, far = t * t * (1.5 * t - 2.5) + 1, t * (t * (-0.5 * t + 2.5) - 4) + 2
+        return np.where(t <= 1, near, np.where(t < 2, far, 0))
+
+    total, norm = 0, 0
+    for i in range(-1, 3):
+        for j in range(-1, 3):
+            y, x = np.floor(at_y) + i, np.floor(at_x) + j
+            w = weight(at_y - y) * weight(at_x - x)
+            inside = np.clip(y, 0, len(image) - 1), np.clip(x, 0, image.shape[1] - 1)
+            total = total + w * image[inside[0].astype(int), inside[1].astype(int)]
+            norm = norm + w
+    return total / norm
+
+
+def corner_resized(image: np.ndarray, size: tuple[int, int], steps: tuple[float, float]):
+    at = [np.arange(side) * step for side, step in zip(size, steps, strict=True)]
+    low = [np.minimum(np.floor(a).astype(int), n - 1) for a, n in zip(at, image.shape, strict=True)]
+    high = [np.minimum(k + 1, n - 1) for k, n in zip(low, image.shape, strict=True)]
+    wy, wx = (a - k for a, k in zip(at, low, strict=True))
+    rows = image[low[0]] * (1 - wy)[:, None] + image[high[0]] * wy[:, None]
+    return rows[:, low[1]] * (1 - wx) + rows[:, high[1]] * wx
+
+
+def opencv_cuda_tvl1(first, second, *, scales: int, warps: int, epsilon: float, iterations: int):
+    """The published algorithm of cv2.cuda.OpticalFlowDual_TVL1, written out plainly in float64."""
+    levels = [(first.astype(float), second.astype(float))]
+    for _ in range(scales - 1):
+        size = tuple(round(side * 0.8) for side in levels[-1][0].shape)
+        levels.append(tuple(corner_resized(one, size, (1.25, 1.25)) for one in levels[-1]))
+    u = v = np.zeros_like(levels[-1][0])
+    for image0, image1 in reversed(levels):
+        height, width = image0.shape
+        if u.shape != image0.shape:
+            steps = len(u) / height, u.shape[1] / width
+            u, v = (corner_resized(one, image0.shape, steps) * 1.25 for one in (u, v))
+        padded = np.pad(image1, 1, mode="edge")
+        gx = (padded[1:-1, 2:] - padded[1:-1, :-2]) / 2
+        gy = (padded[2:, 1:-1] - padded[:-2, 1:-1]) / 2
+        y, x = np.mgrid[:height, :width]
+        p = [np.zeros_like(u) for _ in range(4)]
+        for _ in range(warps):
+            warped, ix, iy = (sampled(one, x + u, y + v) for one in (image1, gx, gy))
+            square = ix**2 + iy**2
+            rho_c = warped - ix * u - iy * v - image0
+            stop, former, error, n = epsilon**2 * u.size, 0.0, np.inf, 0
+            while error > stop and n < iterations:
+                rho = rho_c + ix * u + iy * v
+                step = np.clip(-rho / np.maximum(square, 1.19e-7), -0.045, 0.045)
+                backward = [
+                    np.diff(one, axis=axis, prepend=0)
+                    for one, axis in zip(p, (1, 0, 1, 0), strict=True)
+                ]
+                du = step * ix + 0.3 * (backward[0] + backward[1])
+                dv = step * iy + 0.3 * (backward[2] + backward[3])
+                u, v = u + du, v + dv
+                if epsilon > 0 and n % 2 == 1 and former < stop:
+                    error = former = (du**2 + dv**2).sum()
+                else:
+                    error, former = np.inf, former - stop
+                for k, one in ((0, u), (2, v)):
+                    ax = np.diff(one, axis=1, append=one[:, -1:])
+                    ay = np.diff(one, axis=0, append=one[-1:])
+                    norm = 1 + 0.25 / 0.3 * np.hypot(ax, ay)
+                    p[k] = (p[k] + 0.25 / 0.3 * ax) / norm
+                    p[k + 1] = (p[k + 1] + 0.25 / 0.3 * ay) / norm
+                n += 1
+    return np.stack([u, v], axis=2)
+
+
+@pytest.mark.parametrize(("scales", "epsilon"), [(1, 0.0), (1, 0.02), (2, 0.02)])
+def test_the_opencv_cuda_variant_is_its_published_algorithm(emulated, scales, epsilon):
+    first = texture(33, 41)
+    second = shifted(first, 2.3, -1.2)
+    preset = {**CudaTVL1.presets["opencv-cuda"], "inner_iterations": 60}
+    method = CudaTVL1(**preset, nscales=scales, warps=2, epsilon=epsilon)
+    [field] = emulated(method, [(first, second)])
+    expected = opencv_cuda_tvl1(
+        first, second, scales=scales, warps=2, epsilon=epsilon, iterations=60
+    )
+    assert np.abs(field - expected).max() < 1e-3
+    [cpu] = TVL1(nscales=scales, warps=2, epsilon=epsilon).fields([(first, second)])
+    assert np.abs(cpu - expected).max() > 0.05  # another algorithm, not this one faster
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_the_order_of_threads_and_blocks_changes_no_bit(emulated, kind):
+    frames = [texture(40, 67, seed=seed) for seed in range(3)]
+    pairs = list(itertools.pairwise(frames))
+    forward, backward = (list(emulated(QUICK[kind], pairs, reverse=r)) for r in (False, True))
+    assert np.array_equal(forward, backward)
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_batches_mix_sizes_videos_and_directions(emulated, kind):
+    """Three sizes, a frame in several pairs, pairs that share no frame: each as if alone."""
+    a, b, c, d, e = (texture(24, 37, seed=seed) for seed in range(5))
+    small, other = (texture(20, 19, seed=seed) for seed in (5, 6))
+    pairs = [(a, b), (b, a), (b, c), (small, other), (d, e), (a, c)]
+    frames = {id(f): f.copy() for pair in pairs for f in pair}
+    computed = list(emulated(QUICK[kind], pairs))
+    for pair, field in zip(pairs, computed, strict=True):
+        [alone] = emulated(QUICK[kind], [(pair[0].copy(), pair[1].copy())])
+        assert field.dtype == np.float32 and np.array_equal(field, alone)
+    assert not np.shares_memory(computed[0], computed[1])
+    assert all(np.array_equal(f, frames[id(f)]) for pair in pairs for f in pair)
+
+
+def test_a_frame_is_uploaded_once_a_batch():
+    a, b, c = (texture(16, 16, seed=seed) for seed in range(3))
+    [batch] = cuda_batches.batches([(a, b), (b, c), (c, b)], lambda size: 8)
+    assert [frame is wanted for frame, wanted in zip(batch.frames, (a, b, c), strict=True)]
+    assert batch.frame_of.tolist() == [[0, 1], [1, 2], [2, 1]]
+
+
+def test_a_batch_has_room_for_its_frames():
+    frames = [np.full((16, 16), value, np.uint8) for value in range(40)]
+    pairs = list(zip(frames[::2], frames[1::2], strict=True))  # twenty that share no frame
+    made = list(cuda_batches.batches(pairs, lambda size: 8))
+    assert sum(len(batch.frame_of) for batch in made) == 20
+    assert all(len(batch.frames) <= cuda_batches.frame_capacity(8) for batch in made)
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_an_endless_stream_is_read_in_batches(emulated, kind):
+    first = texture(16, 18)
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while True:
+            taken += 1
+            yield first, first.copy()
+
+    stream = emulated(QUICK[kind], endless())
+    assert next(stream).shape == (16, 18, 2)
+    stream.close()
+    assert taken <= 9  # three batches of two, and no more than the next
+
+
+@pytest.mark.parametrize("bound", [None, 1.5])
+def test_planes_are_those_of_the_field_byte_for_byte(emulated, bound):
+    first = texture(33, 45)
+    pairs = [(first, shifted(first, dx, -0.8)) for dx in (2.1, 0.0)] + [(first, first.copy())]
+    computed = list(emulated(QUICK[CudaTVL1], pairs, room=3))
+    quantized = list(
+        emulated(QUICK[CudaTVL1], pairs, room=3, fetch=cuda_batches.fetch_planes(bound))
+    )
+    for field, (planes, ranges) in zip(computed, quantized, strict=True):
+        for i, (lo, hi) in enumerate(ranges):
+            component = field[..., i]
+            if bound is None:
+                assert (lo, hi) == quantize.own_range(component)
+                expected = quantize.quantize(component, lo, hi)
+            else:
+                assert (lo, hi) == quantize.bound_range(bound)
+                expected = quantize.quantize_bounded(component, bound)
+            assert np.array_equal(planes[i], expected)
+
+
+@pytest.mark.parametrize("bound", [None, 20.0])
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_field_that_is_not_finite_is_refused(place, bound, wrong):
+    queue = EmulatedQueue(cuda_images.SOURCE, place)
+    planes = queue.zeros((1, 2, 5 * 32), "float32")
+    planes[0, 1, 40] = wrong
+    flow = cuda_images.Flow(planes, (5, 9), 5 * 32)
+    with pytest.raises(ValueError, match="expected finite displacements, got NaN or infinity"):
+        list(cuda_batches.fetch_planes(bound)(queue, flow, 1))
+
+
+def test_unfit_pairs_are_refused(emulated):
+    frames = np.zeros((16, 16), np.uint8), np.zeros((16, 17), np.uint8)
+    with pytest.raises(FlowkitError, match=r"two frames of one size \(H, W\), instead got"):
+        list(emulated(QUICK[CudaTVL1], [frames]))
+
+
+# --- the emulator itself ---
+
+
+def run_small(place, body: str, *, reverse: bool) -> np.ndarray:
+    text = 'extern "C" __global__ void small(int* out)\n{ __shared__ int cells[64]; ' + body + " }"
+    queue = EmulatedQueue(text, place, reverse=reverse)
+    out = queue.zeros((64,), "int32")
+    queue.launch("small", (1, 1, 1), (64, 1, 1), out)
+    return out
+
+
+NEIGHBOR = "int i = threadIdx.x; cells[i] = i; {barrier} out[i] = cells[(i + 1) % 64]; {barrier}"
+
+
+def test_a_missing_barrier_gives_two_answers(place):
+    body = NEIGHBOR.format(barrier="__syncthreads();")
+    good = [run_small(place, body, reverse=reverse) for reverse in (False, True)]
+    assert np.array_equal(*good) and good[0].tolist() == [*range(1, 64), 0]
+    body = NEIGHBOR.format(barrier="")
+    bad = [run_small(place, body, reverse=reverse) for reverse in (False, True)]
+    assert not np.array_equal(*bad)
+
+
+def test_a_barrier_that_some_threads_miss_is_an_error(place):
+    with pytest.raises(AssertionError, match="small: a barrier that some threads never reach"):
+        run_small(place, "if (threadIdx.x < 32) __syncthreads();", reverse=False)
+
+
+# --- compiled for cards, without one ---
+
+
+@pytest.fixture
+def nvrtc():
+    return pytest.importorskip("cuda.bindings.nvrtc", reason="torch here is without CUDA")
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_kernels_compile_ahead_of_time(nvrtc, kind, capability):
+    code = cuda_device.compile_kernels(SOURCES[kind], capability)
+    assert code[:4] == b"\x7fELF"
+    for name in cuda_device.signatures(SOURCES[kind]):
+        assert f".text.{name}".encode() in code
+
+
+def test_compiled_code_is_kept_and_damage_is_noticed(nvrtc, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = cuda_device.kept_kernels(cuda_images.SOURCE, (9, 0))
+    [file] = (tmp_path / "flowkit").iterdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda_device, "compile_kernels", lambda *_: pytest.fail("compiled again"))
+        assert cuda_device.kept_kernels(cuda_images.SOURCE, (9, 0)) == code
+    file.write_bytes(file.read_bytes()[:-100])
+    assert cuda_device.kept_kernels(cuda_images.SOURCE, (9, 0)) == code
+    assert "damaged compiled code in" in caplog.text
+
+
+def test_without_a_cache_folder_it_warns_and_works(nvrtc, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cuda_device.kept_kernels(cuda_images.SOURCE, (9, 0))[:4] == b"\x7fELF"
+    assert "every process compiles" in caplog.text
+
+
+def test_source_that_does_not_compile_is_one_line(nvrtc):
+    with pytest.raises(FlowkitError, match=r"cannot compile .*sm_90: flowkit\.cu\(1\): error"):
+        cuda_device.compile_kernels('extern "C" __global__ void f() { nonsense(); }', (9, 0))
+
+
+def test_every_kernel_has_a_c_type_for_each_parameter(place):
+    for source in SOURCES.values():
+        library, names = build(source, place)
+        for number, (name, types) in enumerate(cuda_device.signatures(source).items()):
+            sizes = (ctypes.c_int * 64)()
+            count = library.parameters(number, sizes)
+            assert (names[number], sizes[:count]) == (name, [ctypes.sizeof(t) for t in types])
+
+
+# --- what is said where no card can be used ---
+
+
+@contextmanager
+def pretended(monkeypatch, *, status="CUDA_SUCCESS", raises=None, version="13.2", available=False):
+    """torch and the driver as they answer on some other machine."""
+    torch = SimpleNamespace(
+        __version__="2.15.0",
+        version=SimpleNamespace(cuda=version),
+        cuda=SimpleNamespace(is_available=lambda: available),
+    )
+    names = ("CUDA_SUCCESS", "CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH")
+    results = {name: SimpleNamespace(name=name) for name in names}
+
+    def initialize(flags):
+        if raises:
+            raise raises
+        return (results[status],)
+
+    driver = SimpleNamespace(cuInit=initialize, CUresult=SimpleNamespace(**results))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(cuda_device, "_bindings", lambda: (driver, None))
+    yield
+
+
+@pytest.mark.parametrize(
+    ("machine", "error", "message"),
+    [
+        ({"version": None}, InstallError, r"torch 2\.15\.0 was built without CUDA: install one"),
+        ({"raises": RuntimeError("no cuda")}, FlowkitError, r"no NVIDIA driver was found here"),
+        (
+            {"status": "CUDA_ERROR_NO_DEVICE"},
+            FlowkitError,
+            r"driver sees no card \(CUDA_VISIBLE_DEVICES is '7'\): use the CPU's methods",
+        ),
+        (
+            {"status": "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"},
+            FlowkitError,
+            r"does not fit torch 2\.15\.0 \(CUDA 13\.2; CUDA_ERROR_SYSTEM_DRIVER_MISMATCH\)",
+        ),
+        ({}, FlowkitError, r"driver does not fit torch 2\.15\.0"),
+    ],
+)
+def test_without_a_card_the_error_says_what_is_missing(monkeypatch, machine, error, message):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pretended(monkeypatch, **machine), pytest.raises(error, match=message):
+        list(CudaTVL1()([texture(20, 20)] * 2))
+
+
+def test_without_torch_or_cuda_bindings_the_error_says_how_to_get_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    with pytest.raises(InstallError, match="pip install cuda-bindings nvidia-cuda-nvrtc"):
+        cuda_device.compile_kernels(cuda_images.SOURCE, (9, 0))
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(InstallError, match=r"the CUDA methods need torch .*: pip install torch"):
+        next(CudaFarneback()([texture(20, 20)] * 2))
+
+
+# --- the methods as values ---
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_a_method_is_a_value_that_travels(kind):
+    assert pickle.loads(pickle.dumps(kind())) == kind()
+    assert describe_method(kind())["name"] == kind.name
+    assert all(kind(**parameters) for parameters in kind.presets.values())
+
+
+def test_defaults_are_those_of_the_cpu_method():
+    here, there = (dataclasses.asdict(method) for method in (CudaTVL1(), TVL1()))
+    assert set(there) - set(here) == {"gamma"}
+    assert all(here[name] == there[name] for name in set(here) & set(there))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CudaTVL1(theta=0), "tvl1-cuda: expected theta of at least 1e-06, got 0"),
+        (lambda: CudaTVL1(scale_step=1), "tvl1-cuda: expected scale_step below 1, got 1"),
+        (lambda: CudaTVL1(median_filtering=3), "expected median_filtering 5 or 1, got 3"),
+        (lambda: CudaTVL1(like_opencv_cuda=True), "like_opencv_cuda has no median: median_filt"),
+        (lambda: CudaFarneback(levels=0), "farneback-cuda: expected levels of at least 1, got 0"),
+        (lambda: CudaFarneback(pyr_scale=1), "farneback-cuda: expected pyr_scale below 1, got 1"),
+        (
+            lambda: CudaFarneback(fast_pyramids=True, pyr_scale=0.7),
+            "farneback-cuda: fast_pyramids needs pyr_scale 0.5, got 0.7",
+        ),
+    ],
+)
+def test_parameters_out_of_range_are_refused(make, message):
+    with pytest.raises(UsageError, match=message):
+        make()
+
+
+def test_importing_the_methods_imports_nothing_heavy():
+    code = "import sys, flowkit.flow.cuda; print({'torch', 'cuda', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# --- on a card ---
+
+
+@pytest.fixture
+def card():
+    try:
+        return cuda_device.open_card(cuda_tvl1.SOURCE)
+    except FlowkitError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [(16, 16), (5, 40), (70, 131), (256, 340), (481, 641)])
+def test_on_a_card_one_warp_of_full_length_equals_the_cpu_method(card, size):
+    first = texture(*size, grain=2)
+    second = shifted(first, 0.7, -0.4)
+    same = {"nscales": 1, "warps": 1, "epsilon": 0}
+    [field] = CudaTVL1(**same).fields([(first, second)])
+    [expected] = TVL1(**same).fields([(first, second)])
+    assert np.abs(field - expected).max() <= 2e-5  # 1e-5, and approximate square roots
+
+
+@pytest.mark.gpu
+def test_on_a_card_defaults_agree_with_the_cpu_method(card):
+    first = texture(256, 340)
+    pairs = [(first, shifted(first, dx, -0.8)) for dx in (0.4, 1.3, 3.2)]
+    for field, expected in zip(CudaTVL1().fields(pairs), TVL1().fields(pairs), strict=True):
+        difference = fields.end_point_error(field, expected)
+        assert difference.mean() < 0.03 and np.quantile(difference, 0.99) < 0.25
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("parameters", [{}, {"gaussian": True, "poly_n": 7, "poly_sigma": 1.5}])
+def test_on_a_card_farneback_equals_opencv(card, parameters):
+    first = texture(256, 340)
+    second = shifted(first, 2.7, -1.4)
+    [field] = CudaFarneback(**parameters).fields([(first, second)])
+    flags = cv2.OPTFLOW_FARNEBACK_GAUSSIAN if parameters else 0
+    n, sigma = parameters.get("poly_n", 5), parameters.get("poly_sigma", 1.1)
+    expected = cv2.FarnebackOpticalFlow_create(5, 0.5, False, 13, 10, n, sigma, flags).calc(
+        first, second, None
+    )
+    assert np.abs(field - expected).max() < 1e-3
+    assert np.abs(field - expected).mean() < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_on_a_card_every_run_and_every_batch_gives_the_same_bits(card, kind):
+    frames = [texture(120, 161, seed=seed // 2) for seed in range(300)]
+    pairs = list(itertools.pairwise(frames))
+    runs = [list(kind().fields(pairs)) for _ in range(2)]
+    assert np.array_equal(*runs)
+    for number in (0, 150, 298):
+        [alone] = kind().fields([pairs[number]])
+        assert np.array_equal(alone, runs[0][number])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bound", [None, 20.0])
+def test_on_a_card_planes_are_those_of_the_field_byte_for_byte(card, bound):
+    first = texture(100, 131)
+    pairs = [(first, shifted(first, dx, -0.8)) for dx in (2.1, 0.0)]
+    computed, quantized = CudaTVL1().fields(pairs), CudaTVL1().planes(pairs, bound=bound)
+    for field, (planes, ranges) in zip(computed, quantized, strict=True):
+        for i, (lo, hi) in enumerate(ranges):
+            component = field[..., i]
+            if bound is None:
+                assert (lo, hi) == quantize.own_range(component)
+                assert np.array_equal(planes[i], quantize.quantize(component, lo, hi))
+            else:
+                assert np.array_equal(planes[i], quantize.quantize_bounded(component, bound))
+
+
+@pytest.mark.gpu
+def test_on_a_card_the_emulated_kernels_give_the_same_flow(card, emulated):
+    first = texture(70, 91)
+    pairs = [(first, shifted(first, 1.3, 0.6))]
+    for method in (CudaTVL1(nscales=1, warps=1, epsilon=0), QUICK[CudaFarneback]):
+        [there], [here] = method.fields(pairs), emulated(method, pairs)
+        assert np.abs(there - here).max() < 1e-4

@@ -1,0 +1,96 @@
+"""Export: the file gives the network's outputs, for any batch, and says what it takes."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from made_runs import write_run
+
+from flowkit import export
+from flowkit.checkpoints import load_net
+from flowkit.errors import InstallError, UsageError
+from flowkit.export import ExportError, export_net
+from flowkit.stacks import StackForm
+from flowkit_cli.export import export as export_command
+
+TASKS = {"main": ("grow", "shrink", "spin"), "aux": ("x", "y")}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "temporal", form=StackForm(2), tasks=TASKS)
+
+
+@pytest.fixture
+def inputs():
+    return torch.randn(5, 4, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def expected(run, inputs):
+    with torch.no_grad():
+        return load_net(run)[1](inputs).numpy()
+
+
+def check_description(text):
+    said = json.loads(text)
+    assert (said["format"], said["version"]) == ("flowkit export", 1)
+    assert {task: tuple(names) for task, names in said["tasks"].items()} == TASKS
+    assert (said["stream"], said["crop"], said["short_side"]) == ("temporal", 32, 36)
+    assert StackForm(**said["form"]) == StackForm(2)
+    assert "training" not in said
+
+
+def test_torchscript_gives_the_same(tmp_path, run, inputs):
+    out = tmp_path / "to/net.pt"
+    assert export_net(run, out, format="torchscript") < 1e-5
+    extra = {"flowkit.json": ""}
+    with pytest.warns(FutureWarning):
+        net = torch.jit.load(out, _extra_files=extra)
+    with torch.no_grad():
+        np.testing.assert_allclose(net(inputs), expected(run, inputs), atol=1e-4)
+    check_description(extra["flowkit.json"])
+    assert [path.name for path in out.parent.iterdir()] == ["net.pt"]
+
+
+def test_onnx_gives_the_same(tmp_path, run, inputs):
+    reason = "ONNX is not installed: pip install onnx onnxscript onnxruntime"
+    runtime = pytest.importorskip("onnxruntime", reason=reason)
+    pytest.importorskip("onnxscript", reason=reason)
+    out = tmp_path / "net.onnx"
+    assert export_net(run, out, format="onnx") < 1e-3
+    session = runtime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    [logits] = session.run(["logits"], {"input": inputs.numpy()})
+    np.testing.assert_allclose(logits, expected(run, inputs), atol=1e-3)
+    check_description(session.get_modelmeta().custom_metadata_map["flowkit.json"])
+
+
+def test_an_export_that_differs_is_refused_and_not_kept(tmp_path, run, monkeypatch):
+    original = export._write_torchscript
+
+    def turned(*arguments):
+        net = original(*arguments)
+        return lambda inputs: net(inputs.flip(-1))
+
+    monkeypatch.setattr(export, "_write_torchscript", turned)
+    with pytest.raises(ExportError, match=r"differs from its checkpoint: .* nothing was written"):
+        export_net(run, tmp_path / "net.pt", format="torchscript")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_library_is_named(tmp_path, run, monkeypatch):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InstallError, match="pip install onnx onnxscript onnxruntime"):
+        export_net(run, tmp_path / "net.onnx", format="onnx")
+    with pytest.raises(UsageError, match="a format of onnx or torchscript, got 'caffe'"):
+        export_net(run, tmp_path / "net", format="caffe")
+
+
+def test_the_command_writes_beside_the_checkpoint(run):
+    result = CliRunner().invoke(export_command, [str(run), "--format", "torchscript"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"{run} -> {run / 'best.pt'}; outputs agree to ")
+    assert (run / "best.pt").exists()
