@@ -157,14 +157,14 @@ class HeldRecord(Record):
     """A record in memory that may hold some of a video's frames and fields only."""
 
     description: dict[str, Any] = field(default_factory=dict)
-    files: dict[tuple[str, int], planes.Data] = field(default_factory=dict, repr=False)
+    files: dict[tuple[str, int], bytes] = field(default_factory=dict, repr=False)
 
     @property
     def sidecar(self) -> dict[str, Any]:
         """What a sidecar would say of how it was made."""
         return self.description
 
-    def read(self, wanted: list[tuple[str, int]], *, checked: bool = True) -> list[planes.Data]:
+    def read(self, wanted: list[tuple[str, int]]) -> list[bytes]:
         """The bytes of files, each named by its template and its index from 0."""
         return [self.files[name, index] for name, index in wanted]
 
@@ -205,7 +205,7 @@ def hold_video(path: Path, request: Request, wanted: Wanted) -> HeldRecord:
         one: field_templates(PurePosixPath(path.name), storage, one, first_step=first_step)
         for one in wanted.fields
     }
-    files: dict[tuple[str, int], planes.Data] = {}
+    files: dict[tuple[str, int], bytes] = {}
     order: deque[tuple[Series, int]] = deque()  # of the pairs handed to the method
     ranges = {one: np.full((wanted.count(one), 2, 2), np.nan) for one in wanted.fields}
     with open_video(path) as video:
