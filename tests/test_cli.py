@@ -250,7 +250,16 @@ def slow_videos(tmp_path_factory) -> Path:
     return folder
 
 
-SLOW_RUN = ("extract", "videos", "--method", "farneback", "-j", "2")
+SLOW_RUN = (
+    "extract",
+    "videos",
+    "--method",
+    "farneback-opencv",
+    "--farneback-iterations",
+    "40",
+    "-j",
+    "2",
+)
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen:

@@ -262,7 +262,7 @@ def test_a_signal_during_the_held_out_part_is_answered_and_that_part_asked_again
     ask = Training.ask_heldout
 
     def ask_with_signal(training, is_stopped):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # in this thread, unlike os.kill
         return ask(training, is_stopped)
 
     monkeypatch.setattr(Training, "ask_heldout", ask_with_signal)
