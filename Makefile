@@ -1,4 +1,4 @@
-# make demo   sets up and runs the main job on videos that it makes itself
+# make demo   sets up and runs the whole on videos that it makes itself: flow, both streams, report
 # make test   sets up and runs the tests
 # make lint   style, format and types;  make docs   writes docs/cli.md anew
 # make check-clips   decodes every real clip in DATA and compares the frame counts
@@ -20,15 +20,25 @@ $(READY): setup.cfg pyproject.toml
 setup: $(READY)
 
 demo: $(READY)
-	$(BIN)/python -m flowkit.synthetic demo/videos
-	$(BIN)/flowkit extract demo/videos --out demo/flow
-	$(BIN)/flowkit info demo/flow
+	$(BIN)/python -m flowkit.synthetic demo/videos --videos-per-class 12
+	$(BIN)/flowkit extract demo/videos --out demo/flow --preset fast --resize 120
 	$(BIN)/flowkit verify demo/flow
-	$(BIN)/flowkit view "$$(find demo/flow -name record.json | sort | head -n 1 | xargs dirname)" \
-		--out demo/look.png
+	$(BIN)/flowkit view demo/flow/down_checks/v_down_checks_g02_c01 --out demo/look.png
+	$(BIN)/flowkit train spatial --records demo/flow --runs demo/runs --resume \
+		--short-side 120 --crop 96 --steps 60
+	$(BIN)/flowkit train temporal --records demo/flow --runs demo/runs --resume --L 5 \
+		--no-mean-subtract --short-side 64 --crop 56 --steps 150 --lr 0.03
+	$(BIN)/flowkit eval --records demo/flow --runs demo/runs --moments 5 --views center
+	$(BIN)/flowkit fuse --runs demo/runs --method average
+	$(BIN)/flowkit predict demo/videos/down_checks/v_down_checks_g02_c01.mp4 \
+		--spatial demo/runs/spatial --temporal demo/runs/temporal \
+		--fusion demo/runs/fused/fusion.npz --moments 5 --views center --out demo/predicted.mp4
+	$(BIN)/flowkit report --records demo/flow --runs demo/runs
 	@echo
-	@echo "demo/videos/ holds the videos, demo/flow/ a flow record of each: look at demo/look.png,"
-	@echo "then at your own: $(BIN)/flowkit extract YOUR_VIDEOS --out flow"
+	@echo "One frame shows the texture, never the motion: the spatial stream can be right in one of five"
+	@echo "classes. Flow shows the motion, hardly the texture: the temporal stream in one of two. Fused,"
+	@echo "they tell the classes apart. The page with pictures: demo/runs/report.html; a record to look"
+	@echo "at: demo/look.png. Then your own: $(BIN)/flowkit extract YOUR_VIDEOS --out flow"
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

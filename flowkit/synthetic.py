@@ -35,6 +35,7 @@ SPEEDS = (1.0, 4.0)  # px a frame: translation, and the corners' motion is about
 SPINS = (0.010, 0.025)  # rad a frame
 GROWTHS = (1.008, 1.020)  # factor a frame
 WAVELENGTHS = (14.0, 26.0)  # px
+TINTS = {"stripes": 2, "checks": 0}  # the BGR component that is strongest in the bright color
 
 
 @dataclass(frozen=True)
@@ -182,8 +183,9 @@ def _transform(
 
 
 def _canvas(texture: str, scene: np.random.Generator) -> np.ndarray:
-    """The scene, uint8 (CANVAS, CANVAS, 3): two colors in a pattern turned at random.
+    """The scene, uint8 (CANVAS, CANVAS, 3) BGR: two colors in a pattern turned at random.
 
+    Stripes are rather red and checks rather blue, so that few scenes teach a network the texture.
     Cloudy noise lies over the pattern, for stripes alone do not show how they move along themselves
     (the aperture problem).
     """
@@ -198,7 +200,8 @@ def _canvas(texture: str, scene: np.random.Generator) -> np.ndarray:
     noise = scene.standard_normal((CANVAS, CANVAS), dtype=np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), 2.5)
     mixture = 0.5 + 0.28 * pattern + 0.14 * noise / noise.std()  # about 0 to 1
-    dark, bright = scene.uniform(20, 90, 3), scene.uniform(150, 235, 3)
+    dark, bright = scene.uniform(20, 60, 3), scene.uniform(150, 190, 3)
+    bright[TINTS[texture]] += 45
     colors = dark + np.clip(mixture, 0, 1)[..., None] * (bright - dark)  # (CANVAS, CANVAS, 3)
     return colors.round().astype(np.uint8)
 
