@@ -12,7 +12,10 @@ import pytest
 from flowkit.scores import read_scores
 
 PROJECT = Path(__file__).parents[1]
-SMALLER = {"--videos-per-class": "6", "--steps": "6", "--resize": "64", "--moments": "2"}
+SMALLER = {
+    "--videos-per-class": "6", "--resize": "48", "--short-side": "40", "--crop": "32",
+    "--steps": "2", "--moments": "2",
+}  # fmt: skip
 
 
 def demo_commands() -> list[list[str]]:
