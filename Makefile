@@ -12,7 +12,7 @@ READY := $(VENV)/ready
 
 $(READY): setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,lint]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test,lint,onnx]'
 	sh choose_opencv.sh $(BIN)
 	touch $@
 
