@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -56,7 +57,7 @@ STORES = {  # name -> how it is stored, the bar and the aim of its speed to the 
 }
 TWO_TO_ONE = 1.8  # the bar of two workers
 ALONE = 128  # clips of a turn of "reading"
-EPOCH = 12  # batches over which memory is watched
+EPOCH = 10  # batches over which memory is watched
 GROWTH_MB = 32  # by which the second half of them may exceed the first: a hundredth of a batch's
 
 
@@ -231,9 +232,12 @@ class Readers:
         return answers
 
     def rounds(self, count: int, clips: int, measure: str, *rest: Any) -> dict[str, list[float]]:
-        """The answers of every reader in `count` rounds of turns, after one that warms up."""
-        answers = [self.ask(measure, turn * clips, *rest) for turn in range(count + 1)][1:]
-        return {name: [answer[name] for answer in answers] for name in self.pipes}
+        """The answers of every reader in `count` rounds of turns."""
+        answers = [self.ask(measure, turn * clips, *rest) for turn in range(count)]
+        found = {name: [answer[name] for answer in answers] for name in self.pipes}
+        told = ", ".join(f"{name} {statistics.median(one):.0f}" for name, one in found.items())
+        print(f"{' '.join(map(str, (measure, *rest)))}: {told}", file=sys.stderr, flush=True)
+        return found
 
     def close(self) -> None:
         """End the processes."""
@@ -244,7 +248,8 @@ class Readers:
 def compare(readers: Readers, rounds: int, batches: int) -> dict[str, Any]:
     """All readers in turn: clips/s of every measure, ratios, memory."""
     cores = os.cpu_count() or 1
-    rates = {"reading": readers.rounds(6 * rounds, ALONE, "reading")}
+    readers.ask("reading", 0)  # warms up
+    rates = {"reading": readers.rounds(5 * rounds, ALONE, "reading")}
     for workers in dict.fromkeys((1, 2, cores)):
         clips, name = (batches + workers) * BATCH, f"loader, {workers} worker" + "s" * (workers > 1)
         rates[name] = readers.rounds(rounds, clips, "loader", workers, batches)
@@ -316,7 +321,7 @@ def main() -> None:
     parser.add_argument("--bound", type=float, default=20.0, help="px, of the planes")
     parser.add_argument("--own-range", action="store_true", help="a range a plane, no bound")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--batches", type=int, default=3, help="of a turn of the loader workers")
+    parser.add_argument("--batches", type=int, default=2, help="of a turn of the loader workers")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
