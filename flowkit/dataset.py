@@ -27,7 +27,7 @@ from flowkit.clips import (
 )
 from flowkit.errors import RecordError, SplitError, UsageError
 from flowkit.matching import Missing, RecordFolder, match_records
-from flowkit.plane_batches import PlaneClip, group_planes, read_planes
+from flowkit.plane_batches import PlaneClip, read_groups
 from flowkit.records import Record
 from flowkit.splits import Split, Video
 from flowkit.stacks import StackForm, flow_stack, flow_stacks
@@ -85,7 +85,7 @@ class TrainingClips(Dataset[dict[str, Any]]):
             frame = record.frame(clip.frame(count))
             sample["spatial"] = torch.from_numpy(frame_input(frame, view, size, color))
         if "temporal" in self.streams and self.as_planes:
-            sample["temporal"] = read_planes(record, clip, view, form)
+            sample["temporal"] = PlaneClip(record, clip, view, form)
         elif "temporal" in self.streams:
             stacked = flow_stack(record, clip, view, form=form, size=size)
             sample["temporal"] = torch.from_numpy(stacked)
@@ -170,7 +170,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     if not clips or not isinstance(clips[0], PlaneClip):
         return default_collate(samples)
     others = [{k: v for k, v in sample.items() if k != "temporal"} for sample in samples]
-    return default_collate(others) | {"temporal": group_planes(clips)}
+    return default_collate(others) | {"temporal": read_groups(clips)}
 
 
 def _checked(streams: Sequence[Stream]) -> tuple[Stream, ...]:

@@ -82,7 +82,7 @@ def encode_flo(field: np.ndarray) -> bytes:
     return FLO_MAGIC + np.array([width, height], "<i4").tobytes() + field.astype("<f4").tobytes()
 
 
-def decode_flo(data: bytes, *, where: str = ".flo data") -> np.ndarray:
+def decode_flo(data: bytes | memoryview, *, where: str = ".flo data") -> np.ndarray:
     """The field in the bytes of a .flo file; `where` names them in the error."""
     if data[:4] != FLO_MAGIC or len(data) < 12:
         raise FlowkitError(f"{where}: expected a .flo file that starts with {FLO_MAGIC.decode()}")

@@ -63,16 +63,9 @@ class ForeignRecord(Record):
         """What `open_foreign` was told of the planes."""
         return {"foreign": self.told}
 
-    def read(self, wanted: list[tuple[str, int]]) -> list[bytes]:
-        """The bytes of files, each named by its template and its index from 0."""
-        found = []
-        for template, index in wanted:
-            path = _place(self.path, template % (index + self.numbers[template]))
-            try:
-                found.append(path.read_bytes())
-            except FileNotFoundError as error:
-                raise RecordError(f"{path}: file is missing") from error
-        return found
+    def file_name(self, template: str, index: int) -> str:
+        """The name of file `index`, from 0, of a template, by the other tool's numbers."""
+        return template % (index + self.numbers[template])
 
 
 def open_foreign(

@@ -1,4 +1,4 @@
-"""Packs: the files of one flow record in a stored zip, read by offset with a single pread."""
+"""Packs: the files of one flow record in a stored zip, read by offset."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flowkit.errors import RecordError
@@ -47,25 +48,33 @@ def list_members(path: Path) -> dict[str, Place]:
     }
 
 
-def read_members(path: Path, wanted: list[tuple[str, Place]]) -> list[bytes]:
-    """The bytes of the `wanted` members, (name, place), by one open and one pread of their span.
+def read_members(path: Path, wanted: Sequence[tuple[str, Sequence[int]]]) -> list[memoryview]:
+    """The bytes of the `wanted` members, (name, place), by one open and one pread of neighbors.
 
     No handle is kept, so that it is safe from any thread and after any fork. CRC-32 is checked.
     """
-    start = min(begin for _, (begin, *_) in wanted)
-    end = max(end for _, (_, end, *_) in wanted)
+    runs: list[list[int]] = []  # [first byte, end] of members that lie side by side
+    for begin, end in sorted({(begin, end) for _, (begin, end, *_) in wanted}):
+        if runs and runs[-1][1] == begin:
+            runs[-1][1] = end
+        else:
+            runs.append([begin, end])
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        span = os.pread(handle, end - start, start)
+        spans = [memoryview(os.pread(handle, end - start, start)) for start, end in runs]
     finally:
         os.close(handle)
-    return [
-        _member(f"{path}: member {name}", span, begin - start, size, crc)
-        for name, (begin, _, size, crc) in wanted
-    ]
+    starts = [start for start, _ in runs]
+    members = []
+    for name, (begin, _, size, crc) in wanted:
+        run = bisect_right(starts, begin) - 1
+        members.append(
+            _member(f"{path}: member {name}", spans[run], begin - starts[run], size, crc)
+        )
+    return members
 
 
-def _member(where: str, span: bytes, at: int, size: int, crc: int) -> bytes:
+def _member(where: str, span: memoryview, at: int, size: int, crc: int) -> memoryview:
     if len(span) < at + LOCAL_HEADER.size:
         raise RecordError(f"{where} lies outside the file: it is truncated")
     signature, name_length, extra_length = LOCAL_HEADER.unpack_from(span, at)

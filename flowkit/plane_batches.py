@@ -6,11 +6,13 @@ means, paths, crops and flips are arithmetic on the device, the same as in `flow
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.functional import interpolate
+from torch.utils.data import get_worker_info
 
 from flowkit import planes
 from flowkit.clips import Clip, View
@@ -23,62 +25,71 @@ if TYPE_CHECKING:
 
 
 class PlaneClip(NamedTuple):
-    """The planes of one clip: uint8 (halves, fields, 2, H, W), and lo and hi of each in px.
+    """Where the planes of one view of a clip are to be read; no pixels."""
+
+    record: Record
+    clip: Clip
+    view: View
+    form: StackForm
+
+
+class PlaneGroup(NamedTuple):
+    """Clips of a batch that have one frame size and one crop size, read.
 
     Halves are the forward fields and, for a bi-directional stack, the backward ones.
     """
 
-    codes: torch.Tensor
-    ranges: torch.Tensor  # float32 (halves, fields, 2, 2)
-    view: View
-
-
-class PlaneGroup(NamedTuple):
-    """Clips of a batch that have one frame size and one crop size, stacked."""
-
     places: list[int]  # in the batch
     codes: torch.Tensor  # uint8 (n, halves, fields, 2, H, W)
-    ranges: torch.Tensor
+    ranges: torch.Tensor  # float32 (n, halves, fields, 2, 2): lo and hi of each plane in px
     views: list[View]
 
 
-def read_planes(record: Record, clip: Clip, view: View, form: StackForm) -> PlaneClip:
-    """Read the planes of a clip; RecordError where the record holds floats and no planes."""
-    halves = field_places(record, clip, form)
-    codes = np.empty((len(halves), len(halves[0][1]), 2, *record.size), np.uint8)
-    ranges = np.empty((*codes.shape[:2], 2, 2), np.float32)
-    for half, (direction, places) in enumerate(halves):
+def read_groups(clips: list[PlaneClip]) -> list[PlaneGroup]:
+    """Read the clips of a batch, by frame size and crop size, which may differ among videos.
+
+    Planes are decoded into the memory that a worker's batch travels in. RecordError where a record
+    holds floats and no planes.
+    """
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for place, (record, _, view, form) in enumerate(clips):
+        key = (record.size, form, view.frame, view.height, view.width)
+        alike.setdefault(key, []).append(place)
+    return [_read_group(clips, places) for places in alike.values()]
+
+
+def _read_group(clips: list[PlaneClip], places: list[int]) -> PlaneGroup:
+    form, size = clips[places[0]].form, clips[places[0]].record.size
+    halves = 2 if form.bidirectional else 1
+    codes = _empty_bytes((len(places), halves, form.length // halves, 2, *size))
+    ranges = torch.empty(*codes.shape[:4], 2)
+    for place, own_codes, own_ranges in zip(places, codes.numpy(), ranges.numpy(), strict=True):
+        read_planes(clips[place], own_codes, own_ranges)
+    return PlaneGroup(places, codes, ranges, [clips[place].view for place in places])
+
+
+def read_planes(address: PlaneClip, codes: np.ndarray, ranges: np.ndarray) -> None:
+    """Read the planes of a clip into `codes`, uint8 (halves, fields, 2, H, W), and their `ranges`.
+
+    RecordError where the record holds floats and no planes.
+    """
+    record, clip, _, form = address
+    for half, (direction, places) in enumerate(field_places(record, clip, form)):
         series = record.find_series(direction, form.step)
         if series.ranges is None:
             raise RecordError(f"{record.path}: holds floats: only 8-bit planes travel as bytes")
-        names = tuple(series.files.values())
-        files = iter(record.read([(name, place) for place in places for name in names]))
-        for k, place in enumerate(places):
-            codes[half, k] = planes.decode_planes(
-                [next(files) for _ in names],
-                record.format,
-                record.size,
-                where=f"{record.path}: {names[0] % (place + 1)}",
-            )
+        files = record.read_fields(series, places)
+        for (data, where), pair in zip(files, codes[half], strict=True):
+            planes.decode_planes(data, record.format, pair, where=where)
         ranges[half] = series.ranges[places]
-    return PlaneClip(torch.from_numpy(codes), torch.from_numpy(ranges), view)
 
 
-def group_planes(clips: list[PlaneClip]) -> list[PlaneGroup]:
-    """The clips of a batch by frame size and crop size, which may differ among videos."""
-    alike: dict[tuple[object, ...], list[int]] = {}
-    for place, clip in enumerate(clips):
-        key = (clip.codes.shape, clip.view.frame, clip.view.height, clip.view.width)
-        alike.setdefault(key, []).append(place)
-    return [
-        PlaneGroup(
-            places,
-            torch.stack([clips[place].codes for place in places]),
-            torch.stack([clips[place].ranges for place in places]),
-            [clips[place].view for place in places],
-        )
-        for places in alike.values()
-    ]
+def _empty_bytes(shape: tuple[int, ...]) -> torch.Tensor:
+    """Uninitialized uint8; in a loader's worker in shared memory, as torch's own collation does."""
+    if get_worker_info() is None:
+        return torch.from_numpy(np.empty(shape, np.uint8))  # NumPy asks for huge pages
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)  # type: ignore[call-overload]
 
 
 def stack_planes(

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
+import struct
+from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -16,6 +20,12 @@ PLANE_FORMATS = ("jpg", "png", "lz4")  # 8-bit planes and a range; the others ho
 LZ4_LEVEL = 9  # the high compression coder: reads no slower, 1.5 times smaller than level 0
 
 Ranges = list[tuple[float, float]]  # (lo, hi) of x, then of y
+Data = bytes | memoryview  # of one file
+
+# An LZ4 frame: magic number and flags, size of the content, checksum of these, size of block 1.
+LZ4_HEAD = struct.Struct("<5sxQxI")
+LZ4_PLAIN = b"\x04\x22\x4d\x18\x68"  # its blocks are not linked, it has no checksums of data
+LZ4_END = 4  # bytes behind the last block
 
 
 def components(format: str) -> tuple[str, ...]:
@@ -50,54 +60,95 @@ def encode_field(
         import lz4.frame
 
         raw = np.stack(planes).tobytes()  # x rows, then y rows
-        return [lz4.frame.compress(raw, compression_level=LZ4_LEVEL)], ranges
+        blocks = {"block_size": lz4.frame.BLOCKSIZE_MAX4MB, "block_linked": False}
+        return [lz4.frame.compress(raw, compression_level=LZ4_LEVEL, **blocks)], ranges
     return [encode_image(plane, format, quality) for plane in planes], ranges
 
 
 def decode_field(
-    files: list[bytes],
+    files: Sequence[Data],
     format: str,
     size: tuple[int, int],
     ranges: np.ndarray | None,
     *,
-    where: str,
+    where: Sequence[str],
 ) -> np.ndarray:
-    """The field, float32 (H, W, 2) px, that `encode_field` wrote; RecordError names `where`.
+    """The field, float32 (H, W, 2) px, that `encode_field` wrote.
 
-    `ranges` are (2, 2), lo and hi of x and of y; None for the formats that hold floats.
+    `ranges` are (2, 2), lo and hi of x and of y; None for the formats that hold floats. RecordError
+    says `where`, a name for each file.
     """
     if ranges is not None:
-        planes = decode_planes(files, format, size, where=where)
+        pair = np.empty((2, *size), np.uint8)
+        decode_planes(files, format, pair, where=where)
         tables = [quantize.code_values(lo, hi) for lo, hi in ranges]
-        x, y = (cv2.LUT(plane, table) for plane, table in zip(planes, tables, strict=True))
+        x, y = (cv2.LUT(plane, table) for plane, table in zip(pair, tables, strict=True))
         return cv2.merge([x, y])  # 5 times quicker than indexing the tables with NumPy
     try:
         if format == "flo":
-            field = decode_flo(files[0], where=where)
+            field = decode_flo(files[0], where=where[0])
         else:
             field = np.load(io.BytesIO(files[0]), allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise RecordError(f"{where}: damaged {format} file ({error})") from error
+        raise RecordError(f"{where[0]}: damaged {format} file ({error})") from error
     if field.shape != (*size, 2):
-        raise RecordError(f"{where}: expected a field of {(*size, 2)}, got {field.shape}")
+        raise RecordError(f"{where[0]}: expected a field of {(*size, 2)}, got {field.shape}")
     return field
 
 
 def decode_planes(
-    files: list[bytes], format: str, size: tuple[int, int], *, where: str
-) -> list[np.ndarray]:
-    """The x and y planes, uint8 (H, W), of one field in a format of PLANE_FORMATS."""
-    if format == "lz4":
-        import lz4.frame
+    files: Sequence[Data], format: str, planes: np.ndarray, *, where: Sequence[str]
+) -> None:
+    """Write the planes of one field in a format of PLANE_FORMATS into `planes`, uint8 (2, H, W).
 
-        try:
-            raw = lz4.frame.decompress(files[0])
-        except RuntimeError as error:
-            raise RecordError(f"{where}: damaged LZ4 data ({error})") from error
-        if len(raw) != 2 * size[0] * size[1]:
-            raise RecordError(f"{where}: expected two planes of {size}, got {len(raw)} bytes")
-        return list(np.frombuffer(raw, np.uint8).reshape(2, *size))
-    return [decode_image(data, size, cv2.IMREAD_GRAYSCALE, where=where) for data in files]
+    RecordError says `where`, a name for each file.
+    """
+    if format == "lz4":
+        _decompress(files[0], planes, where[0])
+        return
+    for plane, data, name in zip(planes, files, where, strict=True):
+        plane[:] = decode_image(data, plane.shape, cv2.IMREAD_GRAYSCALE, where=name)
+
+
+def _decompress(data: Data, planes: np.ndarray, where: str) -> None:
+    """Write the content of an LZ4 frame into `planes`, uint8 (2, H, W)."""
+    decode_block = _block_decoder()
+    stored = len(data) - LZ4_HEAD.size - LZ4_END  # if it is one block
+    is_one = stored > 0 and LZ4_HEAD.unpack_from(data) == (LZ4_PLAIN, planes.size, stored)
+    if decode_block and is_one and planes.flags.c_contiguous:
+        block = np.frombuffer(data, np.uint8, stored, LZ4_HEAD.size)
+        written = decode_block(block.ctypes.data, planes.ctypes.data, stored, planes.size)
+        if written != planes.size:
+            raise RecordError(f"{where}: damaged LZ4 data")
+        return
+    import lz4.frame
+
+    try:
+        raw = lz4.frame.decompress(data)
+    except RuntimeError as error:
+        raise RecordError(f"{where}: damaged LZ4 data ({error})") from error
+    if len(raw) != planes.size:
+        raise RecordError(
+            f"{where}: expected two planes of {planes.shape[1:]}, got {len(raw)} bytes"
+        )
+    planes[:] = np.frombuffer(raw, np.uint8).reshape(planes.shape)
+
+
+@cache
+def _block_decoder() -> Callable[[int, int, int, int], int] | None:
+    """LZ4_decompress_safe(source, target, source size, target size), out of the lz4 package.
+
+    The package's own functions return new bytes: with these and the copy out of them a clip takes a
+    tenth longer. None where a build of the package hides the C function.
+    """
+    import lz4.block
+
+    try:
+        decode = ctypes.CDLL(lz4.block._block.__file__).LZ4_decompress_safe
+    except (AttributeError, OSError):
+        return None
+    decode.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
+    return decode
 
 
 def encode_image(image: np.ndarray, format: str, quality: int) -> bytes:
@@ -114,7 +165,7 @@ def encode_image(image: np.ndarray, format: str, quality: int) -> bytes:
     return data.tobytes()
 
 
-def decode_image(data: bytes, size: tuple[int, int], flags: int, *, where: str) -> np.ndarray:
+def decode_image(data: Data, size: tuple[int, int], flags: int, *, where: str) -> np.ndarray:
     """The uint8 image of `size` in a JPEG or PNG file; `flags` as cv2.imread takes them."""
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
     if image is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -164,7 +164,7 @@ class HeldRecord(Record):
         """What a sidecar would say of how it was made."""
         return self.description
 
-    def read(self, wanted: list[tuple[str, int]]) -> list[bytes]:
+    def read(self, wanted: Sequence[tuple[str, int]]) -> list[bytes]:
         """The bytes of files, each named by its template and its index from 0."""
         return [self.files[name, index] for name, index in wanted]
 

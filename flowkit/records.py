@@ -7,9 +7,10 @@ docs/formats.md specifies every file.
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,18 +117,25 @@ class Record:
                 f"{self.path}: expected fields within 0..{series.count - 1}, "
                 f"asked for {length} from {start}"
             )
-        templates = tuple(series.files.values())
-        files = iter(self.read([(name, start + k) for k in range(length) for name in templates]))
+        files = self.read_fields(series, list(range(start, start + length)))
         fields = np.empty((length, *self.size, 2), np.float32)
-        for k in range(length):
-            fields[k] = planes.decode_field(
-                [next(files) for _ in templates],
-                self.format,
-                self.size,
-                None if series.ranges is None else series.ranges[start + k],
-                where=f"{self.path}: {templates[0] % (start + k + 1)}",
-            )
+        for k, (data, where) in enumerate(files):
+            ranges = None if series.ranges is None else series.ranges[start + k]
+            fields[k] = planes.decode_field(data, self.format, self.size, ranges, where=where)
         return fields
+
+    def read_fields(
+        self, series: StoredSeries, indices: Sequence[int]
+    ) -> list[tuple[Sequence[planes.Data], list[str]]]:
+        """The bytes of the files of each field of a series, and how errors name each file."""
+        templates = tuple(series.files.values())
+        wanted = [(template, index) for index in indices for template in templates]
+        files = self.read(wanted)
+        names = [f"{self.path}: {self.file_name(*one)}" for one in wanted]
+        of_each = len(templates)
+        return [
+            (files[k : k + of_each], names[k : k + of_each]) for k in range(0, len(wanted), of_each)
+        ]
 
     def frame(self, index: int) -> np.ndarray:
         """Frame `index` (from 0) as it is stored: uint8 (H, W, 3) BGR."""
@@ -137,19 +145,24 @@ class Record:
             raise RecordError(
                 f"{self.path}: expected a frame within 0..{self.frame_count - 1}, asked for {index}"
             )
-        where = f"{self.path}: {self.images % (index + 1)}"
+        where = f"{self.path}: {self.file_name(self.images, index)}"
         [data] = self.read([(self.images, index)])
         return planes.decode_image(data, self.size, cv2.IMREAD_COLOR, where=where)
 
-    def read(self, wanted: list[tuple[str, int]]) -> list[bytes]:
+    def file_name(self, template: str, index: int) -> str:
+        """The name of file `index`, from 0, of a template."""
+        return template % (index + 1)
+
+    def read(self, wanted: Sequence[tuple[str, int]]) -> Sequence[planes.Data]:
         """The bytes of files, each named by its template and its index from 0.
 
-        Those of a pack come by one read of the span that holds them.
+        Those of a pack come by one read of all that are neighbors; their checksums are compared.
         """
         if self.places is None:
-            return [_read_file(self.path / (name % (index + 1))) for name, index in wanted]
-        rows = [(name % (index + 1), self.places[name][index].tolist()) for name, index in wanted]
-        return packs.read_members(self.path, [(name, (*row,)) for name, row in rows])
+            return [_read_file(f"{self.path}/{self.file_name(*one)}") for one in wanted]
+        places = [self.places[template][index].tolist() for template, index in wanted]
+        names = [self.file_name(*one) for one in wanted]
+        return packs.read_members(self.path, list(zip(names, places, strict=True)))
 
 
 def open_record(path: str | os.PathLike[str]) -> Record:
@@ -228,13 +241,13 @@ def differences(existing: dict[str, Any], wanted: dict[str, Any], prefix: str = 
 
 def _parse_sidecar(path: Path, members: dict[str, packs.Place] | None) -> dict[str, Any]:
     if members is None:
-        data = _read_file(path / SIDECAR)
+        data: planes.Data = _read_file(f"{path}/{SIDECAR}")
     elif SIDECAR in members:
         [data] = packs.read_members(path, [(SIDECAR, members[SIDECAR])])
     else:
         raise RecordError(f"{path}: expected a pack with {SIDECAR}, which is missing")
     try:
-        sidecar = json.loads(data)
+        sidecar = json.loads(bytes(data))
         format, version = sidecar["format"], sidecar["version"]
     except (ValueError, TypeError, KeyError) as error:
         raise RecordError(f"{path}: {SIDECAR} is no flow record's sidecar ({error!r})") from error
@@ -260,8 +273,10 @@ def _places(
     return places
 
 
-def _read_file(path: Path) -> bytes:
+def _read_file(path: str) -> bytes:
+    """The bytes of a file, without the buffers of `open`: a clip in a folder is 20 files."""
     try:
-        return path.read_bytes()
+        with io.FileIO(os.path.normpath(path)) as file:  # "../u/VIDEO" of a VIDEO that is no folder
+            return file.readall()
     except FileNotFoundError as error:
         raise RecordError(f"{path}: file is missing") from error

@@ -202,7 +202,21 @@ def test_damaged_planes_are_refused(tmp_path):
     path = write_video(tmp_path, "mmaction2")
     (path / "flow_x_00002.jpg").write_bytes(b"\xff\xd8 no jpeg")
     record = open_foreign(path, layout="mmaction2", bound=20)
-    with pytest.raises(RecordError, match="damaged or truncated image"):
+    with pytest.raises(RecordError, match=r"flow_x_00002\.jpg: damaged or truncated image"):
         record.fields(0, 3)
     (path / "flow_x_00001.jpg").write_bytes(b"")
     refused(path, "flow_x_00001.jpg: damaged image")
+
+
+def test_errors_name_files_by_the_other_tools_numbers(tmp_path):
+    path = write_video(tmp_path, "denseflow")
+    record = open_foreign(path, layout="denseflow", bound=20)
+    (path / "flow_y_00000.jpg").write_bytes(b"")
+    (path / "img_00003.jpg").write_bytes(b"")
+    with pytest.raises(RecordError, match=r"flow_y_00000\.jpg: damaged or truncated image"):
+        record.fields(0, 3)
+    with pytest.raises(RecordError, match=r"img_00003\.jpg: damaged or truncated image"):
+        record.frame(3)
+    (path / "flow_x_00004.jpg").unlink()
+    with pytest.raises(RecordError, match=r"flow_x_00004\.jpg: file is missing"):
+        record.fields(4, 1)

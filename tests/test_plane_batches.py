@@ -1,19 +1,24 @@
 """Batches as bytes: what a device makes of planes is what the NumPy form makes of fields."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 from made_records import write_record
 from torch.utils.data import DataLoader
 
+from flowkit import packs
 from flowkit.augment import Augmentation
 from flowkit.clips import Clip, View
 from flowkit.dataset import TrainingClips, collate, start_worker
 from flowkit.errors import RecordError
 from flowkit.matching import RecordFolder
-from flowkit.plane_batches import group_planes, read_planes, stack_planes
+from flowkit.plane_batches import PlaneClip, read_groups, stack_planes
+from flowkit.records import open_record
 from flowkit.splits import Split, Video
 from flowkit.stacks import StackForm, flow_stack
+from flowkit.writer import pack_record
 
 SIZES = {"jump/a": (32, 40), "run/b": (40, 32), "run/c": (24, 36)}  # the last is rescaled
 
@@ -36,7 +41,7 @@ def folder(request, tmp_path_factory):
 
 def both_ways(record, clip, view, form, size):
     expected = flow_stack(record, clip, view, form=form, size=size)
-    groups = group_planes([read_planes(record, clip, view, form)])
+    groups = read_groups([PlaneClip(record, clip, view, form)])
     return stack_planes(groups, form=form, size=size, device="cpu")[0].numpy(), expected
 
 
@@ -91,6 +96,7 @@ def test_loader_of_planes_gives_the_batches_of_the_loader_of_stacks(folder, crop
         found = stack_planes(groups, form=options["form"], size=(24, 24), device="cpu")
         assert torch.equal(one["label"], other["label"])
         assert all(group.codes.dtype == torch.uint8 for group in groups)
+        assert all(group.codes.is_shared() for group in groups)  # nothing is copied on the way
         torch.testing.assert_close(found, one["temporal"], atol=2e-4, rtol=0)
         sizes = max(sizes, len(groups))
     assert sizes > 1
@@ -109,4 +115,57 @@ def test_still_pixels_stay_exactly_still(folder, tmp_path):
 def test_records_of_floats_are_refused(tmp_path):
     record = write_record(tmp_path, "a", smooth(4, (8, 8), 0))
     with pytest.raises(RecordError, match="only 8-bit planes travel as bytes"):
-        read_planes(record, Clip("", 0, 4), View((8, 8), 0, 0, 8, 8), StackForm(4))
+        read_groups([PlaneClip(record, Clip("", 0, 4), View((8, 8), 0, 0, 8, 8), StackForm(4))])
+
+
+@pytest.mark.parametrize("pack", [False, True])
+@pytest.mark.parametrize("format", ["jpg", "png", "lz4"])
+def test_damage_is_an_error_of_the_loader_that_names_record_and_plane(tmp_path, format, pack):
+    record = write_record(tmp_path, "a", smooth(6, (32, 40), 0), format=format)
+    name = f"flow_{'' if format == 'lz4' else 'y_'}00003.{format}"
+    if not pack:
+        path = record.path / name
+        path.write_bytes(path.read_bytes()[:40])
+    else:
+        record = open_record(pack_record(record.path))
+        begin, _, size, _ = packs.list_members(record.path)[name]
+        data = bytearray(record.path.read_bytes())
+        data[begin + 30 + len(name) + size // 2] ^= 1  # which decoders may well not see
+        record.path.write_bytes(data)
+    split = Split("made", ("run",), (Video("a", "run", "a"),), (), ())
+    clips = TrainingClips(
+        split,
+        RecordFolder(tmp_path),
+        form=StackForm(6),
+        augmentation=Augmentation(crop=24, short_side=32),
+        as_planes=True,
+    )
+    loader = DataLoader(clips, 2, sampler=range(2), collate_fn=collate, num_workers=1)
+    with pytest.raises(RecordError, match=rf"{record.path.name}.*{name}"):
+        next(iter(loader))
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_only_the_planes_of_a_clip_are_read(tmp_path, monkeypatch, step):
+    fields = smooth(24, (32, 40), 0)
+    made = write_record(tmp_path, "a", fields, backward=fields, format="lz4", pack=True, step=step)
+    members = packs.list_members(made.path)
+    form = StackForm(4, step=step, bidirectional=True)
+    clip = Clip("", 4, 4, step)
+    wanted = [
+        members[f"{direction}_{index + 1:05d}.lz4"]
+        for direction, half in zip(("flow", "backward"), clip.halves(24), strict=True)
+        for index in half
+    ]
+    read, pread = [], os.pread
+
+    def spy(handle, count, start):
+        read.append(count)
+        return pread(handle, count, start)
+
+    monkeypatch.setattr(os, "pread", spy)
+    handles = os.listdir("/proc/self/fd")
+    read_groups([PlaneClip(made, clip, View((32, 40), 0, 0, 24, 24), form)])
+    assert sum(read) == sum(end - begin for begin, end, _, _ in wanted)
+    assert os.listdir("/proc/self/fd") == handles  # nothing for a fork to share
+    assert len(read) == (2 if step == 1 else 4)  # neighbors by one read

@@ -3,14 +3,17 @@
 import io
 import json
 import struct
+import subprocess
+import sys
 import zipfile
 
 import cv2
+import lz4.frame
 import numpy as np
 import pytest
 from PIL import Image
 
-from flowkit import packs
+from flowkit import packs, planes
 from flowkit.errors import RecordError, UsageError
 from flowkit.flow.method import Series
 from flowkit.records import differences, find_records, open_record
@@ -25,6 +28,7 @@ from flowkit.writer import (
 
 FORWARD, BACKWARD = Series("forward", 1), Series("backward", 1)
 SIZE = (30, 41)
+LZ4_FRAME = struct.Struct("<I2xQxI")  # magic number, size of the content, size of block 1
 DEFAULT = Storage()
 
 
@@ -178,9 +182,59 @@ def test_a_truncated_plane_is_named(tmp_path):
     path = write_record(tmp_path)
     (path / "flow_y_00003.jpg").write_bytes(b"")
     with pytest.raises(
-        RecordError, match=r"flow_x_00003\.jpg: damaged or truncated image of 0 bytes"
+        RecordError, match=r"flow_y_00003\.jpg: damaged or truncated image of 0 bytes"
     ):
         open_record(path).fields(2, 1)
+
+
+def test_lz4_planes_are_one_block_and_frames_of_any_blocks_are_read(tmp_path):
+    random = np.random.default_rng(0)
+    pair = random.integers(0, 256, (2, 200, 300), np.uint8)
+    pair[:, :, 40:] = 7  # or LZ4 would leave it as it is
+    field = np.moveaxis(pair, 0, 2).astype(np.float32)  # (H, W, 2), of whole codes
+    [data], ranges = planes.encode_field(field, "lz4")
+    assert LZ4_FRAME.unpack_from(data) == (0x184D2204, 2 * 200 * 300, len(data) - 19 - 4)
+    raw = lz4.frame.decompress(data)
+    assert (np.frombuffer(raw, np.uint8).reshape(pair.shape) == pair).all()
+    frames = {
+        "one block": data,
+        "linked blocks of 64 KB": lz4.frame.compress(raw, block_size=lz4.frame.BLOCKSIZE_MAX64KB),
+        "no size": lz4.frame.compress(raw, store_size=False),
+        "checksums": lz4.frame.compress(raw, content_checksum=True, block_checksum=True),
+    }
+    for name, frame in frames.items():
+        found = np.zeros_like(pair)
+        planes.decode_planes([memoryview(frame)], "lz4", found, where=["x.lz4"])
+        assert (found == pair).all(), name
+    back = planes.decode_field([data], "lz4", (200, 300), np.array(ranges), where=["x.lz4"])
+    np.testing.assert_allclose(back, field, atol=1e-4)
+
+
+def test_lz4_without_the_decoder_of_blocks_is_the_same(monkeypatch):
+    [data], _ = planes.encode_field(smooth_field(2), "lz4")
+    found, other = np.zeros((2, 2, *SIZE), np.uint8)
+    planes.decode_planes([data], "lz4", found, where=["x.lz4"])
+    monkeypatch.setattr(planes, "_block_decoder", lambda: None)
+    planes.decode_planes([data], "lz4", other, where=["x.lz4"])
+    assert found.any() and (found == other).all()
+
+
+def test_damaged_lz4_is_named():
+    [data], _ = planes.encode_field(smooth_field(2), "lz4")
+    target = np.zeros((2, *SIZE), np.uint8)
+    broken = data[:19] + b"\xff" * (len(data) - 23) + data[-4:]  # lengths that lead outside
+    for damaged in (b"", data[:10], data[:-9], broken):
+        with pytest.raises(RecordError, match=r"x\.lz4: damaged LZ4 data"):
+            planes.decode_planes([damaged], "lz4", target, where=["x.lz4"])
+    with pytest.raises(
+        RecordError, match=r"x\.lz4: expected two planes of \(4, 4\), got 2460 bytes"
+    ):
+        planes.decode_planes([data], "lz4", np.zeros((2, 4, 4), np.uint8), where=["x.lz4"])
+
+
+def test_reading_a_record_does_not_import_torch():
+    code = "import sys, flowkit.records, flowkit.foreign; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_asking_outside_the_record_is_an_error(tmp_path):
