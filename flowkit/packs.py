@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from zlib_ng.zlib_ng import crc32  # 10 times as fast as zlib's: checking cost LZ4 a quarter
 
 from flowkit.errors import RecordError
 
@@ -80,6 +81,6 @@ def _member(where: str, span: memoryview, at: int, size: int, crc: int) -> memor
     signature, name_length, extra_length = LOCAL_HEADER.unpack_from(span, at)
     begin = at + LOCAL_HEADER.size + name_length + extra_length
     data = span[begin : begin + size]
-    if signature != b"PK\x03\x04" or len(data) != size or zlib.crc32(data) != crc:
+    if signature != b"PK\x03\x04" or len(data) != size or crc32(data) != crc:
         raise RecordError(f"{where} is damaged: its checksum does not agree")
     return data
