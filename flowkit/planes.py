@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -46,12 +47,17 @@ def encode_field(
         else:
             planes.append(quantize.quantize_bounded(component, bound))
             ranges.append(quantize.bound_range(bound))
+    return encode_planes(planes, format, quality=quality), ranges
+
+
+def encode_planes(planes: Sequence[np.ndarray], format: str, *, quality: int = 90) -> list[bytes]:
+    """The files of the x and y planes, uint8 (H, W), in a format of PLANE_FORMATS."""
     if format == "lz4":
         import lz4.frame
 
         raw = np.stack(planes).tobytes()  # x rows, then y rows
-        return [lz4.frame.compress(raw, compression_level=LZ4_LEVEL)], ranges
-    return [encode_image(plane, format, quality) for plane in planes], ranges
+        return [lz4.frame.compress(raw, compression_level=LZ4_LEVEL)]
+    return [encode_image(plane, format, quality) for plane in planes]
 
 
 def decode_field(
