@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from flowkit.flow_client import Answer, Computed
 HELLO_BYTES = 4096  # of a client's first message
 PEER = struct.Struct("3i")  # process, user and group at the other end of a socket, unix(7)
 SWITCH_S = 0.0005  # in which a thread gives way to another: launches must not wait for messages
-STATUS_LOST = 70  # exit status of a process whose card failed: EX_SOFTWARE
+STATUS_LOST = 70  # exit status of a process that cannot go on: EX_SOFTWARE
 
 
 @dataclass(frozen=True)
@@ -159,15 +159,24 @@ class FlowServer:
     # --- the threads that compute ---
 
     def work(self, solver: Solver) -> None:
-        while True:
-            batch, room = self._gather(solver)
-            self._compute(solver, batch, room)
-            with self.changed:
-                now = time.monotonic()
-                self.at_work -= 1
-                self.usage.span_s = now - self.first_at
-                if self.at_work == 0:
-                    self.usage.busy_s += now - self.began_at
+        """The life of a thread; what it cannot handle ends the process, so that nobody waits."""
+        try:
+            while True:
+                batch, room = self._gather(solver)
+                self._compute(solver, batch, room)
+                with self.changed:
+                    now = time.monotonic()
+                    self.at_work -= 1
+                    self.usage.span_s = now - self.first_at
+                    if self.at_work == 0:
+                        self.usage.busy_s += now - self.began_at
+        except Exception as error:
+            self.die(error)
+
+    def die(self, error: Exception) -> NoReturn:
+        """End the process, with a last word to the parent."""
+        self.say(one_line(error))
+        os._exit(STATUS_LOST)
 
     def _gather(self, solver: Solver) -> tuple[list[Asked], int]:
         """Wait for pairs; the longest waiting one, and what waits of its size, up to the room."""
@@ -198,10 +207,9 @@ class FlowServer:
         try:
             results = solver.compute([one.pair for one in batch], room)
         except DeviceMemoryError as error:
-            again, reason = (self._halves(batch) if len(batch) > 1 else []), one_line(error)
-        except DeviceError as error:
-            self.say(one_line(error))
-            os._exit(STATUS_LOST)
+            again, reason = self._halves(batch, room), one_line(error)
+        except DeviceError:
+            raise  # the card is lost to this process
         except Exception as error:
             again, reason = by_client(batch), one_line(error)
             again = again if len(again) > 1 else []
@@ -213,13 +221,19 @@ class FlowServer:
         if not again:
             batch[0].client.send(reason)
 
-    def _halves(self, batch: list[Asked]) -> list[list[Asked]]:
-        half, size = -(-len(batch) // 2), batch[0].client.size
+    def _halves(self, batch: list[Asked], room: int) -> list[list[Asked]]:
+        """The batch in parts for half the room, which goes for all from now on; none of one pair.
+
+        The room, because memory was asked for as many pairs, however few there were.
+        """
+        if room == 1:
+            return []
+        half, size = room // 2, batch[0].client.size
         with self.changed:
             if half * size[0] * size[1] < self.most_px:
                 self.most_px = half * size[0] * size[1]
                 self.say(Halved(half, size))
-        return [batch[:half], batch[half:]]
+        return [batch[start : start + half] for start in range(0, len(batch), half)]
 
     def _answer(self, batch: list[Asked], results: list[Computed]) -> None:
         answers: dict[Client, list[tuple[int, Any]]] = defaultdict(list)
@@ -270,19 +284,23 @@ def serve(handle: int, parent: int) -> None:
             threading.Thread(target=server.work, args=(solver,), daemon=True).start()
         try:
             listen(server, listener, control)
-        finally:
-            os._exit(0)  # the threads may be in the middle of a batch
+        except Exception as error:
+            server.die(error)
+        os._exit(0)  # the threads may be in the middle of a batch
 
 
 def listen(server: FlowServer, listener: socket.socket, control: Connection) -> None:
-    """Take what comes from workers and from the parent, until the parent is gone."""
+    """Take what comes from workers and from the parent; returns where the parent is gone."""
     ready = selectors.DefaultSelector()
     ready.register(listener, selectors.EVENT_READ)
     ready.register(control, selectors.EVENT_READ)
     while True:
         for key, _ in ready.select():
             if key.fileobj is control:
-                control.recv()
+                try:
+                    control.recv()
+                except (EOFError, OSError):
+                    return
                 server.say(server.usage)
             elif key.fileobj is listener:
                 ready.register(listener.accept()[0], selectors.EVENT_READ)

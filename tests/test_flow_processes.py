@@ -139,7 +139,7 @@ def test_memory_running_out_halves_batches_and_is_told_once(videos, tmp_path, ca
     assert len(told) == 1 and told[0].startswith("card 0 ran out of memory: batches were halved, ")
     [note] = processes.notes()
     assert note.startswith("card 0 ran out of memory: batches were halved, to ")
-    assert int(note.split(" to ")[1].split()[0]) in (2, 3)
+    assert 1 <= int(note.split(" to ")[1].split()[0]) <= 3
 
 
 @pytest.mark.parametrize(
