@@ -33,6 +33,16 @@ class PretendedFarneback(CudaFarneback):
         return quantized(self.fields(pairs), bound)
 
 
+@dataclass(frozen=True)
+class InstantFarneback(CudaFarneback):
+    """CudaFarneback that computes nothing: the frames of a pair are its planes."""
+
+    open_slot = None
+
+    def planes(self, pairs, *, bound=None):
+        return ((np.stack(pair), [(-1.0, 1.0)] * 2) for pair in pairs)
+
+
 def quantized(fields: Iterable[np.ndarray], bound: float | None) -> Iterator[Any]:
     for field in fields:
         both = field[..., 0], field[..., 1]
