@@ -83,9 +83,15 @@ class Solver:
         if self.slot:
             made = batches(pairs, lambda size: room)
             return [result for batch in made for result in self.slot.compute(batch, room)]
-        if self.work.quantized:
-            return list(self.work.method.planes(pairs, bound=self.work.bound))  # type: ignore[attr-defined]
-        return list(self.work.method.fields(pairs))
+        method, bound = self.work.method, self.work.bound
+        results: list[Computed] = []
+        for start in range(0, len(pairs), room):
+            part = pairs[start : start + room]
+            if self.work.quantized:
+                results += method.planes(part, bound=bound)  # type: ignore[attr-defined]
+            else:
+                results += method.fields(part)
+        return results
 
 
 @dataclass(eq=False)
@@ -170,6 +176,7 @@ class FlowServer:
                     self.usage.span_s = now - self.first_at
                     if self.at_work == 0:
                         self.usage.busy_s += now - self.began_at
+                    self.changed.notify()
         except Exception as error:
             self.die(error)
 
@@ -179,24 +186,30 @@ class FlowServer:
         os._exit(STATUS_LOST)
 
     def _gather(self, solver: Solver) -> tuple[list[Asked], int]:
-        """Wait for pairs; the longest waiting one, and what waits of its size, up to the room."""
+        """Wait for pairs; the longest waiting one, and what waits of its size, up to the room.
+
+        A second batch beside one at work has to fill half the room: two small ones would take as
+        many launches as two full ones.
+        """
         with self.changed:
-            while not self.waiting:
+            while True:
+                if self.waiting:
+                    size = min(self.waiting, key=lambda one: self.waiting[one][0].at)
+                    if size not in self.rooms:
+                        self.rooms[size] = solver.room(size)
+                    room = self._room(size)
+                    if self.at_work == 0 or len(self.waiting[size]) >= room / 2:
+                        break
                 self.changed.wait()
-            size = min(self.waiting, key=lambda one: self.waiting[one][0].at)
-            if size not in self.rooms:
-                self.rooms[size] = solver.room(size)
-            room = self._room(size)
             queue = self.waiting[size]
             batch = [queue.popleft() for _ in range(min(room, len(queue)))]
             if not queue:
                 del self.waiting[size]
-            if self.waiting:
-                self.changed.notify()
             if self.at_work == 0:
                 self.began_at = time.monotonic()
             self.at_work += 1
             self.usage.batches += 1
+            self.changed.notify()
         return batch, room
 
     def _room(self, size: Size) -> int:
@@ -211,15 +224,16 @@ class FlowServer:
         except DeviceError:
             raise  # the card is lost to this process
         except Exception as error:
-            again, reason = by_client(batch), one_line(error)
-            again = again if len(again) > 1 else []
+            again, reason = [], one_line(error)
         else:
             self._answer(batch, results)
             return
-        for part in again:  # here, where the error no longer holds the memory of its frames
-            self._compute(solver, part, self._room(part[0].client.size))
-        if not again:
+        parts = again or by_client(batch)
+        if not again and len(parts) == 1:
             batch[0].client.send(reason)
+            return
+        for part in parts:  # here, where the error no longer holds the memory of its frames
+            self._compute(solver, part, self._room(part[0].client.size))
 
     def _halves(self, batch: list[Asked], room: int) -> list[list[Asked]]:
         """The batch in parts for half the room, which goes for all from now on; none of one pair.

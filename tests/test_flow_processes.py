@@ -4,8 +4,10 @@ import dataclasses
 import itertools
 import os
 import pickle
+import queue
 import signal
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from flowkit.errors import FlowkitError, UsageError
 from flowkit.extract import extract
 from flowkit.flow_client import Layout, RemoteFlow
 from flowkit.flow_processes import FlowProcesses
-from flowkit.flow_server import Usage
+from flowkit.flow_server import Client, FlowServer, Solver, Usage, Work
 from flowkit.records import open_record
 from flowkit.request import Request
 from flowkit.sources import Source
@@ -84,21 +86,20 @@ def run(sources, out, request, *, cards=(0,), workers=2, **options):
     ("method", "options"),
     [
         (PretendedFarneback(), {}),
-        (Plain(), {}),
         (Quantizing(), {"storage": Storage(bound=2.5, format="png")}),
-        (Quantizing(), {"storage": Storage(format="lz4", rgb=False), "steps": (7, 1)}),
+        (Plain(), {"storage": Storage(format="lz4", rgb=False), "steps": (7, 1)}),
         (Quantizing(), {"storage": FLOATS, "steps": (1, 2), "backward": True, "resize": "40x30"}),
     ],
-    ids=["planes", "fields", "bound", "steps", "floats"],
+    ids=["planes", "bound", "fields", "floats"],
 )
 def test_records_are_those_of_the_workers_byte_for_byte(
     videos, tmp_path, monkeypatch, method, options
 ):
     monkeypatch.setattr("flowkit.extract.prepare_method", lambda method: None)  # opens no card
     request = Request(method, **options)
-    for one in extract(videos, tmp_path / "workers", request, workers=2):
+    for one in extract(videos, tmp_path / "workers", request, workers=1):
         assert one.status != "failed", one.reason
-    ended, _, usages = run(videos, tmp_path / "process", request, workers=3)
+    ended, _, usages = run(videos, tmp_path / "process", request)
     assert {one.status for one in ended.values()} == {"done"}
     assert tree(tmp_path / "process") == tree(tmp_path / "workers")
     assert len(tree(tmp_path / "process")) > 200
@@ -133,7 +134,7 @@ def test_memory_holds_a_window_of_any_size():
 
 def test_memory_running_out_halves_batches_and_is_told_once(videos, tmp_path, caplog):
     request = Request(Troubled("small card"))
-    ended, processes, _ = run(videos, tmp_path / "flow", request, workers=3)
+    ended, processes, _ = run(videos, tmp_path / "flow", request)
     assert {one.status for one in ended.values()} == {"done"}
     told = [record.message for record in caplog.records if "memory" in record.message]
     assert len(told) == 1 and told[0].startswith("card 0 ran out of memory: batches were halved, ")
@@ -150,11 +151,16 @@ def test_memory_running_out_halves_batches_and_is_told_once(videos, tmp_path, ca
     ],
 )
 def test_a_pair_that_cannot_be_computed_costs_its_video_only(videos, tmp_path, trouble, reason):
-    ended, _, _ = run(videos, tmp_path, Request(Troubled(trouble, dark=50)), workers=3)
+    ended, _, _ = run(videos, tmp_path, Request(Troubled(trouble, dark=50)))
     assert {name for name, one in ended.items() if one.status == "done"} == {
         f"c/{n}" for n in range(5)
     }
     assert ended["c/dark"].reason == reason
+
+
+def test_no_video_waits_for_ever_where_none_can_be_computed(videos, tmp_path):
+    ended, _, _ = run(videos, tmp_path, Request(Troubled("no memory", dark=300)))
+    assert {one.reason for one in ended.values()} == {"no memory for 1 pair"} and len(ended) == 6
 
 
 @pytest.mark.parametrize(
@@ -206,7 +212,7 @@ def test_a_flow_process_that_dies_between_two_videos_costs_none(videos, tmp_path
 def test_videos_are_spread_over_cards(videos, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3,9")
     request = Request(Visible(), storage=FLOATS)
-    ended, _, usages = run(videos, tmp_path, request, cards=(2, 0), workers=4)
+    ended, _, usages = run(videos, tmp_path, request, cards=(2, 0))
     assert {one.status for one in ended.values()} == {"done"}
     cards = {name: open_record(tmp_path / name).fields(0, 1).max() for name in ended}
     assert set(cards.values()) == {9.0, 5.0}
@@ -287,6 +293,31 @@ def test_a_timeout_costs_a_video_that_waits_for_its_flow(videos, tmp_path):
 def test_the_place_of_a_process_travels():
     remote = RemoteFlow("flowkit-1-ff", quantized=True)
     assert pickle.loads(pickle.dumps(remote)) == remote
+
+
+def test_a_second_batch_waits_until_it_is_half_full_or_alone():
+    server = FlowServer(lambda message: None)
+    client = Client(None, (1024, 1024), [np.zeros((2, 2), np.uint8)] * 2, [])  # 8 in a batch
+    solver = Solver(Work(Plain(), False, None))
+    taken: queue.Queue = queue.Queue()
+
+    def gather():
+        taken.put(len(server._gather(solver)[0]))
+
+    def asked(pairs):
+        server.ask(client, [(number, 0, 1) for number in range(pairs)])
+
+    threading.Thread(target=gather, daemon=True).start()
+    asked(2)
+    assert taken.get(timeout=10) == 2  # alone
+    threading.Thread(target=gather, daemon=True).start()
+    asked(3)
+    with pytest.raises(queue.Empty):
+        taken.get(timeout=0.2)
+    asked(1)
+    assert taken.get(timeout=10) == 4
+    asked(20)
+    assert [len(server._gather(solver)[0]) for _ in range(3)] == [8, 8, 4]
 
 
 # --- which stage held it up ---

@@ -168,6 +168,8 @@ class CardQueue:
         try:
             with self.card.torch.cuda.stream(self.stream):
                 yield
+        except self.card.torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(str(error).splitlines()[0]) from error
         except RuntimeError as error:  # torch's, where the card failed: its context is lost
             if isinstance(error, FlowkitError) or "CUDA error" not in str(error):
                 raise
