@@ -18,6 +18,8 @@ from stand_ins import Missing, Plain, PretendedFarneback, Quantizing, Troubled, 
 
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.extract import extract
+from flowkit.flow import cuda_device
+from flowkit.flow.cuda import CudaFarneback, CudaTVL1
 from flowkit.flow_client import Layout, RemoteFlow
 from flowkit.flow_processes import FlowProcesses
 from flowkit.flow_server import Client, FlowServer, Solver, Usage, Work
@@ -106,6 +108,24 @@ def test_records_are_those_of_the_workers_byte_for_byte(
     usage = usages[0]
     assert usage.pairs == sum(one.extracted.fields for one in ended.values())
     assert 0 < usage.busy_s <= usage.span_s and usage.batches < usage.pairs
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", [CudaTVL1(), CudaFarneback()], ids=["tvl1", "farneback"])
+@pytest.mark.parametrize("storage", [Storage(), Storage(bound=2.5), FLOATS])
+def test_on_a_card_records_are_those_of_a_worker_that_has_the_card(
+    videos, tmp_path, method, storage
+):
+    try:
+        cuda_device.count_cards()
+    except FlowkitError as error:
+        pytest.skip(str(error))
+    request = Request(method, storage=storage)
+    for one in extract(videos, tmp_path / "worker", request, workers=1):
+        assert one.status != "failed", one.reason
+    ended, _, _ = run(videos, tmp_path / "process", request, workers=4)
+    assert {one.status for one in ended.values()} == {"done"}
+    assert tree(tmp_path / "process") == tree(tmp_path / "worker")
 
 
 def test_more_frames_than_there_is_room_for(tmp_path):
