@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import extract_gpu
 import tvl1_gpu
 
 import flowkit
@@ -41,6 +42,8 @@ def main() -> None:
     tests = run_tests()
     print(f"tests: {tests['summary']}", file=sys.stderr)
     report = {"flowkit": flowkit.__version__, "tests": tests, **tvl1_gpu.measure(options.data)}
+    report["extract"] = extract_gpu.measure(options.data)
+    report["bars"] |= report["extract"].pop("bars")
     report["seconds"] = round(time.perf_counter() - start)
 
     file = PROJECT / "benchmarks" / "results" / f"{slug(card.name)}.json"

@@ -23,3 +23,11 @@ class SplitError(FlowkitError, ValueError):
 
 class InstallError(FlowkitError, ImportError):
     """A library that flowkit needs cannot be imported here."""
+
+
+class DeviceMemoryError(FlowkitError, MemoryError):
+    """A card has no memory for a batch: a smaller one may fit."""
+
+
+class DeviceError(FlowkitError, RuntimeError):
+    """A card failed in the middle of its work: the process that uses it cannot go on."""

@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 
@@ -18,6 +18,8 @@ from flowkit._cv2 import cv2
 from flowkit.errors import FlowkitError, VideoError
 from flowkit.flow import CUDA_METHODS, prepare_method
 from flowkit.flow.method import FlowMethod, Pair, Series, consecutive, series_pairs
+from flowkit.flow_client import RemoteFlow
+from flowkit.flow_processes import FlowProcesses
 from flowkit.plan import source_bytes
 from flowkit.pool import Done, Failed, Progress, run_pool
 from flowkit.request import Request, resize_frame, target_size
@@ -69,11 +71,13 @@ def extract_video(
     *,
     overwrite: bool = False,
     report: Callable[[int], None] = lambda frames: None,
+    remote: RemoteFlow | None = None,
 ) -> Extracted:
     """Make the record of one video below `out`; decodes once, whatever series are asked for.
 
-    `report` is told the frames so far. VideoError where the video is damaged or has too few
-    frames: nothing is left of it then.
+    `report` is told the frames so far. The flow is computed here, or by a `remote` process that
+    has the method of the request. VideoError where the video is damaged or has too few frames:
+    nothing is left of it then.
     """
     start = perf_counter()
     decoding = 0.0
@@ -104,8 +108,12 @@ def extract_video(
                 order.append(series)
                 yield first, second
 
-        for computed in request.method.fields(pairs()):
-            writer.add_field(order.popleft(), computed)
+        compute = request.method.fields if remote is None else remote.compute
+        for computed in compute(pairs()):
+            if isinstance(computed, tuple):
+                writer.add_planes(order.popleft(), *computed)
+            else:
+                writer.add_field(order.popleft(), computed)
         _check_counts(writer, request)
         written = writer.commit(
             {
@@ -138,28 +146,39 @@ def extract(
     workers: int,
     timeout_s: float | None = None,
     overwrite: bool = False,
+    processes: FlowProcesses | None = None,
 ) -> Iterator[Outcome]:
     """Make the records of `sources` in worker processes; yields what became of each, as it comes.
 
-    A video that fails, takes longer than `timeout_s`, or kills its worker costs itself only. After
-    a full disk no further video is begun: those have no outcome.
+    Workers compute the flow themselves, or have it from `processes` of the same method and
+    storage. A video that fails, takes longer than `timeout_s`, or kills its worker costs itself
+    only. After a full disk, or where flow processes die again and again, no further video is begun:
+    those have no outcome.
     """
     full = False
 
-    def supply() -> Iterator[Source]:
-        for source in sources:
-            if full:
+    def supply() -> Iterator[tuple[Source, RemoteFlow | None]]:
+        for index, source in enumerate(sources):
+            remote = processes.assign(index) if processes else None
+            if full or (processes and processes.problem):
                 return
-            yield source
+            yield source, remote
 
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
-    prepare_method(request.method)
+    if processes is None and sources:
+        prepare_method(request.method)
     task = _Task(out, request, overwrite)
     try:
         with closing(run_pool(task, supply(), workers=workers, timeout_s=timeout_s)) as events:
             for event in events:
                 source = sources[event.index]
+                if isinstance(event, Failed) and event.exception == "FlowProcessDied" and processes:
+                    event = replace(event, reason=processes.mourn(event.index))
+                if processes:
+                    processes.listen()
+                    if not isinstance(event, Progress):
+                        processes.release(event.index)
                 match event:
                     case Progress():
                         yield Outcome(source, "running", frames=event.value)
@@ -176,15 +195,23 @@ def extract(
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker does with one source: picklable."""
+    """What a worker does with one source, and the process that computes its flow: picklable."""
 
     out: Path
     request: Request
     overwrite: bool
 
-    def __call__(self, source: Source, report: Callable[[int], None]) -> Extracted:
+    def __call__(
+        self, item: tuple[Source, RemoteFlow | None], report: Callable[[int], None]
+    ) -> Extracted:
+        source, remote = item
         return extract_video(
-            source, self.out, self.request, overwrite=self.overwrite, report=report
+            source,
+            self.out,
+            self.request,
+            overwrite=self.overwrite,
+            report=report,
+            remote=remote,
         )
 
 

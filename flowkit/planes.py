@@ -56,13 +56,18 @@ def encode_field(
         else:
             planes.append(quantize.quantize_bounded(component, bound))
             ranges.append(quantize.bound_range(bound))
+    return encode_planes(planes, format, quality=quality), ranges
+
+
+def encode_planes(planes: Sequence[np.ndarray], format: str, *, quality: int = 90) -> list[bytes]:
+    """The files of the x and y planes, uint8 (H, W), in a format of PLANE_FORMATS."""
     if format == "lz4":
         import lz4.frame
 
         raw = np.stack(planes).tobytes()  # x rows, then y rows
         blocks = {"block_size": lz4.frame.BLOCKSIZE_MAX4MB, "block_linked": False}
-        return [lz4.frame.compress(raw, compression_level=LZ4_LEVEL, **blocks)], ranges
-    return [encode_image(plane, format, quality) for plane in planes], ranges
+        return [lz4.frame.compress(raw, compression_level=LZ4_LEVEL, **blocks)]
+    return [encode_image(plane, format, quality) for plane in planes]
 
 
 def decode_field(

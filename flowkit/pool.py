@@ -8,39 +8,35 @@ that a task itself starts are left to the task.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import math
-import os
 import pickle
-import signal
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import spawn
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any
 
+from flowkit.children import (
+    dump_for_child,
+    end_child,
+    how_it_died,
+    live_for,
+    load_from_parent,
+    one_line,
+    refuse_script_import,
+    start_child,
+    unpickle,
+)
 from flowkit.errors import FlowkitError, UsageError
-from flowkit.stopping import EXIT_STATUS, signals_held
+from flowkit.stopping import signals_held
 
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    "OPENCV_FOR_THREADS_NUM": "1",  # cv2 does not look at OMP_NUM_THREADS
-    "PYTHONUNBUFFERED": "1",  # SIGKILL flushes nothing, so what a task prints must be out by then
-}
-PR_SET_PDEATHSIG = 1  # prctl(2): the signal to get when the parent dies
 REPORT_S = 0.2  # least time between two Progress of a worker
 WAIT_S = 0.5  # longest wait: a signal that comes just before it does not end it
 LOAD_S = 300.0  # a task is imported within this, from a cold network disk too
-REAP_S = 10.0  # SIGKILL acts at once, but not on a process stuck in the kernel (a dead NFS server)
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,6 @@ class _Loaded:
 
 Task = Callable[[Any, Callable[[Any], None]], Any]
 _Job = tuple[int, bytes]  # index and pickled item
-_importing_script = False  # in a worker: it runs the parent's script for what that defines
 
 
 def run_pool(
@@ -113,16 +108,12 @@ def run_pool(
         raise UsageError(f"expected at least 1 worker, got {workers}")
     if timeout_s is not None and not timeout_s > 0:
         raise UsageError(f"expected a timeout of more than 0 s, got {timeout_s:g}")
-    if _importing_script:
-        raise UsageError(
-            "the script starts its work again in the worker that imports it: "
-            'put the start under `if __name__ == "__main__":`'
-        )
+    refuse_script_import()
     try:
-        load = pickle.dumps((pickle.dumps(task), _script()))
+        load = dump_for_child(task)
     except Exception as error:
         raise UsageError(
-            f"the task cannot be pickled ({_one_line(error)}): expected a function, or an instance "
+            f"the task cannot be pickled ({one_line(error)}): expected a function, or an instance "
             "of a class, that is defined at the top level of a module"
         ) from error
     return _outcomes(load, _jobs(items), workers, timeout_s or math.inf)
@@ -183,20 +174,7 @@ class _Worker:
         self.deadline = self.started + LOAD_S
         self.socket, other_end = Pipe()
         with other_end:
-            path = [str(entry) for entry in sys.path]
-            command = (
-                f"import sys; sys.path[:] = {path!r}; "
-                f"from flowkit.pool import work; work({other_end.fileno()}, {os.getpid()})"
-            )
-            try:
-                self.process = subprocess.Popen(
-                    [sys.executable, "-c", command],
-                    env=os.environ | WORKER_ENVIRONMENT,
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=[other_end.fileno()],
-                )
-            except OSError as error:
-                raise FlowkitError(f"a worker process cannot be started: {error}") from error
+            self.process = start_child("flowkit.pool:work", other_end.fileno())
         self._send(load)
 
     def begin(self, job: _Job, timeout_s: float) -> None:
@@ -220,7 +198,7 @@ class _Worker:
             try:
                 outcome = pickle.loads(message)
             except Exception as error:
-                return self._failed("error", f"what it sent cannot be read: {_one_line(error)}")
+                return self._failed("error", f"what it sent cannot be read: {one_line(error)}")
             # the name, because it fits the children of MemoryError and torch.OutOfMemoryError
             if isinstance(outcome, Failed) and outcome.exception.endswith("MemoryError"):
                 self.usable = False
@@ -238,23 +216,14 @@ class _Worker:
 
     def end(self) -> None:
         """Kill and reap the process; does nothing the second time."""
-        self.process.kill()
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(REAP_S)
+        end_child(self.process)
         self.socket.close()
 
 
 def _death(process: subprocess.Popen[bytes]) -> str:
-    """In words, how a process ended that closed its socket."""
-    try:
-        status = process.wait(REAP_S)
-    except subprocess.TimeoutExpired:
-        return "worker closed its connection"
-    if status >= 0:
-        return f"worker ended with exit status {status}"
-    name = signal.Signals(-status).name if -status in list(signal.Signals) else "a real-time signal"
-    hint = ", as the out-of-memory killer does: try fewer workers" if name == "SIGKILL" else ""
-    return f"worker died by {name} (signal {-status}){hint}"
+    how = how_it_died(process)
+    hint = ", as the out-of-memory killer does: try fewer workers" if "SIGKILL" in how else ""
+    return f"worker {how}{hint}"
 
 
 def _jobs(items: Iterable[Any]) -> Iterator[_Job]:
@@ -262,27 +231,8 @@ def _jobs(items: Iterable[Any]) -> Iterator[_Job]:
         try:
             payload = pickle.dumps(item)
         except Exception as error:
-            raise FlowkitError(f"item {index} cannot be pickled: {_one_line(error)}") from error
+            raise FlowkitError(f"item {index} cannot be pickled: {one_line(error)}") from error
         yield index, payload
-
-
-def _one_line(error: BaseException) -> str:
-    """The first line of a FlowkitError's text; of another error's, after the name of its type."""
-    lines = str(error).strip().splitlines()
-    if isinstance(error, FlowkitError) and lines:
-        return lines[0]
-    return ": ".join([type(error).__name__, *lines[:1]])
-
-
-def _script() -> dict[str, str]:
-    """Where this process has its ``__main__`` from, as multiprocessing's `prepare` takes it."""
-    main = sys.modules["__main__"]
-    spec, path = getattr(main, "__spec__", None), getattr(main, "__file__", None)
-    if spec is not None:  # python -m
-        return {"init_main_from_name": spec.name}
-    if path is not None and os.path.exists(path):
-        return {"init_main_from_path": os.path.abspath(path)}
-    return {}  # a session at the prompt, or standard input
 
 
 # What follows runs in the worker.
@@ -290,19 +240,14 @@ def _script() -> dict[str, str]:
 
 def work(handle: int, parent: int) -> None:
     """The life of a worker: `parent` is the process at the other end of the socket `handle`."""
-    for signum in EXIT_STATUS:
-        signal.signal(signum, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, EXIT_STATUS)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before prctl
+    if not live_for(parent):
         return
     with suppress(EOFError, OSError), Connection(handle) as socket:  # they mean: no parent
-        payload, script = pickle.loads(socket.recv_bytes())
+        message = socket.recv_bytes()
         try:
-            task = _unpickle(payload, script)
+            task, script = load_from_parent(message)
         except Exception as error:
-            socket.send_bytes(pickle.dumps(_Loaded(_one_line(error))))
+            socket.send_bytes(pickle.dumps(_Loaded(one_line(error))))
             return
         socket.send_bytes(pickle.dumps(_Loaded()))
         while True:
@@ -329,25 +274,10 @@ def _call(task: Task, job: _Job, script: dict[str, str], socket: Connection) -> 
         return pickle.dumps(Failed(index, reason, "error", seconds, *details))
 
     try:
-        result = task(_unpickle(payload, script), report)
+        result = task(unpickle(payload, script), report)
     except Exception as error:
-        return failed(_one_line(error), error)
+        return failed(one_line(error), error)
     try:
         return pickle.dumps(Done(index, result, time.monotonic() - started))
     except Exception as error:
-        return failed(f"the result cannot be pickled: {_one_line(error)}", error)
-
-
-def _unpickle(payload: bytes, script: dict[str, str]) -> Any:
-    """Unpickle; import the parent's script before that if `payload` may name what it defines."""
-    global _importing_script
-    if b"__main__" in payload:
-        if not script:
-            raise UsageError(
-                "what is defined at the prompt or on standard input cannot be found by a worker: "
-                "put it in a file"
-            )
-        _importing_script = True
-        spawn.prepare(script)  # as __mp_main__, once
-        _importing_script = False
-    return pickle.loads(payload)
+        return failed(f"the result cannot be pickled: {one_line(error)}", error)

@@ -144,6 +144,19 @@ class RecordWriter:
             field, self.storage.format, bound=self.storage.bound, quality=self.storage.quality
         )
         self.seconds["encode"] += perf_counter() - start
+        self._add_files(one, files, ranges)
+
+    def add_planes(self, one: Series, pair: np.ndarray, ranges: planes.Ranges) -> None:
+        """Take the next field of a series as planes, uint8 (2, H, W), and the ranges of x and y.
+
+        For storage of 8-bit planes; the ranges are those that its `bound` asks for.
+        """
+        start = perf_counter()
+        files = planes.encode_planes(list(pair), self.storage.format, quality=self.storage.quality)
+        self.seconds["encode"] += perf_counter() - start
+        self._add_files(one, files, ranges)
+
+    def _add_files(self, one: Series, files: list[bytes], ranges: planes.Ranges | None) -> None:
         self.ranges[one].append(ranges)
         for template, data in zip(self.templates[one].values(), files, strict=True):
             self._write(template % len(self.ranges[one]), data)

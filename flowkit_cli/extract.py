@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowkit.errors import UsageError
-from flowkit.flow import CUDA_METHODS
+from flowkit.errors import FlowkitError, UsageError
 from flowkit_cli import output
+from flowkit_cli.extract_totals import Totals
 from flowkit_cli.options import (
     MethodCommand,
     chosen_method,
@@ -24,12 +26,12 @@ from flowkit_cli.options import (
 
 if TYPE_CHECKING:
     from flowkit.extract import Outcome
+    from flowkit.flow_processes import FlowProcesses
+    from flowkit.request import Request
     from flowkit.sources import Source
 
-NO_GPU = (
-    "--gpu: this version of flowkit has no GPU pipeline yet, so nothing was done; leave it out to "
-    "compute on the CPU, or try --method tvl1-cuda, which has not been run on a card"
-)
+GPU_METHODS = {"tvl1": "tvl1-cuda", "farneback": "farneback-cuda"}  # what --gpu makes of --method
+WORKERS_A_CORE = 1.5  # with --gpu: some wait for the card
 
 
 @click.command(cls=MethodCommand)
@@ -124,7 +126,17 @@ NO_GPU = (
     metavar="FILE",
     help="Write each failed video and the reason here, a line each, separated by a tab.",
 )
-@click.option("--gpu", is_flag=True, help="Compute on an NVIDIA card (not in this version).")
+@click.option(
+    "--gpu",
+    is_flag=True,
+    help="Compute the flow on an NVIDIA card, with half as many workers again as cores: "
+    "tvl1 becomes tvl1-cuda, farneback farneback-cuda.",
+)
+@click.option(
+    "--gpus",
+    metavar="0,1|all",
+    help="The cards to spread the videos over; implies --gpu.  [default: 0]",
+)
 def extract(
     inputs: tuple[str, ...],
     out: Path,
@@ -139,6 +151,7 @@ def extract(
     as_json: bool,
     failures: Path | None,
     gpu: bool,
+    gpus: str | None,
     **options: Any,
 ) -> None:
     """Videos to flow records.
@@ -152,12 +165,15 @@ def extract(
     flowkit extract videos/ --bound 20 --resize 340x256
     find videos -name '*.avi' | flowkit extract - --root videos --json
     flowkit extract videos/ --shard slurm           in a SLURM array job
+    flowkit extract videos/ --gpus all              on NVIDIA cards
 
     Exit status: 0 all done, 1 some videos failed (the others are done), 2 usage, 75 stopped by
     SIGTERM, 130 interrupted.
     """
-    if gpu:
-        raise UsageError(NO_GPU)
+    on_cards = gpu or gpus is not None or method in GPU_METHODS.values()
+    if on_cards:
+        method = _method_on_cards(method)
+    cards = _read_cards(gpus)
     flow_method = chosen_method(method, preset, options)
     share = _read_shard(shard) if shard else None
 
@@ -184,7 +200,7 @@ def extract(
     found = find_videos(inputs, root=root, stdin=sys.stdin.buffer)
     sources = list(found.sources) if share is None else take_shard(found.sources, *share)
     todo = plan(sources, out, request, overwrite=overwrite)
-    workers = workers or (1 if method in CUDA_METHODS else cores())
+    workers = workers or math.ceil(cores() * (WORKERS_A_CORE if on_cards else 1))
     output.say(
         f"{output.count(len(sources), 'video')}, {len(todo):,} to do: "
         f"{method} to {out}{os.sep} with {output.count(workers, 'worker')}"
@@ -206,10 +222,20 @@ def extract(
         for source in sources:
             if source.id not in waiting:
                 output.json_line(_event(source, "skipped"))
-    totals = _Totals()
-    with output.Progress(len(todo)) as progress:
+    totals = Totals(len(sources) - len(todo), len(todo), workers)
+    with (
+        _flow_processes(request, cards) if on_cards and todo else nullcontext() as processes,
+        output.Progress(len(todo)) as progress,
+    ):
+        totals.begin()
         for outcome in run(
-            todo, out, request, workers=workers, timeout_s=timeout_s, overwrite=overwrite
+            todo,
+            out,
+            request,
+            workers=workers,
+            timeout_s=timeout_s,
+            overwrite=overwrite,
+            processes=processes,
         ):
             progress.frames_of(outcome.source.id, outcome.frames)
             if outcome.status == "running":
@@ -222,54 +248,58 @@ def extract(
                 progress.line(f"damaged: {outcome.source.path}: {outcome.extracted.damage}")
             if as_json:
                 output.json_line(_event(outcome.source, outcome.status, outcome))
+        totals.end(processes)
     if failures:
         failures.write_text(
             "".join(f"{one.source.path}\t{one.reason}\n" for one in totals.failed),
             encoding="utf-8",
             errors="surrogateescape",
         )
-    output.say(totals.summary(len(sources) - len(todo), len(todo), workers))
+    output.say(totals.summary())
+    if as_json:
+        output.json_line(totals.event())
     if totals.failed or totals.done < len(todo):
         sys.exit(1)
 
 
-class _Totals:
-    """What a run adds up to."""
+def _method_on_cards(method: str) -> str:
+    if method not in (*GPU_METHODS, *GPU_METHODS.values()):
+        raise UsageError(
+            f"--gpu: expected --method {' or '.join(GPU_METHODS)}, which have kernels for cards, "
+            f"got {method}; leave --gpu out to compute it on the CPU"
+        )
+    return GPU_METHODS.get(method, method)
 
-    def __init__(self) -> None:
-        self.start = time.monotonic()
-        self.done = self.frames = self.fields = 0
-        self.failed: list[Outcome] = []
-        self.seconds: dict[str, float] = {}
 
-    def add(self, outcome: Outcome) -> None:
-        if outcome.extracted is None:
-            self.failed.append(outcome)
-            return
-        self.done += 1
-        self.frames += outcome.extracted.frames
-        self.fields += outcome.extracted.fields
-        for stage, seconds in outcome.extracted.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0) + seconds
+def _read_cards(gpus: str | None) -> list[int] | None:
+    """The cards that --gpus names, None for all."""
+    if gpus == "all":
+        return None
+    names = (gpus or "0").split(",")
+    if not all(name.strip().isdecimal() for name in names):
+        raise UsageError(f"--gpus: expected cards such as 0,1, or all, got {gpus!r}")
+    return [int(name) for name in names]
 
-    def summary(self, skipped: int, todo: int, workers: int) -> str:
-        """The last lines of a run: counts, speed, where the time went, what failed."""
-        elapsed = time.monotonic() - self.start
-        text = f"{self.done:,} done, {skipped:,} there already, {len(self.failed):,} failed"
-        if self.done + len(self.failed) < todo:
-            text += f", {todo - self.done - len(self.failed):,} not begun (the disk is full)"
-        if self.done:
-            busy = sum(self.seconds.values())
-            shares = ", ".join(
-                f"{stage} {100 * self.seconds[stage] / busy:.0f}%"
-                for stage in ("decode", "flow", "encode", "write")
-            )
-            text += (
-                f"; {output.count(self.frames, 'frame')}, {output.count(self.fields, 'field')} in "
-                f"{output.duration(elapsed)}: {self.frames / elapsed:.1f} frames/s with "
-                f"{output.count(workers, 'worker')} ({shares})"
-            )
-        return text
+
+def _open_cards(request: Request, cards: list[int] | None) -> FlowProcesses:
+    from flowkit.flow_processes import FlowProcesses
+
+    if cards is None:
+        from flowkit.flow.cuda_device import count_cards
+
+        cards = list(range(count_cards()))
+    return FlowProcesses(request.method, request.storage, cards=cards)
+
+
+@contextmanager
+def _flow_processes(request: Request, cards: list[int] | None) -> Iterator[FlowProcesses]:
+    """The processes of --gpu; their errors say so."""
+    with ExitStack() as stack:
+        try:
+            processes = stack.enter_context(_open_cards(request, cards))
+        except FlowkitError as error:
+            raise UsageError(f"--gpu: {error}") from error
+        yield processes
 
 
 def _event(source: Source, status: str, outcome: Outcome | None = None) -> dict[str, Any]:

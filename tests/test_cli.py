@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,12 +19,36 @@ from flowkit_cli.main import COMMANDS
 from flowkit_cli.reference import reference
 
 FLOWKIT = [sys.executable, "-m", "flowkit_cli.main"]
+PRETENDED = [sys.executable, str(Path(__file__).with_name("pretended_card.py"))]
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def run(*arguments, cwd, stdin=b"", env=None) -> subprocess.CompletedProcess:
+@dataclass(frozen=True)
+class Way:
+    """Where `flowkit extract` computes: in its workers, or in the flow process of a card."""
+
+    program: list[str]
+    quick: tuple[str, ...]
+    slow: tuple[str, ...]
+    kills: int
+
+
+WORKERS = ("--method", "farneback-opencv", "--farneback-iterations", "40", "-j", "2")
+GPU = ("--gpu", "--method", "farneback")
+WAYS = {
+    "workers": Way(FLOWKIT, ("--method", "dis"), WORKERS, kills=10),
+    "gpu": Way(PRETENDED, GPU, (*GPU, "--farneback-iterations", "16", "-j", "2"), kills=2),
+}
+
+
+@pytest.fixture(scope="module", params=list(WAYS))
+def way(request) -> Way:
+    return WAYS[request.param]
+
+
+def run(*arguments, cwd, stdin=b"", env=None, program=FLOWKIT) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [*FLOWKIT, *arguments],
+        [*program, *arguments],
         cwd=cwd,
         input=stdin,
         capture_output=True,
@@ -80,7 +106,7 @@ def test_extract_info_verify_pack_unpack(workplace):
     assert tree(workplace / "flow") == before
 
 
-def test_three_broken_videos_among_good_ones(workplace):
+def test_three_broken_videos_among_good_ones(workplace, way):
     videos = workplace / "videos"
     (videos / "jump" / "text.avi").write_text("this is no video")
     write_sound(videos / "run" / "sound.avi")
@@ -88,11 +114,13 @@ def test_three_broken_videos_among_good_ones(workplace):
     (videos / "run" / "cut.mkv").write_bytes(whole[: len(whole) // 2])
     (videos / "notes.txt").write_text("passed over")
     done = run(
-        *("extract", "videos", "--method", "dis", "--json", "--failures", "failed.tsv"),
+        *("extract", "videos", *way.quick, "--json", "--failures", "failed.tsv"),
         cwd=workplace,
+        program=way.program,
     )
     assert done.returncode == 1
-    events = {event["video"]: event for event in map(json.loads, done.stdout.splitlines())}
+    *lines, last = map(json.loads, done.stdout.splitlines())
+    events = {event["video"]: event for event in lines}
     assert {name: event["status"] for name, event in events.items()} == {
         "jump/a": "done",
         "jump/b": "done",
@@ -109,7 +137,14 @@ def test_three_broken_videos_among_good_ones(workplace):
     assert all(reason for _, reason in failed)
     assert len(list((workplace / "flow").rglob("record.json"))) == 3
 
-    again = run("extract", "videos", "--method", "dis", cwd=workplace)
+    counts = {"done": 3, "skipped": 0, "failed": 3, "not_begun": 0, "frames": 15, "fields": 12}
+    assert {name: last[name] for name in counts} == counts and last["status"] == "summary"
+    assert set(last["stages"]) == {"decode", "flow", "encode", "write"}
+    assert last["bottleneck"] in last["stages"] and last["advice"]
+    assert f"bottleneck: {last['bottleneck']} (alone, frames/s: decode " in done.stderr.decode()
+    assert [card["pairs"] for card in last.get("cards", [])] == [12] * (way is WAYS["gpu"])
+
+    again = run("extract", "videos", *way.quick, cwd=workplace, program=way.program)
     assert again.returncode == 1 and b"0 done, 3 there already, 3 failed" in again.stderr
 
 
@@ -135,7 +170,7 @@ def test_awkward_names_arrive(tmp_path, layout):
         *("extract", "videos", "--method", "dis", "--layout", layout, "--json"), cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == len(AWKWARD_NAMES)
+    assert len(done.stdout.splitlines()) == len(AWKWARD_NAMES) + 1
     base = os.fsencode(tmp_path / "flow") + (b"/records" if layout == "twostreamfusion" else b"")
     assert sorted(os.listdir(base)) == sorted(os.path.splitext(name)[0] for name in AWKWARD_NAMES)
     assert run("verify", "flow", cwd=tmp_path).returncode == 0
@@ -175,7 +210,8 @@ def test_a_dry_run_does_nothing(workplace):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["videos", "--gpu"], "--gpu: "),
+        (["videos", "--gpu", "--method", "dis"], "--gpu: expected --method tvl1 or farneback"),
+        (["videos", "--gpus", "first"], "--gpus: expected cards such as 0,1, or all, got 'first'"),
         (["nowhere"], "nowhere"),
         (["videos", "--dis-patch-size", "8"], "--dis-patch-size does not go with --method tvl1"),
         (["videos", "--shard", "3/2"], "expected a shard from 1/2 to 2/2, got 3/2"),
@@ -193,6 +229,28 @@ def test_bad_usage_is_one_line_and_status_2_before_any_work(workplace, arguments
     assert message in done.stderr.decode()
     assert "Traceback" not in done.stderr.decode()
     assert not (workplace / "flow").exists()
+
+
+@pytest.mark.parametrize("option", [("--gpu",), ("--gpus", "0,1"), ("--gpus", "all")])
+def test_without_a_card_gpu_is_an_error_that_says_why_before_any_work(workplace, option):
+    done = run("extract", "videos", *option, cwd=workplace, env={"CUDA_VISIBLE_DEVICES": ""})
+    assert done.returncode == 2
+    last = done.stderr.decode().splitlines()[-1]
+    if option[-1] == "0,1":
+        assert last.endswith("as CUDA_VISIBLE_DEVICES is '', got 1")
+    else:
+        assert re.match(r"flowkit: error: --gpu: .*(driver|torch|cuda-bindings)", last), last
+        assert "use the CPU's methods" in last or "install" in last
+    assert not (workplace / "flow").exists()
+
+
+def test_a_finished_run_is_finished_without_a_card(workplace):
+    arguments = ("extract", "videos", *GPU)
+    assert run(*arguments, cwd=workplace, program=PRETENDED).returncode == 0
+    again = run(*arguments, cwd=workplace)
+    assert again.returncode == 0 and b"0 done, 3 there already, 0 failed" in again.stderr
+    planned = run(*arguments, "--dry-run", "--overwrite", cwd=workplace)
+    assert planned.returncode == 0 and b"3 to do: farneback-cuda to flow/" in planned.stderr
 
 
 def test_colliding_names_are_an_error_before_any_work(workplace):
@@ -240,36 +298,29 @@ def test_verify_finds_and_deletes_what_is_broken(workplace):
 
 
 @pytest.fixture(scope="module")
-def slow_videos(tmp_path_factory) -> Path:
+def slow_videos(tmp_path_factory, way) -> Path:
     """Videos that take a while, and what an uninterrupted run makes of them."""
     folder = tmp_path_factory.mktemp("slow")
     (folder / "videos").mkdir()
     for name in "abcdef":
         write_video(folder / "videos" / f"{name}.avi", moving_texture(12, size=(120, 160)))
-    assert run(*SLOW_RUN, "--out", "whole", cwd=folder).returncode == 0
+    done = run("extract", "videos", *way.slow, "--out", "whole", cwd=folder, program=way.program)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
-SLOW_RUN = (
-    "extract",
-    "videos",
-    "--method",
-    "farneback-opencv",
-    "--farneback-iterations",
-    "40",
-    "-j",
-    "2",
-)
-
-
-def start(folder: Path, *more: str) -> subprocess.Popen:
+def start(folder: Path, way: Way, *more: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [*FLOWKIT, *SLOW_RUN, *more],
+        [*way.program, "extract", "videos", *way.slow, *more],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**os.environ, "FLOWKIT_TEST_RUN": str(folder)},
     )
+
+
+def finish(folder: Path, way: Way, *more: str) -> subprocess.CompletedProcess:
+    return run("extract", "videos", *way.slow, *more, cwd=folder, program=way.program)
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -294,10 +345,10 @@ def wait_until(condition, seconds=20.0) -> bool:
     return True
 
 
-def test_killed_ten_times_and_resumed_is_as_never_stopped(slow_videos):
+def test_killed_again_and_again_and_resumed_is_as_never_stopped(slow_videos, way):
     flow = slow_videos / "killed"
-    for attempt in range(10):
-        process = start(slow_videos, "--out", "killed")
+    for attempt in range(way.kills):
+        process = start(slow_videos, way, "--out", "killed")
         time.sleep(0.5 + 0.1 * attempt)
         process.kill()
         process.communicate()
@@ -306,16 +357,16 @@ def test_killed_ten_times_and_resumed_is_as_never_stopped(slow_videos):
             if ".incomplete" not in sidecar.parts:
                 name = sidecar.parent.name
                 assert tree(sidecar.parent) == tree(slow_videos / "whole" / name)
-    assert run(*SLOW_RUN, "--out", "killed", cwd=slow_videos).returncode == 0
+    assert finish(slow_videos, way, "--out", "killed").returncode == 0
     assert tree(flow) == tree(slow_videos / "whole")
 
 
 @pytest.mark.parametrize(
     ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["INT", "TERM"]
 )
-def test_stopped_by_a_signal(slow_videos, signum, status):
+def test_stopped_by_a_signal(slow_videos, way, signum, status):
     out = f"stopped{status}"
-    process = start(slow_videos, "--out", out)
+    process = start(slow_videos, way, "--out", out)
     assert wait_until(lambda: any((slow_videos / out).glob(".incomplete/*")))
     process.send_signal(signum)
     _, errors = process.communicate(timeout=20)
@@ -323,12 +374,12 @@ def test_stopped_by_a_signal(slow_videos, signum, status):
     assert "Traceback" not in errors.decode()
     assert wait_until(lambda: not processes_of(slow_videos), 5)
     assert not (slow_videos / out / ".incomplete").exists()
-    assert run(*SLOW_RUN, "--out", out, cwd=slow_videos).returncode == 0
+    assert finish(slow_videos, way, "--out", out).returncode == 0
     assert tree(slow_videos / out) == tree(slow_videos / "whole")
 
 
-def test_two_runs_at_once_do_not_corrupt_each_other(slow_videos):
-    runs = [start(slow_videos, "--out", "shared") for _ in range(2)]
+def test_two_runs_at_once_do_not_corrupt_each_other(slow_videos, way):
+    runs = [start(slow_videos, way, "--out", "shared") for _ in range(2)]
     for process in runs:
         process.communicate(timeout=60)
     assert [process.returncode for process in runs] == [0, 0]
@@ -350,14 +401,14 @@ def test_a_video_past_the_timeout_costs_itself_only(tmp_path):
     assert not (tmp_path / "flow" / ".incomplete").exists()
 
 
-def test_a_disk_that_is_full_for_real(slow_videos, tmp_path):
+def test_a_disk_that_is_full_for_real(slow_videos, way, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(small)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("mounting a small file system needs root")
     try:
-        done = run(*SLOW_RUN, "--out", str(small / "flow"), cwd=slow_videos)
+        done = finish(slow_videos, way, "--out", str(small / "flow"))
         assert done.returncode == 1
         assert b"No space left on device" in done.stderr
         assert b"not begun (the disk is full)" in done.stderr

@@ -3,6 +3,7 @@
 import ctypes
 import dataclasses
 import itertools
+import math
 import pickle
 import subprocess
 import sys
@@ -13,9 +14,9 @@ import numpy as np
 import pytest
 from cuda_emulator import EmulatedQueue, build, compiler
 
-from flowkit import fields, quantize
+from flowkit import fields, flow_server, quantize
 from flowkit._cv2 import cv2
-from flowkit.errors import FlowkitError, InstallError, UsageError
+from flowkit.errors import DeviceMemoryError, FlowkitError, InstallError, UsageError
 from flowkit.flow import (
     cuda_batches,
     cuda_device,
@@ -345,6 +346,78 @@ def test_a_field_that_is_not_finite_is_refused(place, bound, wrong):
     flow = cuda_images.Flow(planes, (5, 9), 5 * 32)
     with pytest.raises(ValueError, match="expected finite displacements, got NaN or infinity"):
         list(cuda_batches.fetch_planes(bound)(queue, flow, 1))
+
+
+class SmallCard(EmulatedQueue):
+    """A queue of a card whose memory holds `most` bytes in one array, and seems to hold more."""
+
+    most = 10**9
+    card = SimpleNamespace(free_bytes=lambda: 3_000_000)
+
+    def empty(self, shape, dtype):
+        if np.dtype(dtype).itemsize * math.prod(shape) > self.most:
+            raise DeviceMemoryError(f"no memory for {shape}")
+        return super().empty(shape, dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class EmulatedTVL1:
+    """A method whose slots are on an emulated card, opened by a flow process as a card's are."""
+
+    queue: EmulatedQueue
+
+    def open_slot(self, fetch):
+        return cuda_batches.Slot(self.queue, QUICK[CudaTVL1], cuda_tvl1.TVL1Batch, fetch)
+
+
+class Listener:
+    """A client of a flow server that keeps what it is told."""
+
+    def __init__(self, frames, quantized):
+        self.size, self.frames = frames[0].shape, frames
+        kind, shape = (np.uint8, (2, *self.size)) if quantized else (np.float32, (*self.size, 2))
+        self.results = [np.zeros(shape, kind) for _ in range(8)]
+        self.told = []
+
+    def send(self, answer):
+        self.told += [answer] if isinstance(answer, str) else sorted(answer)
+
+
+@pytest.mark.parametrize("quantized", [True, False])
+@pytest.mark.parametrize(
+    ("most", "halved"), [(10**9, []), (80_000, [10, 5, 2]), (50_000, [10, 5, 2, 1])]
+)
+def test_a_flow_process_computes_on_the_slots_of_a_card(place, emulated, quantized, most, halved):
+    queue = SmallCard(cuda_tvl1.SOURCE, place)
+    queue.most = most
+    said = []
+    server = flow_server.FlowServer(said.append)
+    solver = flow_server.Solver(flow_server.Work(EmulatedTVL1(queue), quantized, 1.5))
+    frames = [texture(20, 24, seed=seed) for seed in range(6)]
+    client = Listener(frames, quantized)
+    assert solver.room((20, 24)) == int(3_000_000 * 0.8 / 2 / (120 * 480))
+    server.ask(client, [(number, number, number + 1) for number in range(5)])
+    server._compute(solver, *server._gather(solver))
+    assert [number for number, _ in client.told] == list(range(5))
+    assert [one.pairs for one in said] == halved
+    assert server._room((20, 24)) == (said[-1].pairs if said else server.rooms[20, 24])
+    fetch = cuda_batches.fetch_planes(1.5) if quantized else cuda_batches.fetch_fields
+    expected = emulated(QUICK[CudaTVL1], itertools.pairwise(frames), fetch=fetch)
+    for number, one in enumerate(expected):
+        planes, ranges = one if quantized else (one, None)
+        assert np.array_equal(client.results[number], planes)
+        assert client.told[number] == (number, ranges)
+
+
+def test_a_flow_process_says_so_where_not_even_one_pair_has_room(place):
+    queue = SmallCard(cuda_tvl1.SOURCE, place)
+    queue.most = 3_000
+    server = flow_server.FlowServer(lambda message: None)
+    solver = flow_server.Solver(flow_server.Work(EmulatedTVL1(queue), False, None))
+    client = Listener([texture(20, 24, seed=seed) for seed in range(3)], False)
+    server.ask(client, [(0, 0, 1), (1, 1, 2)])
+    server._compute(solver, *server._gather(solver))
+    assert client.told == ["no memory for (2, 1152)"] * 2
 
 
 def test_unfit_pairs_are_refused(emulated):

@@ -153,10 +153,10 @@ def test_a_full_disk_leaves_nothing_and_begins_no_further_video(tmp_path, monkey
         """In this process, so that writing can be made to fail."""
         from flowkit.pool import Done, Failed
 
-        for index, source in enumerate(items):
-            begun.append(source.id)
+        for index, item in enumerate(items):
+            begun.append(item[0].id)
             try:
-                yield Done(index, task(source, lambda frames: None), 0.0)
+                yield Done(index, task(item, lambda frames: None), 0.0)
             except OSError as error:
                 yield Failed(index, str(error), "error", 0.0, "OSError", error.errno)
 

@@ -12,7 +12,7 @@ from flowkit.flow.method import Pair, check_parameters, consecutive, parameter
 if TYPE_CHECKING:
     import numpy as np
 
-    from flowkit.flow.cuda_batches import Ranges
+    from flowkit.flow.cuda_batches import Fetch, Ranges, Slot
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,9 @@ class CudaTVL1:
         batch ends where the size changes. A frame is uploaded once a batch, however many pairs hold
         that very array: do not write into a frame before its fields have come.
         """
-        from flowkit.flow import cuda_batches, cuda_tvl1
+        from flowkit.flow import cuda_batches
 
-        return cuda_batches.on_card(
-            pairs, self, cuda_tvl1.SOURCE, cuda_tvl1.TVL1Batch, cuda_batches.fetch_fields
-        )
+        return cuda_batches.on_card(pairs, self.open_slot, cuda_batches.fetch_fields)
 
     def planes(
         self, pairs: Iterable[Pair], *, bound: float | None = None
@@ -88,11 +86,15 @@ class CudaTVL1:
         `bound` in px fixes the range, None takes each component's own: bytes and ranges are those
         that `flowkit.planes.encode_field` makes of the field. ValueError where one is not finite.
         """
+        from flowkit.flow import cuda_batches
+
+        return cuda_batches.on_card(pairs, self.open_slot, cuda_batches.fetch_planes(bound))
+
+    def open_slot(self, fetch: Fetch) -> Slot:
+        """What computes one batch at a time on the current card, for `flowkit.flow_server`."""
         from flowkit.flow import cuda_batches, cuda_tvl1
 
-        return cuda_batches.on_card(
-            pairs, self, cuda_tvl1.SOURCE, cuda_tvl1.TVL1Batch, cuda_batches.fetch_planes(bound)
-        )
+        return cuda_batches.open_slot(self, cuda_tvl1.SOURCE, cuda_tvl1.TVL1Batch, fetch)
 
 
 @dataclass(frozen=True)
@@ -131,26 +133,22 @@ class CudaFarneback:
 
     def fields(self, pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
         """The field of each pair of gray frames, float32 (H, W, 2) px; batched as `CudaTVL1`'s."""
-        from flowkit.flow import cuda_batches, cuda_farneback
+        from flowkit.flow import cuda_batches
 
-        return cuda_batches.on_card(
-            pairs,
-            self,
-            cuda_farneback.SOURCE,
-            cuda_farneback.FarnebackBatch,
-            cuda_batches.fetch_fields,
-        )
+        return cuda_batches.on_card(pairs, self.open_slot, cuda_batches.fetch_fields)
 
     def planes(
         self, pairs: Iterable[Pair], *, bound: float | None = None
     ) -> Iterator[tuple[np.ndarray, Ranges]]:
         """The fields quantized on the card: as `CudaTVL1.planes`."""
+        from flowkit.flow import cuda_batches
+
+        return cuda_batches.on_card(pairs, self.open_slot, cuda_batches.fetch_planes(bound))
+
+    def open_slot(self, fetch: Fetch) -> Slot:
+        """What computes one batch at a time on the current card, for `flowkit.flow_server`."""
         from flowkit.flow import cuda_batches, cuda_farneback
 
-        return cuda_batches.on_card(
-            pairs,
-            self,
-            cuda_farneback.SOURCE,
-            cuda_farneback.FarnebackBatch,
-            cuda_batches.fetch_planes(bound),
+        return cuda_batches.open_slot(
+            self, cuda_farneback.SOURCE, cuda_farneback.FarnebackBatch, fetch
         )

@@ -82,6 +82,13 @@ class Slot:
         self.queue, self.method, self.make, self.fetch = queue, method, solver, fetch
         self.solver: Solver | None = None
 
+    def room(self, size: Size) -> int:
+        """The pairs of frames of `size` that a batch may hold where SLOTS share the card."""
+        px = size[0] * size[1]
+        free = self.queue.card.free_bytes() * MEMORY_SHARE / SLOTS
+        fitting = int(free / (self.make.bytes_a_px * px))
+        return max(1, min(BATCH_PX // px, fitting, MOST_PAIRS))
+
     def compute(self, batch: Batch, room: int) -> list[Any]:
         size, count = batch.frames[0].shape, len(batch.frame_of)
         with self.queue.running():
@@ -114,19 +121,17 @@ def computed(
             yield from waiting.popleft().result()
 
 
+def open_slot(method: Any, source: str, solver: type[Solver], fetch: Fetch) -> Slot:
+    """A slot on the current card, which has the kernels of `source`."""
+    return Slot(cuda_device.CardQueue(cuda_device.open_card(source)), method, solver, fetch)
+
+
 def on_card(
-    pairs: Iterable[Pair], method: Any, source: str, solver: type[Solver], fetch: Fetch
+    pairs: Iterable[Pair], open_one: Callable[[Fetch], Slot], fetch: Fetch
 ) -> Iterator[Any]:
-    """`computed` on the current card by the kernels of `source`; opens it when iteration begins."""
-    card = cuda_device.open_card(source)
-    slots = [Slot(cuda_device.CardQueue(card), method, solver, fetch) for _ in range(SLOTS)]
-
-    def room(size: Size) -> int:
-        px = size[0] * size[1]
-        fitting = int(card.free_bytes() * MEMORY_SHARE / SLOTS / (solver.bytes_a_px * px))
-        return max(1, min(BATCH_PX // px, fitting, MOST_PAIRS))
-
-    yield from computed(pairs, slots, room)
+    """`computed` on the current card; opens it when iteration begins."""
+    slots = [open_one(fetch) for _ in range(SLOTS)]
+    yield from computed(pairs, slots, slots[0].room)
 
 
 # --- what comes back ---

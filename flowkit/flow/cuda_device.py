@@ -19,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from flowkit.errors import FlowkitError, InstallError
+from flowkit.errors import DeviceError, DeviceMemoryError, FlowkitError, InstallError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -165,15 +165,22 @@ class CardQueue:
     def running(self) -> Iterator[None]:
         """Make the stream and its context those of the calling thread."""
         _checked(self.card.driver.cuCtxSetCurrent(self.card.context))
-        with self.card.torch.cuda.stream(self.stream):
-            yield
+        try:
+            with self.card.torch.cuda.stream(self.stream):
+                yield
+        except self.card.torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(str(error).splitlines()[0]) from error
+        except RuntimeError as error:  # torch's, where the card failed: its context is lost
+            if isinstance(error, FlowkitError) or "CUDA error" not in str(error):
+                raise
+            raise DeviceError(str(error).splitlines()[0]) from error
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         torch = self.card.torch
         try:
             return torch.empty(shape, dtype=getattr(torch, dtype), device=self.stream.device)
         except torch.OutOfMemoryError as error:
-            raise FlowkitError(
+            raise DeviceMemoryError(
                 f"{self.card.name} has no memory for {shape} {dtype}: smaller frames, or a card "
                 "that nothing else uses"
             ) from error
@@ -262,6 +269,11 @@ def _torch_with_a_card() -> Any:
     return torch
 
 
+def count_cards() -> int:
+    """The cards that this process may use; FlowkitError says what is missing where it is none."""
+    return _torch_with_a_card().cuda.device_count()
+
+
 def _bindings() -> tuple[Any, Any]:
     """The driver and compiler modules of cuda-bindings."""
     try:
@@ -278,5 +290,5 @@ def _checked(answer: tuple[Any, ...]) -> Any:
     """What a call of cuda-bindings gave, past its status; FlowkitError if that is not success."""
     status, *rest = answer
     if int(status) != 0:
-        raise FlowkitError(f"CUDA failed with {status.name}: run again with CUDA_LAUNCH_BLOCKING=1")
+        raise DeviceError(f"CUDA failed with {status.name}: run again with CUDA_LAUNCH_BLOCKING=1")
     return rest[0] if rest else None
