@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import flowkit
-from flowkit.flow import CUDA_METHODS, METHODS, make_method
+from flowkit.flow import CUDA_METHODS, LEARNED_METHODS, METHODS, make_method
 from flowkit.machine import Disk, Machine, examine_disk, examine_machine
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ LIBRARIES = (
     Needs("tqdm", "tqdm", "progress bars", by_extract=True),
     Needs("lz4.frame", "lz4", "--format lz4"),
     Needs("torch", "torch", "train, eval, predict, CUDA methods"),
-    Needs("torchvision", "torchvision", "train, eval and predict with its networks"),
+    Needs("torchvision", "torchvision", "its networks in train and predict, --method raft"),
     Needs("cuda.bindings.nvrtc", "cuda-bindings", "--method tvl1-cuda and farneback-cuda"),
     Needs("safetensors", "safetensors", "train, eval, predict"),
     Needs("sklearn", "scikit-learn", "fuse --method svm or logistic"),
@@ -134,11 +134,16 @@ class Facts:
 
 
 def examine(
-    out: Path, *, speeds: bool = True, tell: Callable[[str], None] = lambda step: None
+    out: Path,
+    *,
+    speeds: bool = True,
+    weights: str | None = None,
+    tell: Callable[[str], None] = lambda step: None,
 ) -> Facts:
     """Look at everything, measure the methods unless `speeds` is False, and name the problems.
 
-    Never fails for a library that is absent or broken. `tell` hears what is being looked at.
+    Learned methods are measured with the file `weights`, without it they are not. Never fails for a
+    library that is absent or broken. `tell` hears what is being looked at.
     """
     libraries = []
     for needs in LIBRARIES:
@@ -157,9 +162,13 @@ def examine(
         codecs=_attempt(_codecs)[0] or {},
     )
     measured = []
-    for name in METHODS + (() if cuda.problem else CUDA_METHODS) if speeds else ():
+    names = METHODS + (() if cuda.problem else CUDA_METHODS) + (LEARNED_METHODS if weights else ())
+    for name in names if speeds else ():
         tell(f"measuring {name}")
-        rate, error = _attempt(lambda name=name: measure_speed(make_method(name)))  # type: ignore[misc]
+        options = {"weights": weights} if name in LEARNED_METHODS else {}
+        rate, error = _attempt(
+            lambda name=name, options=options: measure_speed(make_method(name, **options))  # type: ignore[misc]
+        )
         measured.append(Speed(name, rate, error))
     facts = dataclasses.replace(facts, speeds=tuple(measured))
     return dataclasses.replace(facts, problems=tuple(find_problems(facts)))

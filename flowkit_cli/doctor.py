@@ -27,8 +27,9 @@ GIB = 1 << 30
     help="The folder that records would be written to.",
 )
 @click.option("--no-speed", is_flag=True, help="Do not measure the methods (some 15 seconds).")
+@click.option("--weights", metavar="FILE", help="Measure --method raft, too, with these weights.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def doctor(out: Path, no_speed: bool, as_json: bool) -> None:
+def doctor(out: Path, no_speed: bool, weights: str | None, as_json: bool) -> None:
     """What this machine can do, how fast, and what to mend.
 
     Cores, memory, disk, libraries, decoders and NVIDIA cards; then the pairs/s of the flow
@@ -44,7 +45,7 @@ def doctor(out: Path, no_speed: bool, as_json: bool) -> None:
     from flowkit.doctor import examine
 
     with _Steps() as steps:
-        facts = examine(out, speeds=not no_speed, tell=steps.tell)
+        facts = examine(out, speeds=not no_speed, weights=weights, tell=steps.tell)
     if as_json:
         output.json_line({**dataclasses.asdict(facts), "can_extract": facts.can_extract})
     else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowkit.errors import UsageError
-from flowkit.flow import CUDA_METHODS
+from flowkit.flow import ONE_WORKER_METHODS
 from flowkit_cli import output
 from flowkit_cli.options import (
     MethodCommand,
@@ -184,7 +184,7 @@ def extract(
     found = find_videos(inputs, root=root, stdin=sys.stdin.buffer)
     sources = list(found.sources) if share is None else take_shard(found.sources, *share)
     todo = plan(sources, out, request, overwrite=overwrite)
-    workers = workers or (1 if method in CUDA_METHODS else cores())
+    workers = workers or (1 if method in ONE_WORKER_METHODS else cores())
     output.say(
         f"{output.count(len(sources), 'video')}, {len(todo):,} to do: "
         f"{method} to {out}{os.sep} with {output.count(workers, 'worker')}"
