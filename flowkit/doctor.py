@@ -14,7 +14,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import flowkit
-from flowkit.flow import CUDA_METHODS, LEARNED_METHODS, METHODS, make_method
+from flowkit.flow import (
+    CUDA_METHODS,
+    LEARNED_METHODS,
+    METHODS,
+    OPENCV_CUDA_METHODS,
+    make_method,
+)
 from flowkit.machine import Disk, Machine, examine_disk, examine_machine
 
 if TYPE_CHECKING:
@@ -162,7 +168,11 @@ def examine(
         codecs=_attempt(_codecs)[0] or {},
     )
     measured = []
-    names = METHODS + (() if cuda.problem else CUDA_METHODS) + (LEARNED_METHODS if weights else ())
+    names = METHODS + (() if cuda.problem else CUDA_METHODS)
+    if facts.opencv and facts.opencv.cuda_flow and facts.opencv.cuda_devices:
+        names += OPENCV_CUDA_METHODS
+    if weights:
+        names += LEARNED_METHODS
     for name in names if speeds else ():
         tell(f"measuring {name}")
         options = {"weights": weights} if name in LEARNED_METHODS else {}

@@ -13,9 +13,10 @@ from flowkit.flow.method import FlowMethod
 
 # The parameters of every flow method are options of their own: "--tvl1-tau", "--dis-patch-size".
 PREFIXES = {
-    "tvl1": ("tvl1", "tvl1-opencv", "tvl1-cuda"),
-    "farneback": ("farneback", "farneback-opencv", "farneback-cuda"),
+    "tvl1": ("tvl1", "tvl1-opencv", "tvl1-cuda", "tvl1-opencv-cuda"),
+    "farneback": ("farneback", "farneback-opencv", "farneback-cuda", "farneback-opencv-cuda"),
     "dis": ("dis",),
+    "brox": ("brox-opencv-cuda",),
     "raft": ("raft",),
 }
 
@@ -50,7 +51,11 @@ class MethodCommand(click.Command):
 def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options --method, --preset and every method's parameters; `chosen_method` reads them."""
     for prefix, methods in reversed(PREFIXES.items()):
-        for parameter in reversed(dataclasses.fields(method_class(methods[0]))):
+        parameters: dict[str, dataclasses.Field[Any]] = {}
+        for name in methods:  # the first that has a parameter tells of it
+            for parameter in dataclasses.fields(method_class(name)):
+                parameters.setdefault(parameter.name, parameter)
+        for parameter in reversed(parameters.values()):
             command = _parameter_option(prefix, parameter)(command)
     command = click.option(
         "--preset",

@@ -5,11 +5,18 @@ import pickle
 import cv2
 import numpy as np
 import pytest
+from cuda_double import CudaDouble
 from made_raft import save_raft
 
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.fields import end_point_error, mirror, read_flo
-from flowkit.flow import LEARNED_METHODS, METHODS, describe_method, make_method
+from flowkit.flow import (
+    LEARNED_METHODS,
+    METHODS,
+    OPENCV_CUDA_METHODS,
+    describe_method,
+    make_method,
+)
 from flowkit.flow.method import Series, consecutive, series_pairs
 
 # Mean end-point error in px of OpenCV 5.0 at its defaults, rounded up.
@@ -38,8 +45,10 @@ def random_raft(tmp_path_factory) -> str:
     return save_raft(tmp_path_factory.mktemp("raft") / "random.pth")
 
 
-@pytest.fixture(params=METHODS + LEARNED_METHODS)
-def method(request):
+@pytest.fixture(params=METHODS + LEARNED_METHODS + OPENCV_CUDA_METHODS)
+def method(request, monkeypatch):
+    if request.param in OPENCV_CUDA_METHODS:
+        monkeypatch.setattr(cv2, "cuda", CudaDouble())
     if request.param in LEARNED_METHODS:
         weights = request.getfixturevalue("random_raft")
         return make_method(request.param, weights=weights, updates=2)

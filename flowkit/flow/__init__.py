@@ -13,15 +13,16 @@ if TYPE_CHECKING:
 
 METHODS = ("tvl1", "tvl1-opencv", "farneback", "farneback-opencv", "dis")  # on the CPU
 CUDA_METHODS = ("tvl1-cuda", "farneback-cuda")
+OPENCV_CUDA_METHODS = ("tvl1-opencv-cuda", "farneback-opencv-cuda", "brox-opencv-cuda")
 LEARNED_METHODS = ("raft",)  # on a CUDA device if there is one, else on the CPU
-ALL_METHODS = METHODS + CUDA_METHODS + LEARNED_METHODS
+ALL_METHODS = METHODS + CUDA_METHODS + OPENCV_CUDA_METHODS + LEARNED_METHODS
 # One process of these fills the machine: a card, or all cores by threads of torch.
-ONE_WORKER_METHODS = CUDA_METHODS + LEARNED_METHODS
+ONE_WORKER_METHODS = CUDA_METHODS + OPENCV_CUDA_METHODS + LEARNED_METHODS
 
 
 def method_class(name: str) -> type[FlowMethod]:
     """The class of a flow method by its name; UsageError names those there are."""
-    from flowkit.flow import cuda, farneback, opencv, raft, tvl1
+    from flowkit.flow import cuda, farneback, opencv, opencv_cuda, raft, tvl1
 
     match name:
         case "tvl1":
@@ -38,6 +39,12 @@ def method_class(name: str) -> type[FlowMethod]:
             return cuda.CudaTVL1
         case "farneback-cuda":
             return cuda.CudaFarneback
+        case "tvl1-opencv-cuda":
+            return opencv_cuda.OpenCVCudaTVL1
+        case "farneback-opencv-cuda":
+            return opencv_cuda.OpenCVCudaFarneback
+        case "brox-opencv-cuda":
+            return opencv_cuda.OpenCVCudaBrox
         case "raft":
             return raft.RAFT
     raise UsageError(f"expected a method of {', '.join(ALL_METHODS)}, got {name!r}")
@@ -61,7 +68,7 @@ def prepare_method(method: FlowMethod) -> None:
     UsageError for a CUDA method where no card can be used, and for weights that do not fit, before
     any work.
     """
-    from flowkit.flow import farneback, raft, tvl1
+    from flowkit.flow import farneback, opencv_cuda, raft, tvl1
 
     if isinstance(method, tvl1.TVL1):
         tvl1.warm_up()
@@ -69,6 +76,13 @@ def prepare_method(method: FlowMethod) -> None:
         farneback.warm_up()
     if isinstance(method, raft.RAFT):
         raft.load_network(method.weights, method.sha256, "cpu")
+    match method:
+        case (
+            opencv_cuda.OpenCVCudaTVL1()
+            | opencv_cuda.OpenCVCudaFarneback()
+            | opencv_cuda.OpenCVCudaBrox()
+        ):
+            opencv_cuda.open_opencv_cuda(method.name, method.algorithm)
     if method.name in CUDA_METHODS:
         from flowkit.flow import cuda_device, cuda_tvl1
 
@@ -95,4 +109,4 @@ def device_of(method: FlowMethod) -> str:
 
     if isinstance(method, raft.RAFT):
         return raft.device()
-    return "cuda" if method.name in CUDA_METHODS else "cpu"
+    return "cuda" if method.name in CUDA_METHODS + OPENCV_CUDA_METHODS else "cpu"
