@@ -1,6 +1,8 @@
 """OpenCV's CUDA methods: what they ask of the binding, by a double; on a card if there is one."""
 
 import itertools
+import subprocess
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -167,6 +169,16 @@ def test_what_opencv_refuses_to_make_is_told(double):
 def test_unfit_requests_are_refused(name, parameters, message):
     with pytest.raises(UsageError, match=message):
         make_method(name, **parameters)
+
+
+def test_the_build_says_that_it_needs_a_compiler(tmp_path):
+    script = Path(__file__).parents[1] / "build_opencv_cuda.sh"
+    nowhere = {"PATH": str(tmp_path), "CUDA_HOME": str(tmp_path)}
+    done = subprocess.run(
+        ["/bin/sh", script, tmp_path], env=nowhere, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr == "no nvcc on the PATH or in CUDA_HOME: install the CUDA toolkit\n"
 
 
 @pytest.fixture
