@@ -3,6 +3,7 @@
 # make lint   style, format and types;  make docs   writes docs/cli.md anew
 # make check-clips   decodes every real clip in DATA and compares the frame counts
 # make gpu-check     GPU tests and benchmarks, one JSON report
+# make opencv-cuda   builds OpenCV with its CUDA flow methods, for cards and toolkit that are here
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -16,7 +17,7 @@ $(READY): setup.cfg pyproject.toml
 	sh choose_opencv.sh $(BIN)
 	touch $@
 
-.PHONY: setup demo test lint docs check-clips gpu-check clean
+.PHONY: setup demo test lint docs check-clips gpu-check opencv-cuda clean
 setup: $(READY)
 
 demo: $(READY)
@@ -56,6 +57,9 @@ check-clips: $(READY)
 
 gpu-check: $(READY)
 	$(BIN)/python benchmarks/gpu_check.py $(DATA)
+
+opencv-cuda: $(READY)
+	sh build_opencv_cuda.sh $(BIN)
 
 clean:
 	rm -rf demo build *.egg-info .pytest_cache .ruff_cache .mypy_cache

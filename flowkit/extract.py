@@ -16,7 +16,7 @@ import numpy as np
 import flowkit
 from flowkit._cv2 import cv2
 from flowkit.errors import FlowkitError, VideoError
-from flowkit.flow import CUDA_METHODS, prepare_method
+from flowkit.flow import device_of, prepare_method
 from flowkit.flow.method import FlowMethod, Pair, Series, consecutive, series_pairs
 from flowkit.flow_client import RemoteFlow
 from flowkit.flow_processes import FlowProcesses
@@ -119,7 +119,7 @@ def extract_video(
             {
                 "flowkit": flowkit.__version__,
                 "libraries": _libraries(),
-                "device": "cuda" if request.method.name in CUDA_METHODS else "cpu",
+                "device": device_of(request.method),
                 "source": {
                     "name": source.path.name,
                     "bytes": source_bytes(source.path),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowkit.errors import FlowkitError, UsageError
+from flowkit.flow import METHODS, ONE_WORKER_METHODS
 from flowkit_cli import output
 from flowkit_cli.extract_totals import Totals
 from flowkit_cli.options import (
@@ -200,7 +201,9 @@ def extract(
     found = find_videos(inputs, root=root, stdin=sys.stdin.buffer)
     sources = list(found.sources) if share is None else take_shard(found.sources, *share)
     todo = plan(sources, out, request, overwrite=overwrite)
-    workers = workers or math.ceil(cores() * (WORKERS_A_CORE if on_cards else 1))
+    if workers is None:
+        per_core = WORKERS_A_CORE if on_cards else 1
+        workers = 1 if method in ONE_WORKER_METHODS else math.ceil(cores() * per_core)
     output.say(
         f"{output.count(len(sources), 'video')}, {len(todo):,} to do: "
         f"{method} to {out}{os.sep} with {output.count(workers, 'worker')}"
@@ -264,9 +267,10 @@ def extract(
 
 def _method_on_cards(method: str) -> str:
     if method not in (*GPU_METHODS, *GPU_METHODS.values()):
+        without = "it computes on the CPU" if method in METHODS else "it finds a card by itself"
         raise UsageError(
-            f"--gpu: expected --method {' or '.join(GPU_METHODS)}, which have kernels for cards, "
-            f"got {method}; leave --gpu out to compute it on the CPU"
+            f"--gpu: expected --method {' or '.join(GPU_METHODS)}, whose pairs go to cards by "
+            f"batches, got {method}; leave --gpu out: {without}"
         )
     return GPU_METHODS.get(method, method)
 

@@ -8,15 +8,19 @@ from typing import Any
 
 import click
 
-from flowkit.flow import CUDA_METHODS, METHODS, make_method, method_class
+from flowkit.flow import ALL_METHODS, make_method, method_class
 from flowkit.flow.method import FlowMethod
 
 # The parameters of every flow method are options of their own: "--tvl1-tau", "--dis-patch-size".
 PREFIXES = {
-    "tvl1": ("tvl1", "tvl1-opencv", "tvl1-cuda"),
-    "farneback": ("farneback", "farneback-opencv", "farneback-cuda"),
+    "tvl1": ("tvl1", "tvl1-opencv", "tvl1-cuda", "tvl1-opencv-cuda"),
+    "farneback": ("farneback", "farneback-opencv", "farneback-cuda", "farneback-opencv-cuda"),
     "dis": ("dis",),
+    "brox": ("brox-opencv-cuda",),
+    "raft": ("raft",),
 }
+
+FLAGS = {"raft_weights": "--weights"}  # of parameters that are files: short names
 
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output.")
 workers_option = click.option(
@@ -47,7 +51,11 @@ class MethodCommand(click.Command):
 def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options --method, --preset and every method's parameters; `chosen_method` reads them."""
     for prefix, methods in reversed(PREFIXES.items()):
-        for parameter in reversed(dataclasses.fields(method_class(methods[0]))):
+        parameters: dict[str, dataclasses.Field[Any]] = {}
+        for name in methods:  # the first that has a parameter tells of it
+            for parameter in dataclasses.fields(method_class(name)):
+                parameters.setdefault(parameter.name, parameter)
+        for parameter in reversed(parameters.values()):
             command = _parameter_option(prefix, parameter)(command)
     command = click.option(
         "--preset",
@@ -55,7 +63,7 @@ def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
     return click.option(
         "--method",
-        type=click.Choice(METHODS + CUDA_METHODS),
+        type=click.Choice(ALL_METHODS),
         default="tvl1",
         show_default=True,
         help="The flow.",
@@ -73,9 +81,7 @@ def chosen_method(method: str, preset: str | None, options: dict[str, Any]) -> F
         if prefix is None or value is None:
             continue
         if method not in PREFIXES[prefix]:
-            raise click.UsageError(
-                f"--{name.rstrip('_').replace('_', '-')} does not go with --method {method}"
-            )
+            raise click.UsageError(f"{_flag(name)} does not go with --method {method}")
         parameters[name.removeprefix(f"{prefix}_")] = value
     return make_method(method, preset=preset, **parameters)
 
@@ -89,14 +95,20 @@ def cores() -> int:
 
 def _parameter_option(prefix: str, parameter: dataclasses.Field[Any]) -> Callable[..., Any]:
     name = f"{prefix}_{parameter.name}"
-    flag = f"--{name.rstrip('_').replace('_', '-')}"
+    flag = _flag(name)
     default, text = parameter.default, parameter.metadata["help"]
     if isinstance(default, bool):
         word = "yes" if default else "no"
         negative = f"--{prefix}-no-{flag.removeprefix(f'--{prefix}-')}"
         return click.option(f"{flag}/{negative}", name, default=None, help=f"{text}  [{word}]")
     kind = {int: click.INT, float: click.FLOAT}.get(type(default), click.STRING)
-    return click.option(flag, name, type=kind, help=f"{text}  [{default}]")
+    shown = f"{text}  [{default}]" if default != "" else text
+    metavar = "FILE" if name in FLAGS else None
+    return click.option(flag, name, type=kind, metavar=metavar, help=shown)
+
+
+def _flag(name: str) -> str:
+    return FLAGS.get(name) or f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def _prefix(name: str) -> str | None:
@@ -104,5 +116,5 @@ def _prefix(name: str) -> str | None:
 
 
 def _presets() -> str:
-    named = ((name, method_class(name).presets) for name in METHODS + CUDA_METHODS)
+    named = ((name, method_class(name).presets) for name in ALL_METHODS)
     return "; ".join(f"{name}: {', '.join(presets)}" for name, presets in named if presets)

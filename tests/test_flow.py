@@ -5,10 +5,18 @@ import pickle
 import cv2
 import numpy as np
 import pytest
+from cuda_double import CudaDouble
+from made_raft import save_raft
 
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.fields import end_point_error, mirror, read_flo
-from flowkit.flow import METHODS, describe_method, make_method
+from flowkit.flow import (
+    LEARNED_METHODS,
+    METHODS,
+    OPENCV_CUDA_METHODS,
+    describe_method,
+    make_method,
+)
 from flowkit.flow.method import Series, consecutive, series_pairs
 
 # Mean end-point error in px of OpenCV 5.0 at its defaults, rounded up.
@@ -31,29 +39,51 @@ def shifted(dx: int, dy: int, count=3) -> list[np.ndarray]:
     return [whole[8 - dy * t : 64 - dy * t, 8 - dx * t : 80 - dx * t].copy() for t in range(count)]
 
 
-@pytest.fixture(params=METHODS)
-def method(request):
+@pytest.fixture(scope="session")
+def random_raft(tmp_path_factory) -> str:
+    """A file of raft_small's tensors, as they are before any training."""
+    return save_raft(tmp_path_factory.mktemp("raft") / "random.pth")
+
+
+@pytest.fixture(params=METHODS + LEARNED_METHODS + OPENCV_CUDA_METHODS)
+def method(request, monkeypatch):
+    if request.param in OPENCV_CUDA_METHODS:
+        monkeypatch.setattr(cv2, "cuda", CudaDouble())
+    if request.param in LEARNED_METHODS:
+        weights = request.getfixturevalue("random_raft")
+        return make_method(request.param, weights=weights, updates=2)
     return make_method(request.param)
 
 
-def test_known_shift_has_its_sign_order_and_type(method):
+@pytest.fixture
+def trained_method(method):
+    """A method whose answer has something to do with the motion."""
+    if method.name in LEARNED_METHODS:
+        pytest.skip("random weights know no motion")
+    return method
+
+
+def test_fields_have_their_count_shape_and_type(method):
     fields = list(method(shifted(2, -1)))
-    assert len(fields) == 2
-    for field in fields:
-        assert (field.shape, field.dtype) == ((56, 72, 2), np.float32)
+    assert [(one.shape, one.dtype) for one in fields] == [((56, 72, 2), np.float32)] * 2
+    assert all(one.flags.c_contiguous and one.flags.writeable for one in fields)
+
+
+def test_known_shift_has_its_sign_and_order(trained_method):
+    for field in trained_method(shifted(2, -1)):
         assert np.abs(np.median(field[16:-16, 16:-16], axis=(0, 1)) - [2, -1]).max() < 0.15
 
 
-def test_no_motion_is_no_flow(method):
+def test_no_motion_is_no_flow(trained_method):
     frame = texture()
-    [field] = method([frame, frame.copy()])
+    [field] = trained_method([frame, frame.copy()])
     assert np.abs(field[12:-12, 12:-12]).max() < 0.01  # Farneback drifts at the borders
 
 
-def test_mirrored_frames_give_the_mirrored_field(method):
+def test_mirrored_frames_give_the_mirrored_field(trained_method):
     frames = shifted(2, 1, count=2)
-    [plain] = method(frames)
-    [flipped] = method([np.ascontiguousarray(frame[:, ::-1]) for frame in frames])
+    [plain] = trained_method(frames)
+    [flipped] = trained_method([np.ascontiguousarray(frame[:, ::-1]) for frame in frames])
     inside = np.s_[12:-12, 12:-12]  # no method treats its two borders quite alike
     assert np.median(end_point_error(mirror(plain), flipped)[inside]) < 0.1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flowkit.errors import FlowkitError, UsageError
@@ -12,11 +13,16 @@ if TYPE_CHECKING:
 
 METHODS = ("tvl1", "tvl1-opencv", "farneback", "farneback-opencv", "dis")  # on the CPU
 CUDA_METHODS = ("tvl1-cuda", "farneback-cuda")
+OPENCV_CUDA_METHODS = ("tvl1-opencv-cuda", "farneback-opencv-cuda", "brox-opencv-cuda")
+LEARNED_METHODS = ("raft",)  # on a CUDA device if there is one, else on the CPU
+ALL_METHODS = METHODS + CUDA_METHODS + OPENCV_CUDA_METHODS + LEARNED_METHODS
+# One process of these fills the machine: a card, or all cores by threads of torch.
+ONE_WORKER_METHODS = OPENCV_CUDA_METHODS + LEARNED_METHODS
 
 
 def method_class(name: str) -> type[FlowMethod]:
     """The class of a flow method by its name; UsageError names those there are."""
-    from flowkit.flow import cuda, farneback, opencv, tvl1
+    from flowkit.flow import cuda, farneback, opencv, opencv_cuda, raft, tvl1
 
     match name:
         case "tvl1":
@@ -33,7 +39,15 @@ def method_class(name: str) -> type[FlowMethod]:
             return cuda.CudaTVL1
         case "farneback-cuda":
             return cuda.CudaFarneback
-    raise UsageError(f"expected a method of {', '.join(METHODS + CUDA_METHODS)}, got {name!r}")
+        case "tvl1-opencv-cuda":
+            return opencv_cuda.OpenCVCudaTVL1
+        case "farneback-opencv-cuda":
+            return opencv_cuda.OpenCVCudaFarneback
+        case "brox-opencv-cuda":
+            return opencv_cuda.OpenCVCudaBrox
+        case "raft":
+            return raft.RAFT
+    raise UsageError(f"expected a method of {', '.join(ALL_METHODS)}, got {name!r}")
 
 
 def make_method(name: str, *, preset: str | None = None, **parameters: Any) -> FlowMethod:
@@ -51,14 +65,24 @@ def make_method(name: str, *, preset: str | None = None, **parameters: Any) -> F
 def prepare_method(method: FlowMethod) -> None:
     """Compile, once for all, what every worker would otherwise compile for itself.
 
-    UsageError for a CUDA method where no card can be used, before any work.
+    UsageError for a CUDA method where no card can be used, and for weights that do not fit, before
+    any work.
     """
-    from flowkit.flow import farneback, tvl1
+    from flowkit.flow import farneback, opencv_cuda, raft, tvl1
 
     if isinstance(method, tvl1.TVL1):
         tvl1.warm_up()
     if isinstance(method, farneback.Farneback):
         farneback.warm_up()
+    if isinstance(method, raft.RAFT):
+        raft.load_network(method.weights, method.sha256, "cpu")
+    match method:
+        case (
+            opencv_cuda.OpenCVCudaTVL1()
+            | opencv_cuda.OpenCVCudaFarneback()
+            | opencv_cuda.OpenCVCudaBrox()
+        ):
+            opencv_cuda.open_opencv_cuda(method.name, method.algorithm)
     if method.name in CUDA_METHODS:
         from flowkit.flow import cuda_device, cuda_tvl1
 
@@ -69,5 +93,20 @@ def prepare_method(method: FlowMethod) -> None:
 
 
 def describe_method(method: FlowMethod) -> dict[str, Any]:
-    """The identity of a method as the sidecar holds it: its name and every parameter."""
-    return {"name": method.name, **dataclasses.asdict(method)}
+    """The identity of a method as the sidecar holds it: its name and every parameter.
+
+    Of a file it holds the name and the checksum, wherever the file lies.
+    """
+    identity = {"name": method.name, **dataclasses.asdict(method)}
+    if method.name in LEARNED_METHODS:
+        identity["weights"] = Path(identity["weights"]).name
+    return identity
+
+
+def device_of(method: FlowMethod) -> str:
+    """The kind of device that a method computes on here: "cuda" or "cpu"."""
+    from flowkit.flow import raft
+
+    if isinstance(method, raft.RAFT):
+        return raft.device()
+    return "cuda" if method.name in CUDA_METHODS + OPENCV_CUDA_METHODS else "cpu"

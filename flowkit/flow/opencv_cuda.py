@@ -1,0 +1,229 @@
+"""OpenCV's flow methods on an NVIDIA card, for builds of OpenCV with CUDA (docs/gpu.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from flowkit.errors import UsageError
+from flowkit.flow.method import Pair, check_pair, check_parameters, consecutive, parameter
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HELD = 16  # frames kept on the card: pairs 15 frames apart still find theirs
+
+
+@dataclass(frozen=True)
+class OpenCVCudaTVL1:
+    """TV-L1 by ``cv2.cuda.OpticalFlowDual_TVL1``, with its parameters and defaults.
+
+    Another algorithm than OpenCV's on the CPU: 300 iterations a warp without a median, an error
+    that is tested rarely, other interpolation (docs/gpu.md).
+    """
+
+    name: ClassVar[str] = "tvl1-opencv-cuda"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    tau: float = parameter(0.25, "Time step of the dual update.", at_least=0)
+    lambda_: float = parameter(0.15, "Weight of the data term: smaller is smoother.", at_least=0)
+    theta: float = parameter(0.3, "Tightness between data and smoothness term.", at_least=1e-6)
+    nscales: int = parameter(5, "Levels of the pyramid.", at_least=1)
+    warps: int = parameter(5, "Warps of the second frame a level.", at_least=1)
+    epsilon: float = parameter(0.01, "Mean change in px at which a warp stops.", at_least=0)
+    iterations: int = parameter(300, "Iterations a warp (tvl1-opencv-cuda).", at_least=1)
+    scale_step: float = parameter(0.8, "Size of a level against the finer one.", at_least=0.1)
+    gamma: float = parameter(0.0, "Weight of the illumination term; 0 leaves it out.", at_least=0)
+
+    def __post_init__(self) -> None:
+        check_parameters(self)
+
+    def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The n-1 fields of n gray or BGR frames, lazily."""
+        return self.fields(consecutive(frames))
+
+    def fields(self, pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
+        """The field of each pair of gray frames, float32 (H, W, 2) px; UsageError without CUDA."""
+        return _fields(self.name, self.algorithm, pairs)
+
+    def algorithm(self, cv2: Any) -> Any:
+        """OpenCV's object with these parameters."""
+        return cv2.cuda.OpticalFlowDual_TVL1_create(
+            tau=self.tau,
+            lambda_=self.lambda_,
+            theta=self.theta,
+            nscales=self.nscales,
+            warps=self.warps,
+            epsilon=self.epsilon,
+            iterations=self.iterations,
+            scaleStep=self.scale_step,
+            gamma=self.gamma,
+            useInitialFlow=False,
+        )
+
+
+@dataclass(frozen=True)
+class OpenCVCudaFarneback:
+    """Farneback by ``cv2.cuda.FarnebackOpticalFlow``, with its parameters and defaults."""
+
+    name: ClassVar[str] = "farneback-opencv-cuda"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    levels: int = parameter(5, "Levels of the pyramid.", at_least=1)
+    pyr_scale: float = parameter(0.5, "Size of a level against the finer one.", at_least=0.1)
+    fast_pyramids: bool = parameter(False, "Pyramids by pyrDown; needs pyr_scale 0.5.")
+    win_size: int = parameter(13, "Side of the averaging window in px.", at_least=1)
+    iterations: int = parameter(10, "Iterations a level.", at_least=1)
+    poly_n: int = parameter(5, "Neighborhood of the expansion: 5 or 7.", at_least=3)
+    poly_sigma: float = parameter(1.1, "Sigma of the expansion: 1.1 for 5, 1.5 for 7.", at_least=0)
+    gaussian: bool = parameter(False, "Gaussian instead of box window: slower, more accurate.")
+
+    def __post_init__(self) -> None:
+        check_parameters(self)
+        if self.poly_n not in (5, 7):
+            raise UsageError(f"farneback-opencv-cuda: expected poly_n 5 or 7, got {self.poly_n}")
+        if self.fast_pyramids and self.pyr_scale != 0.5:
+            raise UsageError(
+                f"farneback-opencv-cuda: fast_pyramids needs pyr_scale 0.5, got {self.pyr_scale}"
+            )
+
+    def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The n-1 fields of n gray or BGR frames, lazily."""
+        return self.fields(consecutive(frames))
+
+    def fields(self, pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
+        """The field of each pair of gray frames, float32 (H, W, 2) px; UsageError without CUDA."""
+        return _fields(self.name, self.algorithm, pairs)
+
+    def algorithm(self, cv2: Any) -> Any:
+        """OpenCV's object with these parameters."""
+        return cv2.cuda.FarnebackOpticalFlow_create(
+            numLevels=self.levels,
+            pyrScale=self.pyr_scale,
+            fastPyramids=self.fast_pyramids,
+            winSize=self.win_size,
+            numIters=self.iterations,
+            polyN=self.poly_n,
+            polySigma=self.poly_sigma,
+            flags=cv2.OPTFLOW_FARNEBACK_GAUSSIAN if self.gaussian else 0,
+        )
+
+
+@dataclass(frozen=True)
+class OpenCVCudaBrox:
+    """Brox et al. (ECCV 2004) by ``cv2.cuda.BroxOpticalFlow``: the flow of the 2014 paper.
+
+    doi 10.1007/978-3-540-24673-2_3. It takes float32 frames; they are scaled to [0, 1], as in
+    OpenCV's sample, for which the defaults of `alpha` and `gamma` are made.
+    """
+
+    name: ClassVar[str] = "brox-opencv-cuda"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    alpha: float = parameter(0.197, "Weight of smoothness, above 0.", at_least=1e-6)
+    gamma: float = parameter(50.0, "Weight of gradient constancy.", at_least=0)
+    scale_factor: float = parameter(0.8, "Size of a level against the finer one.", at_least=0.1)
+    inner_iterations: int = parameter(5, "Lagged non-linearity iterations.", at_least=1)
+    outer_iterations: int = parameter(150, "Levels of the pyramid, at most.", at_least=1)
+    solver_iterations: int = parameter(10, "Iterations of the linear solver.", at_least=1)
+
+    def __post_init__(self) -> None:
+        check_parameters(self)
+        if not self.scale_factor < 1:
+            raise UsageError(
+                f"brox-opencv-cuda: expected scale_factor below 1, got {self.scale_factor}"
+            )
+
+    def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The n-1 fields of n gray or BGR frames, lazily."""
+        return self.fields(consecutive(frames))
+
+    def fields(self, pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
+        """The field of each pair of gray frames, float32 (H, W, 2) px; UsageError without CUDA."""
+        return _fields(self.name, self.algorithm, pairs, unit_range=True)
+
+    def algorithm(self, cv2: Any) -> Any:
+        """OpenCV's object with these parameters."""
+        return cv2.cuda.BroxOpticalFlow_create(
+            alpha=self.alpha,
+            gamma=self.gamma,
+            scale_factor=self.scale_factor,
+            inner_iterations=self.inner_iterations,
+            outer_iterations=self.outer_iterations,
+            solver_iterations=self.solver_iterations,
+        )
+
+
+def open_opencv_cuda(name: str, create: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """cv2 with CUDA, and the algorithm that `create` makes of it.
+
+    UsageError where this build of OpenCV has no CUDA flow, or can use no card.
+    """
+    from flowkit._cv2 import cv2
+
+    if not hasattr(cv2.cuda, "OpticalFlowDual_TVL1_create"):
+        raise UsageError(
+            f"--method {name} needs an OpenCV built with CUDA, which OpenCV {cv2.__version__} here "
+            "is not: make opencv-cuda builds one (docs/gpu.md); --method tvl1-cuda needs none"
+        )
+    if cv2.cuda.getCudaEnabledDeviceCount() < 1:
+        raise UsageError(
+            f"--method {name}: OpenCV {cv2.__version__} finds no NVIDIA card that it can use: see "
+            "whether nvidia-smi does, or use the CPU's methods"
+        )
+    try:
+        return cv2, create(cv2)
+    except cv2.error as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UsageError(f"--method {name}: OpenCV refuses it: {reason}") from error
+
+
+class _FramesOnCard:
+    """The latest frames of one size, each uploaded once: known by the identity of its array."""
+
+    def __init__(self, cv2: Any, stream: Any, *, unit_range: bool) -> None:
+        self.cv2, self.stream, self.unit_range = cv2, stream, unit_range
+        self._held: dict[int, tuple[np.ndarray, Any]] = {}  # oldest first; keeps an id its own
+
+    def get(self, frame: np.ndarray) -> Any:
+        """The frame's GpuMat."""
+        import numpy as np
+
+        if id(frame) in self._held:
+            self._held[id(frame)] = self._held.pop(id(frame))  # the youngest now
+            return self._held[id(frame)][1]
+        if len(self._held) < HELD:
+            place = self.cv2.cuda.GpuMat()
+        else:
+            _, place = self._held.pop(next(iter(self._held)))  # its memory is used again
+        pixels = frame.astype(np.float32) / 255 if self.unit_range else frame
+        place.upload(np.ascontiguousarray(pixels), stream=self.stream)
+        self.stream.waitForCompletion()  # Farneback reads it from another stream as well
+        self._held[id(frame)] = frame, place
+        return place
+
+
+def _fields(
+    name: str, create: Callable[[Any], Any], pairs: Iterable[Pair], *, unit_range: bool = False
+) -> Iterator[np.ndarray]:
+    """The field of each pair; algorithm and memory are made anew wherever the size changes.
+
+    TV-L1's object keeps fewer levels for good after one small frame.
+    """
+    cv2, algorithm = open_opencv_cuda(name, create)
+    stream = cv2.cuda.Stream()
+    size: tuple[int, ...] = ()
+    for first, second in pairs:
+        check_pair(first, second)
+        if first.shape != size:
+            if size:
+                algorithm = create(cv2)
+            size = first.shape
+            frames = _FramesOnCard(cv2, stream, unit_range=unit_range)
+            flow = cv2.cuda.GpuMat()
+        there = frames.get(first), frames.get(second)
+        flow = algorithm.calc(*there, flow, stream=stream)
+        field = flow.download(stream=stream)
+        stream.waitForCompletion()
+        yield field
