@@ -57,6 +57,7 @@ LIBRARIES = (
     Needs("numba", "numba", "--method tvl1 and farneback", by_extract=True),
     Needs("joblib", "joblib", "counting cores, fuse", by_extract=True),
     Needs("tqdm", "tqdm", "progress bars", by_extract=True),
+    Needs("zlib_ng", "zlib-ng", "reading packs", by_extract=True),
     Needs("lz4.frame", "lz4", "--format lz4"),
     Needs("torch", "torch", "train, eval, predict, CUDA methods"),
     Needs("torchvision", "torchvision", "its networks in train and predict, --method raft"),
