@@ -63,6 +63,13 @@ def load_safetensors(path):
     return load_file(path)
 
 
+def test_a_caller_between_two_fields_can_still_learn(files):
+    fields = RAFT(files["raft_small"], updates=1).fields([tuple(frames((128, 128)))] * 2)
+    next(fields)
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    fields.close()
+
+
 @pytest.mark.parametrize("net", ["raft_small", "raft_large"])
 def test_it_is_torchvisions_field(files, net):
     first, second = frames((128, 136))

@@ -114,7 +114,7 @@ def load_network(weights: str, sha256: str, device: str) -> Any:
     raise UsageError(f"raft: {weights}: expected {WHERE}; {'; '.join(differences)}")
 
 
-def _compute(network: Any, batch: list[Pair], updates: int) -> Iterator[np.ndarray]:
+def _compute(network: Any, batch: list[Pair], updates: int) -> list[np.ndarray]:
     """The fields of pairs of one size."""
     import numpy as np
 
@@ -129,8 +129,8 @@ def _compute(network: Any, batch: list[Pair], updates: int) -> Iterator[np.ndarr
         first, second = gray[:, :, None].expand(-1, -1, 3, -1, -1)  # each (B, 3, H', W')
         flow = network(first, second, num_flow_updates=updates)[-1]  # (B, 2, H', W')
         flow = flow[:, :, top : top + height, left : left + width].permute(0, 2, 3, 1)
-        for field in flow.cpu().numpy():
-            yield field.copy()  # contiguous, and free of the batch
+        # Returned, not yielded: a mode that a generator has entered holds for its caller, too.
+        return [field.copy() for field in flow.cpu().numpy()]  # contiguous, and free of the batch
 
 
 def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
