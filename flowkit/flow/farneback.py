@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowkit.errors import UsageError
-from flowkit.flow.method import Pair, check_pair, check_parameters, consecutive, parameter
+from flowkit.flow.method import Pair, check_pair, check_parameters, consecutive
+from flowkit.flow.parameters import FarnebackParameters
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,7 @@ EXPAND_SECONDS, SOLVE_SECONDS = 2, 4  # to compile, measured on one core
 
 
 @dataclass(frozen=True)
-class Farneback:
+class Farneback(FarnebackParameters):
     """Farneback's method as ``cv2.FarnebackOpticalFlow`` computes it, parameters and defaults.
 
     Farnebäck, "Two-Frame Motion Estimation Based on Polynomial Expansion" (SCIA 2003),
@@ -43,15 +44,6 @@ class Farneback:
 
     name: ClassVar[str] = "farneback"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-
-    levels: int = parameter(5, "Levels of the pyramid.", at_least=1)
-    pyr_scale: float = parameter(0.5, "Size of a level against the finer one.", at_least=0.1)
-    fast_pyramids: bool = parameter(False, "Pyramids by pyrDown; needs pyr_scale 0.5.")
-    win_size: int = parameter(13, "Side of the averaging window in px.", at_least=1)
-    iterations: int = parameter(10, "Iterations a level.", at_least=1)
-    poly_n: int = parameter(5, "Neighborhood of the expansion: 5 or 7.", at_least=3)
-    poly_sigma: float = parameter(1.1, "Sigma of the expansion: 1.1 for 5, 1.5 for 7.", at_least=0)
-    gaussian: bool = parameter(False, "Gaussian instead of box window: slower, more accurate.")
 
     def __post_init__(self) -> None:
         check_parameters(self)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowkit.flow.method import Pair, check_pair, check_parameters, consecutive, parameter
+from flowkit.flow.parameters import FarnebackParameters, MedianTVL1Parameters
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 @dataclass(frozen=True)
-class OpenCVTVL1:
+class OpenCVTVL1(MedianTVL1Parameters):
     """TV-L1 by ``cv2.optflow.DualTVL1OpticalFlow`` (Zach, Pock, Bischof 2007).
 
     doi 10.1007/978-3-540-74936-3_22; the parameters carry OpenCV's names.
@@ -22,17 +23,7 @@ class OpenCVTVL1:
     name: ClassVar[str] = "tvl1-opencv"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    tau: float = parameter(0.25, "Time step of the dual update.", at_least=0)
-    lambda_: float = parameter(0.15, "Weight of the data term: smaller is smoother.", at_least=0)
-    theta: float = parameter(0.3, "Tightness between data and smoothness term.", at_least=1e-6)
-    nscales: int = parameter(5, "Levels of the pyramid.", at_least=1)
-    warps: int = parameter(5, "Warps of the second frame a level.", at_least=1)
-    epsilon: float = parameter(0.01, "Mean change in px at which a warp stops.", at_least=0)
-    inner_iterations: int = parameter(30, "Iterations between two medians.", at_least=1)
-    outer_iterations: int = parameter(10, "Rounds of median and iterations a warp.", at_least=1)
-    scale_step: float = parameter(0.8, "Size of a level against the finer one.", at_least=0.1)
     gamma: float = parameter(0.0, "Weight of the illumination term; 0 leaves it out.", at_least=0)
-    median_filtering: int = parameter(5, "Side of the median: 1 (none), 3 or 5.", at_least=1)
 
     def __post_init__(self) -> None:
         check_parameters(self)
@@ -64,7 +55,7 @@ class OpenCVTVL1:
 
 
 @dataclass(frozen=True)
-class OpenCVFarneback:
+class OpenCVFarneback(FarnebackParameters):
     """Farneback's polynomial expansion by ``cv2.FarnebackOpticalFlow`` (SCIA 2003).
 
     doi 10.1007/3-540-45103-X_50; the defaults are those of OpenCV's class.
@@ -72,15 +63,6 @@ class OpenCVFarneback:
 
     name: ClassVar[str] = "farneback-opencv"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-
-    levels: int = parameter(5, "Levels of the pyramid.", at_least=1)
-    pyr_scale: float = parameter(0.5, "Size of a level against the finer one.", at_least=0.1)
-    fast_pyramids: bool = parameter(False, "Pyramids by pyrDown; needs pyr_scale 0.5.")
-    win_size: int = parameter(13, "Side of the averaging window in px.", at_least=1)
-    iterations: int = parameter(10, "Iterations a level.", at_least=1)
-    poly_n: int = parameter(5, "Neighborhood of the expansion: 5 or 7.", at_least=3)
-    poly_sigma: float = parameter(1.1, "Sigma of the expansion: 1.1 for 5, 1.5 for 7.", at_least=0)
-    gaussian: bool = parameter(False, "Gaussian instead of box window: slower, more accurate.")
 
     def __post_init__(self) -> None:
         check_parameters(self)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowkit.errors import UsageError
 from flowkit.flow.method import Pair, check_pair, check_parameters, consecutive, parameter
+from flowkit.flow.parameters import FarnebackParameters, TVL1Parameters
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +17,7 @@ HELD = 16  # frames kept on the card: pairs 15 frames apart still find theirs
 
 
 @dataclass(frozen=True)
-class OpenCVCudaTVL1:
+class OpenCVCudaTVL1(TVL1Parameters):
     """TV-L1 by ``cv2.cuda.OpticalFlowDual_TVL1``, with its parameters and defaults.
 
     Another algorithm than OpenCV's on the CPU: 300 iterations a warp without a median, an error
@@ -26,14 +27,7 @@ class OpenCVCudaTVL1:
     name: ClassVar[str] = "tvl1-opencv-cuda"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    tau: float = parameter(0.25, "Time step of the dual update.", at_least=0)
-    lambda_: float = parameter(0.15, "Weight of the data term: smaller is smoother.", at_least=0)
-    theta: float = parameter(0.3, "Tightness between data and smoothness term.", at_least=1e-6)
-    nscales: int = parameter(5, "Levels of the pyramid.", at_least=1)
-    warps: int = parameter(5, "Warps of the second frame a level.", at_least=1)
-    epsilon: float = parameter(0.01, "Mean change in px at which a warp stops.", at_least=0)
     iterations: int = parameter(300, "Iterations a warp (tvl1-opencv-cuda).", at_least=1)
-    scale_step: float = parameter(0.8, "Size of a level against the finer one.", at_least=0.1)
     gamma: float = parameter(0.0, "Weight of the illumination term; 0 leaves it out.", at_least=0)
 
     def __post_init__(self) -> None:
@@ -64,20 +58,11 @@ class OpenCVCudaTVL1:
 
 
 @dataclass(frozen=True)
-class OpenCVCudaFarneback:
+class OpenCVCudaFarneback(FarnebackParameters):
     """Farneback by ``cv2.cuda.FarnebackOpticalFlow``, with its parameters and defaults."""
 
     name: ClassVar[str] = "farneback-opencv-cuda"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-
-    levels: int = parameter(5, "Levels of the pyramid.", at_least=1)
-    pyr_scale: float = parameter(0.5, "Size of a level against the finer one.", at_least=0.1)
-    fast_pyramids: bool = parameter(False, "Pyramids by pyrDown; needs pyr_scale 0.5.")
-    win_size: int = parameter(13, "Side of the averaging window in px.", at_least=1)
-    iterations: int = parameter(10, "Iterations a level.", at_least=1)
-    poly_n: int = parameter(5, "Neighborhood of the expansion: 5 or 7.", at_least=3)
-    poly_sigma: float = parameter(1.1, "Sigma of the expansion: 1.1 for 5, 1.5 for 7.", at_least=0)
-    gaussian: bool = parameter(False, "Gaussian instead of box window: slower, more accurate.")
 
     def __post_init__(self) -> None:
         check_parameters(self)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowkit.errors import UsageError
 from flowkit.flow.method import Pair, check_pair, check_parameters, consecutive, parameter
+from flowkit.flow.parameters import MedianTVL1Parameters
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,7 +19,7 @@ COMPILE_SECONDS = 6  # measured on one core
 
 
 @dataclass(frozen=True)
-class TVL1:
+class TVL1(MedianTVL1Parameters):
     """TV-L1 as ``cv2.optflow.DualTVL1OpticalFlow`` computes it, parameters and defaults included.
 
     Zach, Pock and Bischof, "A Duality Based Approach for Realtime TV-L1 Optical Flow" (2007),
@@ -51,17 +52,7 @@ class TVL1:
     # "fast" stops a warp at twice the change: docs/tvl1.md has what that costs.
     presets: ClassVar[dict[str, dict[str, Any]]] = {"opencv": {}, "fast": {"epsilon": 0.02}}
 
-    tau: float = parameter(0.25, "Time step of the dual update.", at_least=0)
-    lambda_: float = parameter(0.15, "Weight of the data term: smaller is smoother.", at_least=0)
-    theta: float = parameter(0.3, "Tightness between data and smoothness term.", at_least=1e-6)
-    nscales: int = parameter(5, "Levels of the pyramid.", at_least=1)
-    warps: int = parameter(5, "Warps of the second frame a level.", at_least=1)
-    epsilon: float = parameter(0.01, "Mean change in px at which a warp stops.", at_least=0)
-    inner_iterations: int = parameter(30, "Iterations between two medians.", at_least=1)
-    outer_iterations: int = parameter(10, "Rounds of median and iterations a warp.", at_least=1)
-    scale_step: float = parameter(0.8, "Size of a level against the finer one.", at_least=0.1)
     gamma: float = parameter(0.0, "Weight of the illumination term; 0 leaves it out.", at_least=0)
-    median_filtering: int = parameter(5, "Side of the median: 1 (none), 3 or 5.", at_least=1)
 
     def __post_init__(self) -> None:
         check_parameters(self)
