@@ -320,8 +320,8 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=60)
     parser.add_argument("--bound", type=float, default=20.0, help="px, of the planes")
     parser.add_argument("--own-range", action="store_true", help="a range a plane, no bound")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--batches", type=int, default=2, help="of a turn of the loader workers")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--batches", type=int, default=8, help="of a turn of the loader workers")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
