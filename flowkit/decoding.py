@@ -16,11 +16,12 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import av
 import av.logging
 import numpy as np
+from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
@@ -29,6 +30,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from flowkit.errors import VideoError
+
+Decoder = Literal["cpu", "nvdec"]
 
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # as FFmpeg calls the family
 
@@ -45,15 +48,19 @@ class Findings:
     complete: bool = False
 
 
-def open_stream(path: Path, findings: Findings) -> tuple[InputContainer, VideoStream]:
+def open_stream(
+    path: Path, findings: Findings, decoder: Decoder = "cpu"
+) -> tuple[InputContainer, VideoStream]:
     """Open the file at the absolute `path` and choose its video stream; `decode_images` closes it.
 
     VideoError if FFmpeg cannot open it, if it has no video stream, or one of unknown codec.
     """
     container = None
+    # A card that cannot decode a codec is an error: nothing is decoded elsewhere than was asked.
+    card = HWAccel("cuda", allow_software_fallback=False) if decoder == "nvdec" else None
     try:
         with _ffmpeg_errors() as log:
-            container = av.open(str(path), metadata_errors="replace")
+            container = av.open(str(path), metadata_errors="replace", hwaccel=card)
         findings.damage += [
             f"FFmpeg says on opening: {words}"
             for name, words in log
@@ -62,7 +69,12 @@ def open_stream(path: Path, findings: Findings) -> tuple[InputContainer, VideoSt
         return container, _video_stream(container, path)
     except av.FFmpegError as error:
         reason = "; ".join([_words(error), *findings.damage])
-        raise VideoError(f"{path}: expected a video, but it cannot be opened: {reason}") from error
+        by_card = " by NVDEC" if card else ""
+        raise VideoError(
+            f"{path}: expected a video, but it cannot be opened{by_card}: {reason}"
+        ) from error
+    except RuntimeError as error:  # PyAV's, of a codec that NVDEC does not have
+        raise VideoError(f"{path}: NVDEC cannot decode it ({error}); --decoder cpu can") from error
     except VideoError:
         if container is not None:
             container.close()

@@ -83,7 +83,9 @@ def extract_video(
     decoding = 0.0
     order: deque[Series] = deque()  # the series of each pair handed to the method
     with (
-        open_video(source.path, keep_damaged=request.keep_damaged) as video,
+        open_video(
+            source.path, keep_damaged=request.keep_damaged, decoder=request.decoder
+        ) as video,
         RecordWriter(out, source.id, request.storage, request.series) as writer,
     ):
         size = target_size(request.resize, video.size)

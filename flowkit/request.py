@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from flowkit.flow import describe_method
 from flowkit.flow.method import FlowMethod, Series
 from flowkit.writer import Storage
 
+if TYPE_CHECKING:
+    from flowkit.decoding import Decoder
+
 
 @dataclass(frozen=True)
 class Request:
@@ -21,7 +24,8 @@ class Request:
 
     `steps`: fields from every frame t to t + step, a series each; `backward`: also those from
     t + step to t, computed. `resize` as `target_size` takes it. `keep_damaged` makes a record of
-    the frames that a damaged video still gives, and says so in the sidecar.
+    the frames that a damaged video still gives, and says so in the sidecar. `decoder` is the CPU's
+    or "nvdec", that of an NVIDIA card, whose colors may differ by rounding.
     """
 
     method: FlowMethod
@@ -30,6 +34,7 @@ class Request:
     resize: str | None = None
     storage: Storage = field(default_factory=Storage)
     keep_damaged: bool = False
+    decoder: Decoder = "cpu"
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1 or len(set(self.steps)) < len(self.steps):
@@ -53,6 +58,7 @@ class Request:
                     "resize": self.resize,
                     **self.storage.identity(),
                     "keep_damaged": self.keep_damaged,
+                    **({} if self.decoder == "cpu" else {"decoder": self.decoder}),
                 }
             )
         )

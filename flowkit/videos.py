@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flowkit.containers import signs_of_loss
-from flowkit.decoding import Findings, decode_images, open_stream
+from flowkit.decoding import Decoder, Findings, decode_images, open_stream
 from flowkit.errors import VideoError
 from flowkit.frame_files import frame_files
 
@@ -74,7 +74,6 @@ class Video:
             if image.shape[:2] != self.size:
                 raise VideoError(
                     f"{self.path}: expected frames of one size, but frame {decoded} is "
-                    f""
                     f"{image.shape[:2]} and those before it {self.size} (height, width): "
                     "split or rescale the video"
                 )
@@ -114,26 +113,29 @@ def _damage(account: Account, signs: list[str]) -> str | None:
     return "; ".join([f"{decoded}{of_expected} frames decoded", *signs])
 
 
-def open_video(path: str | os.PathLike[str], *, keep_damaged: bool = False) -> Video:
+def open_video(
+    path: str | os.PathLike[str], *, keep_damaged: bool = False, decoder: Decoder = "cpu"
+) -> Video:
     """Open the video file, or the folder of numbered images, at `path`.
 
     VideoError if there is none, if it has no video stream, if its codec is unknown, or if not one
-    frame can be decoded. With `keep_damaged`, damage is no error but a line in `Video.damage`.
+    frame can be decoded. With `keep_damaged`, damage is no error but a line in `Video.damage`. The
+    `decoder` "nvdec" is that of an NVIDIA card; images of a folder are decoded on the CPU anyhow.
     """
     place = Path(os.path.abspath(path))  # FFmpeg reads a relative "a:b.avi" as protocol "a"
     if place.is_dir():
         return _open_folder(place, keep_damaged)
     if not place.is_file():
         raise VideoError(f"{place}: expected a video file or a folder of frames, found neither")
-    return _open_file(place, keep_damaged)
+    return _open_file(place, keep_damaged, decoder)
 
 
-def _open_file(path: Path, keep_damaged: bool) -> Video:
+def _open_file(path: Path, keep_damaged: bool, decoder: Decoder) -> Video:
     try:
         findings = Findings(damage=signs_of_loss(path))
     except OSError as error:
         raise VideoError(f"{path}: cannot be read: {error.strerror}") from error
-    container, stream = open_stream(path, findings)
+    container, stream = open_stream(path, findings, decoder)
     rate = stream.average_rate or stream.guessed_rate
     images = decode_images(container, stream, findings)
     return Video(

@@ -294,8 +294,8 @@ def remove_leftovers(out: Path) -> int:
     """Remove what processes of this host that are no more left unfinished; how many there were."""
     removed = 0
     for folder in (out / INCOMPLETE).glob(f"{os.uname().nodename}-*-*"):
-        pid = folder.name.rsplit("-", 2)[1]
-        if pid.isdecimal() and not _is_alive(int(pid)):
+        pid, _, began = folder.name.rsplit("-", 2)[1].partition(".")
+        if pid.isdecimal() and began != _beginning(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
             removed += 1
     with contextlib.suppress(OSError):
@@ -328,7 +328,8 @@ def _move(source: Path, target: Path, trash: Path, overwrite: bool) -> bool:
 
 
 def _temporary_folder(out: Path) -> Path:
-    name = f"{os.uname().nodename}-{os.getpid()}-{secrets.token_hex(4)}"
+    owner = f"{os.uname().nodename}-{os.getpid()}.{_beginning(os.getpid())}"
+    name = f"{owner}-{secrets.token_hex(4)}"
     folder = out / INCOMPLETE / name
     for _ in range(100):
         with contextlib.suppress(FileNotFoundError):  # another process has just removed INCOMPLETE
@@ -343,14 +344,17 @@ def _remove_temporary(folder: Path) -> None:
         folder.parent.rmdir()  # where no other record is being written
 
 
-def _is_alive(pid: int) -> bool:
+def _beginning(pid: int) -> str | None:
+    """When a process began, in ticks since the machine did; None if it is no more.
+
+    Numbers of processes are used again, so a number alone does not tell the owner of a folder.
+    """
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it is another user's
-    return True
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # from the third on: proc(5)
+    return fields[19] if fields[0] != "Z" else None
 
 
 def _parent(template: str) -> str:
