@@ -42,7 +42,7 @@ demo: $(READY)
 	@echo "at: demo/look.png. Then your own: $(BIN)/flowkit extract YOUR_VIDEOS --out flow"
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)
 	$(BIN)/ruff check .
