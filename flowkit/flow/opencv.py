@@ -74,16 +74,7 @@ class OpenCVFarneback(FarnebackParameters):
     def _algorithm(self) -> Any:
         from flowkit._cv2 import cv2
 
-        return cv2.FarnebackOpticalFlow_create(
-            numLevels=self.levels,
-            pyrScale=self.pyr_scale,
-            fastPyramids=self.fast_pyramids,
-            winSize=self.win_size,
-            numIters=self.iterations,
-            polyN=self.poly_n,
-            polySigma=self.poly_sigma,
-            flags=cv2.OPTFLOW_FARNEBACK_GAUSSIAN if self.gaussian else 0,
-        )
+        return cv2.FarnebackOpticalFlow_create(**self.opencv_arguments(cv2))
 
     def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The n-1 fields of n gray or BGR frames, lazily."""

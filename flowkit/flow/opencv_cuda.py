@@ -83,16 +83,7 @@ class OpenCVCudaFarneback(FarnebackParameters):
 
     def algorithm(self, cv2: Any) -> Any:
         """OpenCV's object with these parameters."""
-        return cv2.cuda.FarnebackOpticalFlow_create(
-            numLevels=self.levels,
-            pyrScale=self.pyr_scale,
-            fastPyramids=self.fast_pyramids,
-            winSize=self.win_size,
-            numIters=self.iterations,
-            polyN=self.poly_n,
-            polySigma=self.poly_sigma,
-            flags=cv2.OPTFLOW_FARNEBACK_GAUSSIAN if self.gaussian else 0,
-        )
+        return cv2.cuda.FarnebackOpticalFlow_create(**self.opencv_arguments(cv2))
 
 
 @dataclass(frozen=True)

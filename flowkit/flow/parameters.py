@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from flowkit.flow.method import parameter
 
@@ -43,3 +44,16 @@ class FarnebackParameters:
     poly_n: int = parameter(5, "Neighborhood of the expansion: 5 or 7.", at_least=3)
     poly_sigma: float = parameter(1.1, "Sigma of the expansion: 1.1 for 5, 1.5 for 7.", at_least=0)
     gaussian: bool = parameter(False, "Gaussian instead of box window: slower, more accurate.")
+
+    def opencv_arguments(self, cv2: Any) -> dict[str, Any]:
+        """The parameters as OpenCV's own classes take them, on the CPU and on a card."""
+        return {
+            "numLevels": self.levels,
+            "pyrScale": self.pyr_scale,
+            "fastPyramids": self.fast_pyramids,
+            "winSize": self.win_size,
+            "numIters": self.iterations,
+            "polyN": self.poly_n,
+            "polySigma": self.poly_sigma,
+            "flags": cv2.OPTFLOW_FARNEBACK_GAUSSIAN if self.gaussian else 0,
+        }
