@@ -161,8 +161,10 @@ def extract(
 
     def supply() -> Iterator[tuple[Source, RemoteFlow | None]]:
         for index, source in enumerate(sources):
+            if full:
+                return
             remote = processes.assign(index) if processes else None
-            if full or (processes and processes.problem):
+            if processes and processes.problem:
                 return
             yield source, remote
 

@@ -11,7 +11,7 @@ import click
 from flowkit.errors import UsageError
 from flowkit_cli import output
 from flowkit_cli.options import cores, json_option
-from flowkit_cli.record_options import record_options
+from flowkit_cli.record_options import missing_option, record_options
 from flowkit_cli.scoring_options import scoring_options, test_views
 
 if TYPE_CHECKING:
@@ -52,13 +52,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Which part; may be given twice.  [default: both, as far as the split has them]",
 )
-@click.option(
-    "--missing",
-    type=click.Choice(["error", "skip"]),
-    default="error",
-    show_default=True,
-    help="Of listed videos that have no record: stop, or go on and say how many.",
-)
+@missing_option
 @click.option(
     "--cv",
     "folds",

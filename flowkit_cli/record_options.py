@@ -1,4 +1,4 @@
-"""Options of commands that read flow records: what these are, and L of a clip."""
+"""Options of commands that read flow records: what they are, what is missing, a clip's form."""
 
 from __future__ import annotations
 
@@ -17,6 +17,25 @@ length_option = click.option(
     default=10,
     show_default=True,
     help="Fields of a clip, for 2L channels.",
+)
+
+mean_subtract_option = click.option(
+    "--mean-subtract/--no-mean-subtract",
+    default=True,
+    show_default=True,
+    help="Take each field's mean vector off its values.",
+)
+
+step_option = click.option(
+    "--step", type=click.IntRange(1), default=1, show_default=True, help="Frames a field spans."
+)
+
+missing_option = click.option(
+    "--missing",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="Of listed videos that have no record: stop, or go on and say how many.",
 )
 
 layout_option = click.option(

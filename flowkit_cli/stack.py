@@ -8,7 +8,12 @@ from typing import Literal
 import click
 
 from flowkit_cli import output
-from flowkit_cli.record_options import length_option, record_options
+from flowkit_cli.record_options import (
+    length_option,
+    mean_subtract_option,
+    record_options,
+    step_option,
+)
 
 
 @click.command()
@@ -29,15 +34,8 @@ from flowkit_cli.record_options import length_option, record_options
     show_default=True,
     help="First frame of the clip; a bi-directional stack starts L/2 frames later.",
 )
-@click.option(
-    "--mean-subtract/--no-mean-subtract",
-    default=True,
-    show_default=True,
-    help="Take each field's mean vector off its values.",
-)
-@click.option(
-    "--step", type=click.IntRange(1), default=1, show_default=True, help="Frames a field spans."
-)
+@mean_subtract_option
+@step_option
 @record_options
 @click.option(
     "--out",

@@ -11,7 +11,7 @@ import click
 
 from flowkit.errors import UsageError
 from flowkit_cli import output
-from flowkit_cli.record_options import length_option
+from flowkit_cli.record_options import length_option, mean_subtract_option, step_option
 from flowkit_cli.train_options import (
     RECIPE_NUMBERS,
     data_options,
@@ -71,15 +71,8 @@ def spatial(**options: Any) -> None:
     help="Every field at the same pixel, or along the path of the pixel.",
 )
 @click.option("--bidirectional", is_flag=True, help="L/2 fields forward and L/2 back; L is even.")
-@click.option(
-    "--mean-subtract/--no-mean-subtract",
-    default=True,
-    show_default=True,
-    help="Take each field's mean vector off its values.",
-)
-@click.option(
-    "--step", type=click.IntRange(1), default=1, show_default=True, help="Frames a field spans."
-)
+@mean_subtract_option
+@step_option
 @data_options
 @net_options
 @recipe_options

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flowkit_cli.record_options import record_options
+from flowkit_cli.record_options import missing_option, record_options
 
 PATH = click.Path(path_type=Path)
 # The options of a recipe's numbers, named as its fields.
@@ -54,13 +54,7 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Choose the best step on held-out groups of the training part; without, the last "
             "step is the best and the whole part trains.",
         ),
-        click.option(
-            "--missing",
-            type=click.Choice(["error", "skip"]),
-            default="error",
-            show_default=True,
-            help="Of listed videos that have no record: stop, or go on and say how many.",
-        ),
+        missing_option,
         click.option(
             "--task",
             "tasks",
