@@ -9,17 +9,17 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from flowkit._cv2 import cv2
 from flowkit.errors import UsageError
 from flowkit.fields import UNKNOWN_FLOW
 from flowkit.flow.method import Direction
+from flowkit.lettering import fit, load_font
 from flowkit.records import Record
 from flowkit.synthetic import write_video
 from flowkit.visualize import (
@@ -31,8 +31,6 @@ from flowkit.visualize import (
     draw_arrows,
     wheel_legend,
 )
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 STYLES = ("color", "arrows")
 ENDINGS = (".mp4", ".gif", ".png")
@@ -47,7 +45,7 @@ PAGE_WIDTH = 480  # px, at least: room for the title
 SHEET_LEGEND, VIDEO_LEGEND = 96, 72  # px
 FPS = 25.0  # where neither the record nor the caller knows
 GIF_SHORTEST_S = 0.02  # browsers slow down what is shorter
-TITLE_PX, TEXT_PX = 20, 13
+TITLE_PX, TEXT_PX = 18, 12
 
 
 @dataclass(frozen=True)
@@ -110,18 +108,19 @@ def contact_sheet(
     rows = math.ceil(len(indices) / columns)
     page = Image.new("RGB", _page_size(MARGIN + columns * cell[1], top + rows * cell[0]), PAPER)
     _write_title(page, record, look, (MARGIN, MARGIN), SHEET_LEGEND)
-    draw = ImageDraw.Draw(page)
+    draw, font = ImageDraw.Draw(page), load_font(TEXT_PX)
     scale = (
         f"full {'color' if look.style == 'color' else 'length'} at {look.max_px:g} px and beyond"
     )
-    draw.text((MARGIN, MARGIN + 47), scale, FAINT_INK, _font(TEXT_PX))
+    draw.text((MARGIN, MARGIN + 47), scale, FAINT_INK, font)
     for position, index in enumerate(indices):
         row, column = divmod(position, columns)
         left, upper = MARGIN + column * cell[1], top + row * cell[0]
         field = _field(record, look, index)
-        draw.text((left, upper), _label(record, look, index), INK, _font(TEXT_PX))
-        largest = f"largest {_largest(field):.3g} px"
-        draw.text((left + width, upper), largest, FAINT_INK, _font(TEXT_PX), anchor="ra")
+        moment, largest = _label(record, look, index), f"largest {_largest(field):.3g} px"
+        draw.text((left, upper), moment, INK, font)
+        if font.getlength(f"{moment}  {largest}") <= width:
+            draw.text((left + width, upper), largest, FAINT_INK, font, anchor="ra")
         panels = _panels(record, look, index, field, (height, width))
         for number, panel in enumerate(panels):
             page.paste(_image(panel), (left, upper + label + number * (height + gap)))
@@ -144,7 +143,7 @@ def video_pages(record: Record, look: Look | None = None) -> Iterator[np.ndarray
             page.paste(_image(panel), (gap + number * (width + gap), gap))
         place = (gap, height + 2 * gap + VIDEO_LEGEND)
         label = _label(record, look, index)
-        ImageDraw.Draw(page).text(place, label, INK, _font(TEXT_PX), anchor="ls")
+        ImageDraw.Draw(page).text(place, label, INK, load_font(TEXT_PX), anchor="ls")
         yield np.asarray(page)[..., ::-1]
 
 
@@ -270,24 +269,10 @@ def _write_title(
     ]
     draw = ImageDraw.Draw(page)
     room = page.width - legend - 3 * x
-    name = record.name.encode(errors="replace").decode()
-    draw.text((x, y), _fit(name, _font(TITLE_PX), room), INK, _font(TITLE_PX))
-    text = _fit(" · ".join(facts), _font(TEXT_PX), room)
-    draw.text((x, y + 27), text, FAINT_INK, _font(TEXT_PX))
-
-
-@cache
-def _font(px: int) -> Font:
-    return ImageFont.load_default(px)
-
-
-def _fit(text: str, font: Font, room: float) -> str:
-    """The text, cut at the end so that it takes no more than `room` px."""
-    if font.getlength(text) <= room:
-        return text
-    while text and font.getlength(text + "…") > room:
-        text = text[:-1]
-    return text + "…"
+    name = fit(record.name, load_font(TITLE_PX), room)
+    draw.text((x, y), name, INK, load_font(TITLE_PX))
+    text = fit(" · ".join(facts), load_font(TEXT_PX), room)
+    draw.text((x, y + 27), text, FAINT_INK, load_font(TEXT_PX))
 
 
 def _image(picture: np.ndarray) -> Image.Image:

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from flowkit import planes
 from flowkit.checkpoints import ALIKE, Checkpoint
@@ -23,6 +23,7 @@ from flowkit.errors import UsageError, VideoError
 from flowkit.flow import make_method
 from flowkit.flow.method import Pair, Series, series_pairs
 from flowkit.fusion import LINEAR, Fusion, fuse
+from flowkit.lettering import fit, load_font
 from flowkit.pages import Look, video_pages
 from flowkit.records import Record, StoredSeries, differences
 from flowkit.request import Request, resize_frame, target_size
@@ -34,7 +35,7 @@ from flowkit.visualize import FAINT_INK, INK, PAPER
 from flowkit.writer import Storage, field_templates
 
 FPS = 25.0  # of an overlay, where the video does not say
-LINE, TEXT_PX, MARGIN = 22, 14, 8  # px, of the strip below an overlay's pages
+LINE, TEXT_PX, MARGIN = 22, 13, 8  # px, of the strip below an overlay's pages
 BAR = (86, 130, 200)  # RGB
 IMAGES = "img_%05d.jpg"
 
@@ -294,16 +295,15 @@ def _overlay_pages(record: Record, top: list[tuple[str, float]]) -> Iterator[np.
 def _draw_classes(top: list[tuple[str, float]], width: int) -> np.ndarray:
     """A line a class: its probability, its name, and a bar; uint8 (h, width, 3) BGR, h even."""
     strip = Image.new("RGB", (width, 2 * MARGIN + LINE * len(top)), PAPER)
-    draw, font = ImageDraw.Draw(strip), ImageFont.load_default(TEXT_PX)
+    draw, font = ImageDraw.Draw(strip), load_font(TEXT_PX)
     bars = width // 2  # where they begin
     for number, (name, probability) in enumerate(top):
         y = MARGIN + number * LINE
         ink = FAINT_INK if number else INK
         draw.text((MARGIN + 56, y + LINE / 2), f"{probability:.1%}", ink, font, anchor="rm")
-        shown = name.encode(errors="replace").decode()
+        shown = fit(name, font, bars - 2 * MARGIN - 68)
         draw.text((MARGIN + 68, y + LINE / 2), shown, ink, font, anchor="lm")
         length = (width - bars - MARGIN) * probability
-        draw.rectangle((bars - MARGIN, y, width, y + LINE - 1), PAPER)  # ends a long name
         draw.rectangle((bars, y + 3, bars + length, y + LINE - 4), BAR)
     return np.asarray(strip)[..., ::-1]
 

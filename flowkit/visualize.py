@@ -11,11 +11,12 @@ import math
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from flowkit._cv2 import cv2
 from flowkit.errors import UsageError
 from flowkit.fields import UNKNOWN_FLOW, check_field
+from flowkit.lettering import load_font
 
 # Transitions of the wheel, by the count of hues in each: as far apart as the eye tells them apart.
 RED_YELLOW, YELLOW_GREEN, GREEN_CYAN, CYAN_BLUE, BLUE_MAGENTA, MAGENTA_RED = 15, 6, 4, 11, 13, 6
@@ -95,7 +96,7 @@ def wheel_legend(size: int, max_px: float) -> np.ndarray:
     page.paste(Image.fromarray(picture[..., ::-1]), ((size - disc // 4) // 2, 0))
     place = (size / 2, size - label / 2 - 1)
     draw = ImageDraw.Draw(page)
-    draw.text(place, f"{max_px:g} px", INK, ImageFont.load_default(label), anchor="mm")
+    draw.text(place, f"{max_px:g} px", INK, load_font(label), anchor="mm")
     return np.asarray(page)[..., ::-1].copy()
 
 

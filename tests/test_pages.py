@@ -186,6 +186,16 @@ def test_long_and_undecodable_names_do_not_push_the_legend_off(tmp_path):
         np.testing.assert_array_equal(page[:110, -112:], pages[0][:110, -112:])
 
 
+def test_letters_beyond_the_font_are_shown_as_their_transcript(tmp_path):
+    fields = {FORWARD: turning(2, (48, 64))}
+    own, transcript = (
+        write_record(tmp_path, fields, id=name, size=(48, 64)) for name in ("über_跳", "über_Tiao")
+    )
+    np.testing.assert_array_equal(contact_sheet(own), contact_sheet(transcript))
+    for page, other in zip(video_pages(own), video_pages(transcript), strict=True):
+        np.testing.assert_array_equal(page, other)
+
+
 @pytest.mark.parametrize("size", [(61, 45), (2, 2), (1, 301), (1080, 1920)])
 def test_any_size_gives_pages_of_one_even_size(tmp_path, size):
     record = write_record(tmp_path, {FORWARD: turning(2, size)}, size=size)
