@@ -30,10 +30,29 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from flowkit.errors import VideoError
+from flowkit.frame_files import MAX_FRAME_MPX
 
 Decoder = Literal["cpu", "nvdec"]
 
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # as FFmpeg calls the family
+
+# Formats whose files hold their own frames. FFmpeg's others are left out whatever a file is called:
+# playlists and descriptions name further files, addresses or patterns of names (concat, hls, dash,
+# sdp, imf, image2, vobsub, avisynth, ...); devices and network sessions have no end; text has no
+# frames. The last four are sound, of which the error can then say so.
+DEMUXERS = (
+    f"{MP4} matroska webm avi mpegts mpeg mpegvideo m4v h261 h263 h264 hevc vvc av1 obu evc ivf "
+    "vc1 vc1test dirac cavsvideo avs2 avs3 flv asf ogg rm dv mxf gxf nut yuv4mpegpipe nsv swf wtv "
+    "ty mjpeg mjpeg_2000 gif apng webp_pipe jpeg_pipe png_pipe bmp_pipe 4xm bink film_cpk flic "
+    "ipmovie mlv nuv pva roq smk vivo aac flac mp3 wav"
+).split()
+REFUSED = "not on whitelist"  # FFmpeg's words, in its log
+PADDING_PX = 1 << 20  # more than any decoder adds to the sides of an allowed frame
+OPENING = {
+    "format_whitelist": ",".join(DEMUXERS),
+    "protocol_whitelist": "file",
+    "codec_whitelist": "none",  # FFmpeg's look at the streams decodes nothing
+}
 
 LOG_ERRORS = "errors in FFmpeg's log"
 SIGNS = ("decoding errors", "corrupt packets", "corrupt frames", LOG_ERRORS)
@@ -49,25 +68,40 @@ class Findings:
 
 
 def open_stream(
-    path: Path, findings: Findings, decoder: Decoder = "cpu"
+    path: Path,
+    findings: Findings,
+    decoder: Decoder = "cpu",
+    *,
+    max_frame_mpx: float = MAX_FRAME_MPX,
 ) -> tuple[InputContainer, VideoStream]:
     """Open the file at the absolute `path` and choose its video stream; `decode_images` closes it.
 
-    VideoError if FFmpeg cannot open it, if it has no video stream, or one of unknown codec.
+    Nothing is decoded yet, and no other file is opened. VideoError if FFmpeg cannot open it, if its
+    format is none of `DEMUXERS`, if it has no video stream, one of unknown codec, or one that
+    declares frames of more than `max_frame_mpx` megapixels.
     """
     container = None
+    log: list[tuple[str, str]] = []
     # A card that cannot decode a codec is an error: nothing is decoded elsewhere than was asked.
     card = HWAccel("cuda", allow_software_fallback=False) if decoder == "nvdec" else None
     try:
         with _ffmpeg_errors() as log:
-            container = av.open(str(path), metadata_errors="replace", hwaccel=card)
+            container = av.open(
+                str(path), container_options=OPENING, metadata_errors="replace", hwaccel=card
+            )
         findings.damage += [
             f"FFmpeg says on opening: {words}"
             for name, words in log
             if name == container.format.name != MP4  # MP4's complains of harmless things
+            and REFUSED not in words  # a bare stream's decoder is called as its container
         ][:1]
-        return container, _video_stream(container, path)
+        return container, _video_stream(container, path, max_frame_mpx)
     except av.FFmpegError as error:
+        if unfit := [name for name, words in log if REFUSED in words and "Format" in words]:
+            raise VideoError(
+                f"{path}: expected a file that holds its own frames, but its format is "
+                f"{unfit[0]!r}: playlists, lists of files, streams and text are not opened"
+            ) from error
         reason = "; ".join([_words(error), *findings.damage])
         by_card = " by NVDEC" if card else ""
         raise VideoError(
@@ -81,7 +115,7 @@ def open_stream(
         raise
 
 
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
+def _video_stream(container: InputContainer, path: Path, max_frame_mpx: float) -> VideoStream:
     """The first video stream that is no cover picture."""
     kinds = [
         "cover picture" if stream.disposition & Disposition.attached_pic else stream.type
@@ -95,21 +129,41 @@ def _video_stream(container: InputContainer, path: Path) -> VideoStream:
     stream = cast(VideoStream, container.streams[kinds.index("video")])
     if stream.codec_context is None:
         raise VideoError(f"{path}: the codec of its video stream is unknown to FFmpeg: convert it")
+    check_size(path, (stream.codec_context.height, stream.codec_context.width), max_frame_mpx)
+    # Where no header declares the size, or a later one another, the decoder meets it first.
+    stream.codec_context.options = {"max_pixels": str(_most_px(max_frame_mpx))}
     # Which frames survive damage depends on the number of threads, so there is one.
     stream.codec_context.thread_count = 1
     return stream
 
 
+def _most_px(max_frame_mpx: float) -> int:
+    """The limit of a decoder, which counts the pixels that it pads, too."""
+    return int(max_frame_mpx * 1e6) + PADDING_PX
+
+
+def check_size(path: Path, size: tuple[int, int], max_frame_mpx: float) -> None:
+    """Refuse with VideoError frames of a `size` (H, W) that is more than `max_frame_mpx`."""
+    height, width = size
+    if height * width > max_frame_mpx * 1e6:
+        raise VideoError(
+            f"{path}: expected frames of at most {max_frame_mpx:g} megapixels, got "
+            f"{height * width / 1e6:.4g} ({width}x{height} px): --max-frame-mpx allows more"
+        )
+
+
 def decode_images(
-    container: InputContainer, stream: VideoStream, findings: Findings
+    container: InputContainer, stream: VideoStream, findings: Findings, max_frame_mpx: float
 ) -> Generator[np.ndarray, None, None]:
     """The frames, upright, uint8 (H, W, 3) BGR, as cv2.VideoCapture gives them bit for bit.
 
     Closes the container at the end, and when it is closed itself before.
     """
+    path = Path(container.name)
     reformatter = VideoReformatter()  # one for all: each sets up its own tables, 4 times slower
     with container:
-        for frame in _decode(container, stream, findings):
+        for frame in _decode(container, stream, findings, max_frame_mpx):
+            check_size(path, (frame.height, frame.width), max_frame_mpx)
             bgr = reformatter.reformat(
                 frame, format="bgr24", interpolation=Interpolation.BICUBIC, threads=1
             )
@@ -121,7 +175,7 @@ def decode_images(
 
 
 def _decode(
-    container: InputContainer, stream: VideoStream, findings: Findings
+    container: InputContainer, stream: VideoStream, findings: Findings, max_frame_mpx: float
 ) -> Iterator[VideoFrame]:
     """The frames of `stream` in order of display; what they tell of the file goes to `findings`."""
     is_indexed = container.format.name in ("avi", MP4)
@@ -148,7 +202,11 @@ def _decode(
                 packets = container.demux(stream)  # "try again": MPEG-TS between long junk
             except av.FFmpegError as error:
                 counts["decoding errors"] += 1
-                first_words.setdefault("decoding errors", _words(error))
+                words = _words(error)
+                size = stream.codec_context.height * stream.codec_context.width
+                if not 0 < size <= _most_px(max_frame_mpx):  # a decoder that was refused a frame
+                    words += "; are its frames larger than --max-frame-mpx allows?"
+                first_words.setdefault("decoding errors", words)
         for name, words in log or ():
             counts[LOG_ERRORS] += 1
             first_words.setdefault(LOG_ERRORS, f"{name}: {words}")

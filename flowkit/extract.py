@@ -84,7 +84,10 @@ def extract_video(
     order: deque[Series] = deque()  # the series of each pair handed to the method
     with (
         open_video(
-            source.path, keep_damaged=request.keep_damaged, decoder=request.decoder
+            source.path,
+            keep_damaged=request.keep_damaged,
+            decoder=request.decoder,
+            max_frame_mpx=request.max_frame_mpx,
         ) as video,
         RecordWriter(out, source.id, request.storage, request.series) as writer,
     ):

@@ -1,10 +1,13 @@
-"""Which image files of a folder are the numbered frames of one video; by their names alone."""
+"""Which images of a folder are the numbered frames of one video, and what size they declare."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from io import BytesIO
+from typing import Any
 
+MAX_FRAME_MPX = 40.0  # megapixels of a frame that are allowed unless told: 8K has 33
 FRAME_NAME = re.compile(r"(.*?)([0-9]+)\.(jpe?g|png|bmp)", re.IGNORECASE | re.DOTALL)
 
 
@@ -23,3 +26,20 @@ def frame_files(names: Iterable[str]) -> list[tuple[int, str]]:
     if any(prefix.startswith(("flow_x", "flow_y")) for prefix, _ in groups):
         groups = {key: files for key, files in groups.items() if key[0] == "img_"}
     return sorted(*groups.values()) if len(groups) == 1 else []
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+    """The size (H, W) that the header of an image declares; None if it is no JPEG, PNG or BMP."""
+    from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin
+
+    readers: dict[bytes, Any] = {
+        b"\xff\xd8": JpegImagePlugin.JpegImageFile,
+        b"\x89P": PngImagePlugin.PngImageFile,
+        b"BM": BmpImagePlugin.BmpImageFile,
+    }
+    try:
+        # Not Image.open, which has a limit of its own.
+        width, height = readers[data[:2]](BytesIO(data)).size
+    except (KeyError, SyntaxError, OSError, ValueError):
+        return None
+    return height, width

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from flowkit.checkpoints import ALIKE, Checkpoint
 from flowkit.errors import UsageError, VideoError
 from flowkit.flow import make_method
 from flowkit.flow.method import Pair, Series, series_pairs
+from flowkit.frame_files import MAX_FRAME_MPX
 from flowkit.fusion import LINEAR, Fusion, fuse
 from flowkit.lettering import fit, load_font
 from flowkit.pages import Look, video_pages
@@ -61,11 +62,18 @@ class Prediction:
 class Predictor:
     """Trained streams by name, and the fusion of them (one stream needs none), ready for videos.
 
-    UsageError where they do not know the same classes, or were trained on different flow or flow
-    that flowkit cannot compute.
+    A video with frames of more than `max_frame_mpx` megapixels is refused. UsageError where the
+    streams do not know the same classes, or were trained on different flow or flow that flowkit
+    cannot compute.
     """
 
-    def __init__(self, scorers: Mapping[str, Scorer], fusion: Fusion | None = None) -> None:
+    def __init__(
+        self,
+        scorers: Mapping[str, Scorer],
+        fusion: Fusion | None = None,
+        *,
+        max_frame_mpx: float = MAX_FRAME_MPX,
+    ) -> None:
         if not scorers or (fusion is None) == (len(scorers) > 1):
             raise UsageError(
                 "expected one stream, or several and their fusion, "
@@ -82,7 +90,8 @@ class Predictor:
             raise UsageError(f"expected streams of the same classes: {', '.join(counts)}")
         for scorer in self.scorers.values():
             scorer.columns(self.classes)
-        self.request = video_request(one.checkpoint for one in self.scorers.values())
+        request = video_request(one.checkpoint for one in self.scorers.values())
+        self.request = replace(request, max_frame_mpx=max_frame_mpx)
 
     def predict(self, path: str | os.PathLike[str]) -> Prediction:
         """What the video at `path` shows; VideoError where it is damaged or too short."""
@@ -113,7 +122,7 @@ class Predictor:
         With `whole` all frames, and the field from each of them to the next, are in it, too.
         """
         path = Path(path)
-        count = _count_frames(path)
+        count = _count_frames(path, self.request.max_frame_mpx)
         least = max(self.request.steps) + 1
         if count < least:
             raise VideoError(f"{path}: expected at least {least} frames, got {count}")
@@ -209,7 +218,7 @@ def hold_video(path: Path, request: Request, wanted: Wanted) -> HeldRecord:
     files: dict[tuple[str, int], bytes] = {}
     order: deque[tuple[Series, int]] = deque()  # of the pairs handed to the method
     ranges = {one: np.full((wanted.count(one), 2, 2), np.nan) for one in wanted.fields}
-    with open_video(path) as video:
+    with open_video(path, max_frame_mpx=request.max_frame_mpx) as video:
         size = target_size(request.resize, video.size)
 
         def frames() -> Iterator[np.ndarray]:
@@ -308,8 +317,8 @@ def _draw_classes(top: list[tuple[str, float]], width: int) -> np.ndarray:
     return np.asarray(strip)[..., ::-1]
 
 
-def _count_frames(path: Path) -> int:
-    with open_video(path) as video:
+def _count_frames(path: Path, max_frame_mpx: float) -> int:
+    with open_video(path, max_frame_mpx=max_frame_mpx) as video:
         return sum(1 for _ in video.frames())
 
 

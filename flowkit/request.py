@@ -12,6 +12,7 @@ from flowkit._cv2 import cv2
 from flowkit.errors import UsageError
 from flowkit.flow import describe_method
 from flowkit.flow.method import FlowMethod, Series
+from flowkit.frame_files import MAX_FRAME_MPX
 from flowkit.writer import Storage
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class Request:
     `steps`: fields from every frame t to t + step, a series each; `backward`: also those from
     t + step to t, computed. `resize` as `target_size` takes it. `keep_damaged` makes a record of
     the frames that a damaged video still gives, and says so in the sidecar. `decoder` is the CPU's
-    or "nvdec", that of an NVIDIA card, whose colors may differ by rounding.
+    or "nvdec", that of an NVIDIA card, whose colors may differ by rounding. A video with frames of
+    more than `max_frame_mpx` megapixels fails; the limit is no part of the identity.
     """
 
     method: FlowMethod
@@ -35,6 +37,7 @@ class Request:
     storage: Storage = field(default_factory=Storage)
     keep_damaged: bool = False
     decoder: Decoder = "cpu"
+    max_frame_mpx: float = MAX_FRAME_MPX
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1 or len(set(self.steps)) < len(self.steps):

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from flowkit.containers import signs_of_loss
-from flowkit.decoding import Decoder, Findings, decode_images, open_stream
+from flowkit.decoding import Decoder, Findings, check_size, decode_images, open_stream
 from flowkit.errors import VideoError
-from flowkit.frame_files import frame_files
+from flowkit.frame_files import MAX_FRAME_MPX, frame_files, image_size
 
 
 class Account(NamedTuple):
@@ -114,36 +114,42 @@ def _damage(account: Account, signs: list[str]) -> str | None:
 
 
 def open_video(
-    path: str | os.PathLike[str], *, keep_damaged: bool = False, decoder: Decoder = "cpu"
+    path: str | os.PathLike[str],
+    *,
+    keep_damaged: bool = False,
+    decoder: Decoder = "cpu",
+    max_frame_mpx: float = MAX_FRAME_MPX,
 ) -> Video:
-    """Open the video file, or the folder of numbered images, at `path`.
+    """Open the video file, or the folder of numbered images, at `path`; no other file is opened.
 
-    VideoError if there is none, if it has no video stream, if its codec is unknown, or if not one
-    frame can be decoded. With `keep_damaged`, damage is no error but a line in `Video.damage`. The
-    `decoder` "nvdec" is that of an NVIDIA card; images of a folder are decoded on the CPU anyhow.
+    VideoError if there is none, if it is a list of other files, if it has no video stream, if its
+    codec is unknown, if its frames have more than `max_frame_mpx` megapixels (seen before one is
+    decoded), or if not one frame can be decoded. With `keep_damaged`, damage is no error but a line
+    in `Video.damage`. The `decoder` "nvdec" is that of an NVIDIA card; images of a folder are
+    decoded on the CPU anyhow.
     """
     place = Path(os.path.abspath(path))  # FFmpeg reads a relative "a:b.avi" as protocol "a"
     if place.is_dir():
-        return _open_folder(place, keep_damaged)
+        return _open_folder(place, keep_damaged, max_frame_mpx)
     if not place.is_file():
         raise VideoError(f"{place}: expected a video file or a folder of frames, found neither")
-    return _open_file(place, keep_damaged, decoder)
+    return _open_file(place, keep_damaged, decoder, max_frame_mpx)
 
 
-def _open_file(path: Path, keep_damaged: bool, decoder: Decoder) -> Video:
+def _open_file(path: Path, keep_damaged: bool, decoder: Decoder, max_frame_mpx: float) -> Video:
     try:
         findings = Findings(damage=signs_of_loss(path))
     except OSError as error:
         raise VideoError(f"{path}: cannot be read: {error.strerror}") from error
-    container, stream = open_stream(path, findings, decoder)
+    container, stream = open_stream(path, findings, decoder, max_frame_mpx=max_frame_mpx)
     rate = stream.average_rate or stream.guessed_rate
-    images = decode_images(container, stream, findings)
+    images = decode_images(container, stream, findings, max_frame_mpx)
     return Video(
         path, images, findings, fps=float(rate) if rate else None, keep_damaged=keep_damaged
     )
 
 
-def _open_folder(folder: Path, keep_damaged: bool) -> Video:
+def _open_folder(folder: Path, keep_damaged: bool, max_frame_mpx: float) -> Video:
     try:
         files = frame_files(os.listdir(folder))
     except OSError as error:
@@ -160,26 +166,32 @@ def _open_folder(folder: Path, keep_damaged: bool) -> Video:
         if not keep_damaged:
             raise VideoError(f"{folder}: expected images numbered without a gap, but {words}")
         findings.damage.append(f"breaks in the numbers: {len(breaks)} (first: {words})")
-    images = _read_images(folder, [name for _, name in files], findings, keep_damaged)
+    paths = [folder / name for _, name in files]
+    images = _read_images(paths, findings, keep_damaged, max_frame_mpx)
     return Video(folder, images, findings, fps=None, keep_damaged=keep_damaged)
 
 
 def _read_images(
-    folder: Path, names: list[str], findings: Findings, keep_damaged: bool
+    paths: list[Path], findings: Findings, keep_damaged: bool, max_frame_mpx: float
 ) -> Generator[np.ndarray, None, None]:
-    """The images called `names`, uint8 (H, W, 3) BGR; VideoError names the one that is none."""
+    """The images at `paths`, uint8 (H, W, 3) BGR; VideoError names the one that is none."""
     from flowkit._cv2 import cv2
 
     undecodable = []
-    for name in names:
-        data = np.fromfile(folder / name, np.uint8)  # cv2.imread takes no name that is not UTF-8
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    for path in paths:
+        data = path.read_bytes()  # cv2.imread takes no name that is not UTF-8
+        image = None
+        if (size := image_size(data)) is not None:
+            check_size(path, size, max_frame_mpx)
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
         if image is not None:
             yield image
         elif keep_damaged:
-            undecodable.append(name)
+            undecodable.append(path.name)
         else:
-            raise VideoError(f"{folder / name}: expected an image, but it cannot be decoded")
+            raise VideoError(
+                f"{path}: expected an image, but it cannot be decoded as JPEG, PNG or BMP"
+            )
     if undecodable:
         findings.damage.append(
             f"images that cannot be decoded: {len(undecodable):,} (first: {undecodable[0]})"

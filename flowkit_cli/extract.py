@@ -21,6 +21,7 @@ from flowkit_cli.options import (
     chosen_method,
     cores,
     json_option,
+    max_frame_option,
     method_options,
     workers_option,
 )
@@ -105,6 +106,7 @@ WORKERS_A_CORE = 1.5  # with --gpu: some wait for the card
     is_flag=True,
     help="Keep the frames that a damaged video still gives; the sidecar tells the damage.",
 )
+@max_frame_option
 @workers_option
 @click.option(
     "--timeout",
@@ -205,6 +207,7 @@ def extract(
         storage=storage,
         keep_damaged=options["keep_damaged"],
         decoder=options["decoder"],
+        max_frame_mpx=options["max_frame_mpx"],
     )
     found = find_videos(inputs, root=root, stdin=sys.stdin.buffer)
     sources = list(found.sources) if share is None else take_shard(found.sources, *share)

@@ -10,6 +10,7 @@ import click
 
 from flowkit.flow import ALL_METHODS, make_method, method_class
 from flowkit.flow.method import FlowMethod
+from flowkit.frame_files import MAX_FRAME_MPX
 
 # The parameters of every flow method are options of their own: "--tvl1-tau", "--dis-patch-size".
 PREFIXES = {
@@ -28,6 +29,15 @@ workers_option = click.option(
     "--workers",
     type=click.IntRange(1),
     help="Worker processes, one thread each.  [default: all cores this process may use]",
+)
+
+max_frame_option = click.option(
+    "--max-frame-mpx",
+    type=click.FloatRange(0, min_open=True),
+    default=MAX_FRAME_MPX,
+    show_default=True,
+    metavar="MP",
+    help="Fail a video whose frames have more megapixels, before any of them is decoded.",
 )
 
 

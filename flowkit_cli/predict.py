@@ -13,7 +13,7 @@ import click
 
 from flowkit.errors import UsageError
 from flowkit_cli import output
-from flowkit_cli.options import json_option
+from flowkit_cli.options import json_option, max_frame_option
 from flowkit_cli.scoring_options import scoring_options, test_views
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ log = logging.getLogger("flowkit")
     help="Of one VIDEO, write an .mp4 of its frames and flow with the prediction below.",
 )
 @scoring_options
+@max_frame_option
 @json_option
 def predict(
     videos: tuple[str, ...],
@@ -156,7 +157,7 @@ def _make_predictor(
     if chosen is not None and chosen.method == "svm":
         how += ", its percentages the softmax of margins"
     output.say(f"read {', '.join(str(scorer.path) for scorer in scorers.values())}{how}")
-    return Predictor(scorers, chosen)
+    return Predictor(scorers, chosen, max_frame_mpx=options["max_frame_mpx"])
 
 
 def _read_fusion(given: str | None, runs: Path, streams: int) -> Fusion | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import wave
 from collections.abc import Iterable, Sequence
@@ -95,6 +96,23 @@ def rotate(path: Path, degrees: int) -> Path:
     one = 1 << 16
     matrix = (cos * one, sin * one, 0, -sin * one, cos * one, 0, 0, 0, 1 << 30)
     data[at : at + 36] = struct.pack(">9i", *matrix)
+    path.write_bytes(data)
+    return path
+
+
+def refer_to(path: Path, other: Path) -> Path:
+    """Have the MP4 at `path` say that its samples are in the file `other`, by a Macintosh alias."""
+    name = os.fsencode(other).replace(b"/", b":")
+    record = struct.pack(">HH", 2, len(name)) + name + bytes(len(name) % 2) + b"\xff\xff\0\0"
+    alias = bytes(4 + 150) + record
+    entry = struct.pack(">I4s", 8 + len(alias), b"alis") + alias
+    data = bytearray(path.read_bytes())
+    at = data.index(b"dref") + 4 + 8  # ISO/IEC 14496-12, section 8.7.2: its only entry
+    data[at : at + 12] = entry
+    for box in (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"dref"):
+        place = data.index(box) - 4
+        (length,) = struct.unpack(">I", data[place : place + 4])
+        data[place : place + 4] = struct.pack(">I", length + len(entry) - 12)
     path.write_bytes(data)
     return path
 

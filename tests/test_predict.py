@@ -223,6 +223,13 @@ def test_the_runs_and_their_fusion_are_found(project, video):
     assert text.count("%") == 1
 
 
+def test_frames_too_large_are_refused_without_loss_to_the_rest(project, video):
+    large = write_video(project / "b.mp4", moving_texture(FRAMES, size=(144, 96)))
+    result = run(video, large, "--json", "--max-frame-mpx", "0.01", fails=True)
+    assert [line["status"] for line in lines(result)] == ["done", "failed"]
+    assert "at most 0.01 megapixels, got 0.01382 (96x144 px): --max-frame-mpx" in result.stderr
+
+
 def test_a_bad_video_stops_nothing(project, video):
     bad = project / "bad.mp4"
     bad.write_bytes(b"no video")

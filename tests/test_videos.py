@@ -2,6 +2,8 @@
 
 import csv
 import os
+import struct
+import zlib
 from itertools import zip_longest
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from made_videos import (
     SIZE,
     X264,
     moving_texture,
+    refer_to,
     rotate,
     start_late,
     write_field_pictures,
@@ -24,9 +27,12 @@ from made_videos import (
     write_video,
 )
 
+from flowkit import decoding
 from flowkit._cv2 import cv2
 from flowkit.containers import signs_of_loss
+from flowkit.decoding import check_size
 from flowkit.errors import VideoError
+from flowkit.frame_files import MAX_FRAME_MPX, image_size
 from flowkit.videos import Video, open_video
 
 needs_x264 = pytest.mark.skipif(X264 is None, reason="this PyAV has no libx264 to write H.264 with")
@@ -50,6 +56,11 @@ MADE = [  # file name, codec, pixel format
 def read(path: Path, *, keep_damaged: bool = False) -> tuple[list[np.ndarray], Video]:
     with open_video(path, keep_damaged=keep_damaged) as video:
         return list(video.frames()), video
+
+
+def read_with_limit(path: Path, max_frame_mpx: float) -> list[np.ndarray]:
+    with open_video(path, max_frame_mpx=max_frame_mpx) as video:
+        return list(video.frames())
 
 
 def read_with_cv2(path: Path) -> list[np.ndarray]:
@@ -519,6 +530,122 @@ def test_metadata_that_is_not_utf8_is_no_hindrance(tmp_path):
     assert len(read(path)[0]) == 3
 
 
+# --- files that name other files ------------------------------------------------------------------
+
+
+LISTS = {
+    "concat": "ffconcat version 1.0\nfile whole.ts\n",
+    "hls": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nwhole.ts\n",
+    "sdp": "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n",
+    "webvtt": "WEBVTT\n\n00:00.000 --> 00:01.000\nhello\n",
+}
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.m3u8", "a.ffconcat", "a.sdp", "a.avi"])
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_of_files_is_no_video_whatever_it_is_called(tmp_path, kind, name):
+    write_video(tmp_path / "whole.ts", moving_texture(3), "mpeg2video")
+    (tmp_path / name).write_text(LISTS[kind])
+    with pytest.raises(VideoError, match="expected a") as caught:
+        open_video(tmp_path / name, keep_damaged=True)
+    if kind != "hls":  # which FFmpeg does not recognize under every name
+        assert f"its format is '{kind}': playlists, lists of files" in str(caught.value)
+
+
+def test_a_dash_manifest_is_no_video(tmp_path):
+    (tmp_path / "a.mp4").write_text(
+        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" '
+        'profiles="urn:mpeg:dash:profile:isoff-live:2011"><Period><BaseURL>b.mp4</BaseURL>'
+        "</Period></MPD>"
+    )
+    with pytest.raises(VideoError, match="expected a"):
+        open_video(tmp_path / "a.mp4")
+
+
+def test_an_image_whose_name_is_a_pattern_stands_for_no_other(tmp_path):
+    write_images(tmp_path, moving_texture(3))
+    (tmp_path / "img_%05d.png").write_bytes((tmp_path / "img_00001.png").read_bytes())
+    with pytest.raises(VideoError, match="its format is 'image2'"):
+        open_video(tmp_path / "img_%05d.png")
+
+
+def test_samples_in_another_file_are_not_read(tmp_path):
+    other = write_video(tmp_path / "b.mp4", moving_texture(5))
+    path = refer_to(write_video(tmp_path / "a.mp4", moving_texture(5)), other)
+    with pytest.raises(VideoError, match="not one frame can be decoded"):
+        open_video(path, keep_damaged=True)
+
+
+# --- frames too large to decode -------------------------------------------------------------------
+
+MP = SIZE[0] * SIZE[1] / 1e6
+
+
+@pytest.mark.parametrize(("name", "codec", "pixel_format"), MADE)
+def test_frames_of_more_pixels_than_allowed_are_refused(tmp_path, name, codec, pixel_format):
+    path = write_video(tmp_path / name, moving_texture(3), codec, pixel_format=pixel_format)
+    with pytest.raises(
+        VideoError, match=r"at most 0.006 megapixels, got 0.006912 \(96x72 px\)"
+    ) as e:
+        open_video(path, keep_damaged=True, max_frame_mpx=0.006)
+    assert "--max-frame-mpx allows more" in str(e.value)
+    with open_video(path, max_frame_mpx=MP) as video:
+        assert len(list(video.frames())) == 3
+
+
+def test_a_declared_size_is_refused_before_anything_is_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "a.gif"
+    frame = bytes.fromhex("2c 00000000 803e 803e 00 02 02 4c01 00 3b")  # 16000 x 16000
+    path.write_bytes(b"GIF89a" + bytes.fromhex("803e803e f00000 000000 ffffff") + frame)
+    monkeypatch.setattr(decoding, "_decode", lambda *_: pytest.fail("it decodes"))
+    with pytest.raises(VideoError, match=r"at most 40 megapixels, got 256 \(16000x16000 px\)"):
+        open_video(path)
+
+
+def test_the_default_allows_8k_and_not_twice_that():
+    check_size(Path("a"), (4320, 7680), MAX_FRAME_MPX)
+    with pytest.raises(VideoError):
+        check_size(Path("a"), (4320, 2 * 7680), MAX_FRAME_MPX)
+
+
+@pytest.mark.parametrize("name", ["a.mjpeg", "a.avi"])
+def test_a_decoder_refuses_the_size_that_no_header_declared(tmp_path, name):
+    large = [np.full((1500, 1500, 3), level, np.uint8) for level in (0, 9)]
+    path = write_video(tmp_path / name, large, "mjpeg", pixel_format="yuvj420p")
+    data = path.read_bytes()
+    path.write_bytes(data.replace(struct.pack("<ii", 1500, 1500), struct.pack("<ii", 96, 72)))
+    with pytest.raises(VideoError, match=r"not one frame can be decoded; .*--max-frame-mpx"):
+        open_video(path, keep_damaged=True, max_frame_mpx=1)
+
+
+def test_a_later_frame_that_is_too_large_is_damage(tmp_path):
+    frames = [*moving_texture(3), np.zeros((1500, 1500, 3), np.uint8)]
+    path = write_motion_jpeg(tmp_path / "a.mjpeg", frames)
+    with pytest.raises(VideoError, match=r"3 frames decoded; .*--max-frame-mpx"):
+        read_with_limit(path, 1)
+
+
+def test_an_image_of_more_pixels_than_allowed_is_refused_by_its_header(tmp_path):
+    folder = write_images(tmp_path / "a", moving_texture(3))
+    with pytest.raises(VideoError, match=r"img_00001.png: expected .* at most 0.006 megapixels"):
+        open_video(folder, max_frame_mpx=0.006)
+    data = bytearray((folder / "img_00003.png").read_bytes())
+    data[16:24] = struct.pack(">II", 30000, 20000)  # PNG's IHDR, with its checksum
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    (folder / "img_00003.png").write_bytes(data)
+    with pytest.raises(VideoError, match=r"img_00003.png: .* got 600 \(30000x20000 px\)"):
+        read(folder, keep_damaged=True)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp"])
+def test_the_size_in_an_images_header(suffix):
+    image = np.zeros((5, 7, 3), np.uint8)
+    data = cv2.imencode(suffix, image)[1].tobytes()
+    assert image_size(data) == (5, 7)
+    assert image_size(data[:9]) is None
+    assert image_size(b"text") is None
+
+
 # --- one pass, nothing left behind ----------------------------------------------------------------
 
 
@@ -697,7 +824,7 @@ AWKWARD: dict[str, tuple[int, tuple[int, int], str] | str] = {
     "torchcodec/nasa_13013.mp4": (325, (180, 320), ""),
     "torchcodec/nasa_13013.mp4.audio.mp3": "found none (streams: 1 audio)",
     "torchcodec/nasa_13013.mp4.audio_44100.mp3": "found none (streams: 1 audio)",
-    "torchcodec/nasa_13013.mp4.stream3.all_frames_info.json": "found none (streams: 1 subtitle)",
+    "torchcodec/nasa_13013.mp4.stream3.all_frames_info.json": "its format is 'lrc'",
     "torchcodec/sine_mono_s16.wav": "found none (streams: 1 audio)",
 }
 
