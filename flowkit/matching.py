@@ -8,8 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from flowkit.errors import RecordError, SplitError
-from flowkit.foreign import find_foreign, open_foreign
-from flowkit.quantize import ZERO_CODE
+from flowkit.foreign import ZERO, find_foreign, open_foreign
 from flowkit.records import Record, find_records, open_record
 from flowkit.sources import find_videos
 from flowkit.splits import PARTS, Split, Video, first_names
@@ -27,7 +26,7 @@ class RecordFolder:
     root: Path
     layout: str | None = None
     bound: float | None = None
-    zero: float = ZERO_CODE
+    zero: float = ZERO
 
     def find(self) -> dict[str, Path]:
         """The place of every record below the folder, by id; RecordError if there is none."""

@@ -50,9 +50,10 @@ def record_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = click.option(
         "--zero",
         type=float,
-        default=128,
+        default=127.5,
         show_default=True,
-        help="With --bound, the code that stands still: 127 for tools that truncate.",
+        help="With --bound, the code of no motion: 127.5 for tools that round (denseflow, "
+        "gpu_flow), 127 for scripts that truncate.",
     )(command)
     command = click.option(
         "--bound",
