@@ -67,22 +67,40 @@ def take_shard(sources: Sequence[Source], index: int, count: int) -> list[Source
     ]
 
 
-def slurm_shard(environ: Mapping[str, str]) -> tuple[int, int]:
-    """The share (index from 1, count) of this SLURM array task or, outside an array, srun task."""
+def slurm_shard(environ: Mapping[str, str], total: int | None = None) -> tuple[int, int]:
+    """The share (index from 1, count) of this SLURM array task or, outside an array, srun task.
+
+    Task t of an array does share t of `total`, share `total` where t is 0: so some tasks of an
+    array, run again, do what they did before. Without a total the array's number of tasks is
+    taken; UsageError if its numbers leave gaps, for then most of the work would be left undone.
+    """
     try:
-        if "SLURM_ARRAY_TASK_ID" in environ:
-            first, step = (
-                int(environ["SLURM_ARRAY_TASK_MIN"]),
-                int(environ.get("SLURM_ARRAY_TASK_STEP", 1)),
-            )
-            place = (int(environ["SLURM_ARRAY_TASK_ID"]) - first) // step
-            return place + 1, int(environ["SLURM_ARRAY_TASK_COUNT"])
-        return int(environ["SLURM_PROCID"]) + 1, int(environ["SLURM_NTASKS"])
+        if "SLURM_ARRAY_TASK_ID" not in environ:
+            if total is not None:
+                raise KeyError("SLURM_ARRAY_TASK_ID")
+            return int(environ["SLURM_PROCID"]) + 1, int(environ["SLURM_NTASKS"])
+        task, first, last, count = (
+            int(environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT")
+        )
+        step = int(environ.get("SLURM_ARRAY_TASK_STEP", 1))
     except (KeyError, ValueError) as error:
         raise UsageError(
-            "--shard slurm: expected SLURM_ARRAY_TASK_ID, _MIN and _COUNT, or SLURM_PROCID and "
-            f"SLURM_NTASKS, in the environment; {error} is missing or no number"
+            "--shard slurm: expected SLURM_ARRAY_TASK_ID, _MIN, _MAX and _COUNT, or SLURM_PROCID "
+            f"and SLURM_NTASKS, in the environment; {error} is missing or no number"
         ) from error
+    if total is not None:
+        if not total > 0 or last - first >= total:
+            raise UsageError(
+                f"--shard slurm/{total}: expected tasks of one array of {total}, got tasks from "
+                f"{first} to {last}"
+            )
+        return (task - 1) % total + 1, total
+    if (last - first) // step + 1 != count:
+        raise UsageError(
+            f"--shard slurm: expected an array of tasks without gaps, got {count} from {first} to "
+            f"{last}: to run some tasks of an array of N again, give --shard slurm/N"
+        )
+    return ((task - 1) % count if step == 1 else (task - first) // step) + 1, count
 
 
 def _existing(source: Source, place: Path, request: Request) -> str | None:

@@ -228,13 +228,19 @@ def find_records(folder: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def differences(existing: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two requests: "name: 20 on disk, 15 asked for", nested names dotted."""
+    """What differs between two requests: "name: 20 on disk, 15 asked for", nested names dotted.
+
+    Of two methods only the names: the parameters of one say nothing of the other.
+    """
     found = []
     for key in dict.fromkeys([*existing, *wanted]):
         one, other = existing.get(key), wanted.get(key)
         if isinstance(one, dict) and isinstance(other, dict):
-            found += differences(one, other, f"{prefix}{key}.")
-        elif one != other:
+            if one.get("name") == other.get("name"):
+                found += differences(one, other, f"{prefix}{key}.")
+                continue
+            one, other = one.get("name"), other.get("name")
+        if one != other:
             found.append(f"{prefix}{key}: {json.dumps(one)} on disk, {json.dumps(other)} asked for")
     return found
 

@@ -118,8 +118,8 @@ WORKERS_A_CORE = 1.5  # with --gpu: some wait for the card
 @click.option(
     "--shard",
     metavar="I/N",
-    help="Do only the I-th of N shares of the videos (I from 1), or the share of this SLURM task "
-    "with the word slurm.",
+    help="Do only the I-th of N shares of the videos (I from 1); slurm: the share of this SLURM "
+    "task; slurm/N: likewise, where only some tasks of an array of N run again.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @json_option
@@ -350,6 +350,8 @@ def _read_shard(shard: str) -> tuple[int, int]:
     if shard == "slurm":
         return slurm_shard(os.environ)
     index, _, count = shard.partition("/")
+    if index == "slurm" and count.isdecimal():
+        return slurm_shard(os.environ, int(count))
     if not (index.isdecimal() and count.isdecimal()):
-        raise UsageError(f"--shard: expected I/N such as 1/8, or slurm, got {shard!r}")
+        raise UsageError(f"--shard: expected I/N such as 1/8, slurm or slurm/N, got {shard!r}")
     return int(index), int(count)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flowkit_cli import output
 from flowkit_cli.options import json_option
+
+if TYPE_CHECKING:
+    from flowkit.records import Record
 
 
 @click.command()
@@ -24,33 +29,51 @@ def info(records: tuple[Path, ...], as_json: bool) -> None:
     flowkit info flow/jump/a
     flowkit info flow --json | jq .frames
     """
+    from flowkit.errors import FlowkitError
     from flowkit.records import find_records, open_record
 
+    failed = False
     for given in records:
-        for path in find_records(given):
-            record = open_record(path)
-            sidecar = record.sidecar
-            if as_json:
-                del sidecar["series"]
-                series = [
-                    {"direction": one.direction, "step": one.step, "fields": one.count}
-                    for one in record.series
-                ]
-                output.json_line({"record": str(path), **sidecar, "series": series})
-                continue
-            request = sidecar["request"]
-            fields = ", ".join(
-                f"{one.count} {one.direction}" + (f" of step {one.step}" if one.step > 1 else "")
-                for one in record.series
+        paths = list(find_records(given))
+        if not paths:
+            output.say(
+                f"flowkit: error: {given}: no flow records there: flowkit extract makes them"
             )
-            scale = "own range" if request["bound"] is None else f"+-{request['bound']:g} px"
-            if request["format"] in ("npy", "flo"):
-                scale = "float"
-            damage = sidecar["source"]["damage"]
-            output.result(
-                f"{path}: {record.frame_count} frames {record.size[1]}x{record.size[0]}"
-                + (f" at {record.fps:.4g} fps" if record.fps else "")
-                + f"; {fields} fields; {request['method']['name']}, {request['format']}, {scale}"
-                + ("" if record.has_frames else "; no frames stored")
-                + (f"; damaged source: {damage}" if damage else "")
-            )
+            failed = True
+        for path in paths:
+            try:
+                record = open_record(path)
+                output.json_line(_event(record)) if as_json else output.result(_line(record))
+            except FlowkitError as error:  # one odd record never hides the others
+                output.say(f"flowkit: error: {error}")
+                failed = True
+    if failed:
+        sys.exit(1)
+
+
+def _event(record: Record) -> dict[str, Any]:
+    """One line of --json: the sidecar, but of each series only what it is."""
+    series = [
+        {"direction": one.direction, "step": one.step, "fields": one.count} for one in record.series
+    ]
+    return {"record": str(record.path), **record.sidecar, "series": series}
+
+
+def _line(record: Record) -> str:
+    sidecar = record.sidecar
+    request = sidecar["request"]
+    fields = ", ".join(
+        f"{one.count} {one.direction}" + (f" of step {one.step}" if one.step > 1 else "")
+        for one in record.series
+    )
+    scale = "own range" if request["bound"] is None else f"+-{request['bound']:g} px"
+    if request["format"] in ("npy", "flo"):
+        scale = "float"
+    damage = sidecar["source"]["damage"]
+    return (
+        f"{record.path}: {record.frame_count} frames {record.size[1]}x{record.size[0]}"
+        + (f" at {record.fps:.4g} fps" if record.fps else "")
+        + f"; {fields} fields; {request['method']['name']}, {request['format']}, {scale}"
+        + ("" if record.has_frames else "; no frames stored")
+        + (f"; damaged source: {damage}" if damage else "")
+    )

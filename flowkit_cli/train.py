@@ -276,7 +276,9 @@ def _read_place(
     records = RecordFolder(Path(root), options["layout"], options["bound"], options["zero"])
     path = Path(file) if comma else split_file
     if path is None and not default.exists():
-        made = hold_out(folder_split(folder_ids(records)))
+        made = folder_split(folder_ids(records))
+        if options["heldout"]:
+            made = hold_out(made)
         if not options["dry_run"]:
             write_split(default, made)
             output.say(f"{default}: written, a split of the class folders of {root}")

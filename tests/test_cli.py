@@ -215,7 +215,10 @@ def test_a_dry_run_does_nothing(workplace):
         (["nowhere"], "nowhere"),
         (["videos", "--dis-patch-size", "8"], "--dis-patch-size does not go with --method tvl1"),
         (["videos", "--shard", "3/2"], "expected a shard from 1/2 to 2/2, got 3/2"),
-        (["videos", "--shard", "two"], "--shard: expected I/N such as 1/8, or slurm, got 'two'"),
+        (
+            ["videos", "--shard", "two"],
+            "--shard: expected I/N such as 1/8, slurm or slurm/N, got 'two'",
+        ),
         (["videos", "--resize", "big"], "expected a size such as 256"),
         (["videos", "--preset", "none"], "method tvl1 has no preset 'none'"),
         (["videos", "--method", "dis", "--dis-patch-size", "0"], "patch_size of at least 1"),

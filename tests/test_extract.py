@@ -251,13 +251,43 @@ def test_shares_are_disjoint_complete_and_stable():
         take_shard(sources, 0, 7)
 
 
+def slurm_array(task, *tasks, step=1):
+    """The environment of one task of an array, as sbatch's manual describes it."""
+    numbers = {"ID": task, "MIN": min(tasks), "MAX": max(tasks), "COUNT": len(tasks), "STEP": step}
+    array = {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in numbers.items()}
+    return {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", **array}
+
+
 def test_slurm_tells_the_share():
-    array = {"SLURM_ARRAY_TASK_ID": "14", "SLURM_ARRAY_TASK_MIN": "10", "SLURM_PROCID": "0"}
-    array |= {"SLURM_ARRAY_TASK_STEP": "2", "SLURM_ARRAY_TASK_COUNT": "5", "SLURM_NTASKS": "1"}
-    assert slurm_shard(array) == (3, 5)
+    assert slurm_shard(slurm_array(14, 10, 12, 14, 16, 18, step=2)) == (3, 5)
     assert slurm_shard({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == (1, 4)
     with pytest.raises(UsageError, match="--shard slurm: expected SLURM_ARRAY_TASK_ID"):
         slurm_shard({})
+    with pytest.raises(UsageError, match="--shard slurm: expected SLURM_ARRAY_TASK_ID"):
+        slurm_shard({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, 4)
+
+
+@pytest.mark.parametrize("tasks", [range(1, 13), range(12), range(5, 17)])
+def test_tasks_of_an_array_do_each_share_once_and_again_the_same(tasks):
+    shares = {task: slurm_shard(slurm_array(task, *tasks)) for task in tasks}
+    assert sorted(shares.values()) == [(index, 12) for index in range(1, 13)]
+    for task in tasks:  # alone, with its neighbors, with all
+        for again in ([task], [*tasks][3:8], tasks):
+            if task in again:
+                assert slurm_shard(slurm_array(task, *again), 12) == shares[task]
+
+
+def test_slurm_arrays_with_gaps_are_refused_unless_their_total_is_given():
+    tasks = (3, 7, 12)
+    assert [slurm_shard(slurm_array(task, *tasks), 12) for task in tasks] == [
+        (task, 12) for task in tasks
+    ]
+    for task in tasks:
+        with pytest.raises(UsageError, match=r"got 3 from 3 to 12: .* --shard slurm/N"):
+            slurm_shard(slurm_array(task, *tasks))
+    for total in (0, 9):
+        with pytest.raises(UsageError, match=f"tasks of one array of {total}, got .* 3 to 12"):
+            slurm_shard(slurm_array(3, *tasks), total)
 
 
 @pytest.mark.parametrize(

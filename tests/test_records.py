@@ -324,6 +324,12 @@ def test_differences_are_named():
     assert differences(one, one) == []
 
 
+def test_of_two_methods_only_the_names_are_compared():
+    one = {"bound": 20, "method": {"name": "tvl1", "tau": 0.25, "warps": 5}}
+    other = {"bound": 20, "method": {"name": "dis", "patch_size": 8}}
+    assert differences(one, other) == ['method: "tvl1" on disk, "dis" asked for']
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -15,6 +15,7 @@ from flowkit.matching import RecordFolder
 from flowkit.splits import read_split
 from flowkit.stacks import StackForm, flow_stack
 from flowkit_cli import record_options
+from flowkit_cli.info import info
 from flowkit_cli.split import split
 from flowkit_cli.stack import stack
 
@@ -140,6 +141,15 @@ def test_split_of_videos_that_are_not_extracted_yet(folder):
             path.touch()
     run(split, "make", "videos")
     assert json.loads((folder / "runs/split.json").read_text())["test"][0]["id"].startswith("jump/")
+
+
+def test_info_says_that_there_is_nothing_and_goes_on(folder):
+    (folder / "empty").mkdir()
+    (folder / "flow/odd").mkdir()
+    (folder / "flow/odd/record.json").write_text("{}")
+    done = run(info, "empty", "flow/odd")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "empty: no flow records" in done.stderr and "flow/odd: record.json" in done.stderr
 
 
 def test_help_names_the_layouts_that_there_are():

@@ -148,6 +148,16 @@ def test_a_given_split_is_taken_and_its_training_part_held_out_from(job_of, plac
     assert (len(task.split.train), len(task.split.heldout)) == (18, 0)
 
 
+def test_a_split_made_for_training_on_everything_holds_nothing_out(job_of, place):
+    """Too few videos to hold any out: two a class, one of which is the test part."""
+    write_videos(place / "few", per_class=2)
+    with pytest.raises(SplitError, match=r"nothing to hold out .*--no-heldout"):
+        job_of("spatial", "--records", "few", "--runs", "few-runs")
+    [task] = job_of("spatial", "--records", "few", "--runs", "few-runs", "--no-heldout").tasks
+    assert (len(task.split.train), len(task.split.heldout), len(task.split.test)) == (3, 0, 3)
+    assert read_split(place / "few-runs/split.json") == task.split
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
