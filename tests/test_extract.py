@@ -131,7 +131,7 @@ def test_a_truncated_video_leaves_nothing_unless_asked_to(tmp_path):
 def test_the_limit_of_a_frame_is_the_requests_and_not_the_records(video, tmp_path):
     narrow = Request(DIS, max_frame_mpx=0.001)
     with pytest.raises(VideoError, match=r"at most 0.001 megapixels, .*--max-frame-mpx"):
-        extract_video(Source(video, "a"), tmp_path / "flow", narrow)
+        extract_video(video, tmp_path / "flow", narrow)
     assert narrow.identity() == Request(DIS).identity()
 
 
