@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from flowkit.errors import VideoError
-from flowkit.videos import open_video
+from flowkit.video.reading import open_video
 
 PROCESSES = 2
 

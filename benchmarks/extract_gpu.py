@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from flowkit import synthetic
-from flowkit.videos import open_video
+from flowkit.video.reading import open_video
 
 PROJECT = Path(__file__).parents[1]
 SIZE = "340x256"  # that of the action recognition data sets

@@ -24,7 +24,8 @@ import tvl1_gpu
 
 import flowkit
 from flowkit.errors import FlowkitError
-from flowkit.flow import cuda_device, cuda_tvl1
+from flowkit.flow.cuda import device as cuda_device
+from flowkit.flow.cuda import tvl1 as cuda_tvl1
 
 PROJECT = Path(__file__).parents[1]
 TEST_SECONDS = 180  # several times what they should take

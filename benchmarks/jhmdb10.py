@@ -19,23 +19,23 @@ from typing import Any
 
 import torch
 
-from flowkit.augment import Augmentation
-from flowkit.batches import Task
-from flowkit.checkpoints import read_checkpoint
-from flowkit.dataset import STREAMS, Stream
-from flowkit.fusion import Fusion, fuse
-from flowkit.fusion_fitting import fit_linear
-from flowkit.jobs import Job, Machine
-from flowkit.matching import RecordFolder
-from flowkit.ranks import Ranks, choose_device
-from flowkit.recipes import make_recipe
-from flowkit.report import wilson
-from flowkit.scores import Scores, read_scores, write_scores
-from flowkit.scoring import Part, Scorer, TestViews, score_part
-from flowkit.split_lists import ucf101_split
-from flowkit.splits import Split, hold_out
-from flowkit.stacks import StackForm
-from flowkit.training import train
+from flowkit.data.augment import Augmentation
+from flowkit.data.datasets import STREAMS, Stream
+from flowkit.data.record_folders import RecordFolder
+from flowkit.data.split_lists import ucf101_split
+from flowkit.data.splits import Split, hold_out
+from flowkit.data.stacks import StackForm
+from flowkit.evaluation.scoring import Part, Scorer, TestViews, score_part
+from flowkit.networks.checkpoints import read_checkpoint
+from flowkit.report.figures import wilson
+from flowkit.scores.files import Scores, read_scores, write_scores
+from flowkit.scores.fitting import fit_linear
+from flowkit.scores.fusion import Fusion, fuse
+from flowkit.training.distributed import Ranks, choose_device
+from flowkit.training.jobs import Job, Machine
+from flowkit.training.loop import train
+from flowkit.training.recipes import make_recipe
+from flowkit.training.sampling import Task
 
 PARTS: tuple[Part, ...] = ("test", "heldout")
 NET, SHORT_SIDE, CROP, LENGTH = "small", 128, 112, 10

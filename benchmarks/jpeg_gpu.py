@@ -20,7 +20,7 @@ import torch
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from flowkit._cv2 import cv2
-from flowkit.planes import encode_planes
+from flowkit.records.formats import encode_planes
 
 SIZE, PLANES, ROUNDS = (256, 340), 20, 5
 

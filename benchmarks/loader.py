@@ -36,18 +36,18 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from flowkit._cv2 import cv2
-from flowkit.dataset import TrainingClips, collate, start_worker
-from flowkit.extract import extract_video
+from flowkit.data.datasets import TrainingClips, collate, start_worker
+from flowkit.data.plane_batches import PlaneClip, read_planes, stack_planes
+from flowkit.data.record_folders import RecordFolder
+from flowkit.data.splits import Split, Video
+from flowkit.data.stacks import StackForm
+from flowkit.extraction.extract import extract_video
+from flowkit.extraction.request import Request
 from flowkit.flow import make_method
 from flowkit.flow.method import Series
-from flowkit.matching import RecordFolder
-from flowkit.plane_batches import PlaneClip, read_planes, stack_planes
-from flowkit.request import Request
-from flowkit.sources import Source
-from flowkit.splits import Split, Video
-from flowkit.stacks import StackForm
+from flowkit.records.writing import RecordWriter, Storage
 from flowkit.synthetic import write_videos
-from flowkit.writer import RecordWriter, Storage
+from flowkit.video.sources import Source
 
 LENGTH, CROP, BATCH, SIZE = 10, 224, 256, "340x256"
 STORES = {  # name -> how it is stored, the bar and the aim of its speed to the plain reader's

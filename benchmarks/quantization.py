@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flowkit.extract import video_fields
+from flowkit.extraction.extract import video_fields
 from flowkit.flow import METHODS, make_method
-from flowkit.planes import decode_field, encode_field
-from flowkit.sources import find_videos
+from flowkit.records.formats import decode_field, encode_field
+from flowkit.video.sources import find_videos
 
 CLIPS = 8  # equally spaced among those found
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowkit.clips import random_view
-from flowkit.stacks import stack_batch
+from flowkit.data.clips import random_view
+from flowkit.data.stacks import stack_batch
 
 LENGTH, SIZE, CROP = 10, (256, 341), 224
 

@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flowkit.batches import Task
+from flowkit.data.record_folders import RecordFolder
+from flowkit.data.splits import Split, Video
+from flowkit.data.stacks import StackForm
 from flowkit.flow.method import Series
-from flowkit.jobs import Job, Machine
-from flowkit.matching import RecordFolder
-from flowkit.ranks import Ranks, choose_device
-from flowkit.recipes import Recipe
-from flowkit.splits import Split, Video
-from flowkit.stacks import StackForm
-from flowkit.steps import Training
-from flowkit.writer import RecordWriter, Storage
+from flowkit.records.writing import RecordWriter, Storage
+from flowkit.training.distributed import Ranks, choose_device
+from flowkit.training.jobs import Job, Machine
+from flowkit.training.recipes import Recipe
+from flowkit.training.sampling import Task
+from flowkit.training.trainer import Training
 
 SIZE, FIELDS, VIDEOS = (256, 340), 20, 16
 CLASSES = ("a", "b")

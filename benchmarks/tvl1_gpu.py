@@ -29,8 +29,11 @@ import tvl1_cpu
 
 from flowkit import fields
 from flowkit._cv2 import cv2
-from flowkit.flow import cuda_batches, cuda_device, cuda_tvl1, cuda_tvl1_kernels
-from flowkit.flow.cuda import CudaFarneback, CudaTVL1
+from flowkit.flow.cuda import batches as cuda_batches
+from flowkit.flow.cuda import device as cuda_device
+from flowkit.flow.cuda import tvl1 as cuda_tvl1
+from flowkit.flow.cuda import tvl1_kernels as cuda_tvl1_kernels
+from flowkit.flow.cuda.methods import CudaFarneback, CudaTVL1
 from flowkit.flow.tvl1 import TVL1
 
 SIZE = (256, 340)  # (H, W): that of the action recognition data sets

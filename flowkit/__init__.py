@@ -12,8 +12,8 @@ __all__ = ["make_method", "open_record", "video_fields"]
 
 _HOMES = {
     "make_method": "flowkit.flow",
-    "open_record": "flowkit.records",
-    "video_fields": "flowkit.extract",
+    "open_record": "flowkit.records.reading",
+    "video_fields": "flowkit.extraction.extract",
 }
 
 

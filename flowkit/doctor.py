@@ -21,7 +21,7 @@ from flowkit.flow import (
     OPENCV_CUDA_METHODS,
     make_method,
 )
-from flowkit.machine import Disk, Machine, examine_disk, examine_machine
+from flowkit.workers.machine import Disk, Machine, examine_disk, examine_machine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -354,9 +354,9 @@ def _codecs() -> dict[str, bool]:
 
 def _cuda() -> Cuda:
     def open_card() -> Any:
-        from flowkit.flow import cuda_device, cuda_tvl1
+        from flowkit.flow.cuda import device, tvl1
 
-        return cuda_device.open_card(cuda_tvl1.SOURCE)
+        return device.open_card(tvl1.SOURCE)
 
     def compiler() -> str:
         nvrtc = importlib.import_module("cuda.bindings.nvrtc")

@@ -13,7 +13,7 @@ from flowkit_cli import output
 
 if TYPE_CHECKING:
     from flowkit.doctor import Facts, Machine
-    from flowkit.machine import Disk
+    from flowkit.workers.machine import Disk
 
 GIB = 1 << 30
 

@@ -17,9 +17,9 @@ from flowkit_cli.scoring_options import scoring_options, test_views
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flowkit.matching import RecordFolder
-    from flowkit.scoring import Part, Scorer
-    from flowkit.splits import Split
+    from flowkit.data.record_folders import RecordFolder
+    from flowkit.data.splits import Split
+    from flowkit.evaluation.scoring import Part, Scorer
 
 
 @click.command()
@@ -91,9 +91,9 @@ def eval(  # the command's name
     flowkit eval runs/temporal/last.json --part test --moments 5 --views center
     flowkit eval --cv 5                   -> held-out scores of the whole training part
     """
-    from flowkit.matching import RecordFolder
-    from flowkit.ranks import choose_device
-    from flowkit.scoring import Scorer, score_part
+    from flowkit.data.record_folders import RecordFolder
+    from flowkit.evaluation.scoring import Scorer, score_part
+    from flowkit.training.distributed import choose_device
 
     if folds is not None and parts == ("test",):
         raise UsageError("--cv makes the held-out scores: --part test leaves them out")
@@ -125,13 +125,13 @@ def eval(  # the command's name
 
 def _cross_validate(scorer: Scorer, records: RecordFolder, folds: int, workers: int) -> bool:
     """Train and score every fold of a run, and write the scores of all; whether any were new."""
-    from flowkit.cross_validation import fold_jobs, join_folds
-    from flowkit.jobs import Machine
-    from flowkit.ranks import Ranks
-    from flowkit.scores import write_scores
-    from flowkit.scoring import Scorer, score_part
-    from flowkit.splits import read_split
-    from flowkit.training import SPLIT_FILE, train
+    from flowkit.data.splits import read_split
+    from flowkit.evaluation.scoring import Scorer, score_part
+    from flowkit.scores.files import write_scores
+    from flowkit.training.cross_validation import fold_jobs, join_folds
+    from flowkit.training.distributed import Ranks
+    from flowkit.training.jobs import Machine
+    from flowkit.training.loop import SPLIT_FILE, train
 
     run = scorer.path.parent
     split = read_split(run / SPLIT_FILE)
@@ -180,9 +180,9 @@ def _find_runs(runs: Path) -> list[Path]:
 
 def _read_split(file: Path | None, run: Path) -> Split:
     """The split to score; UsageError where the run was trained on what is to be scored."""
-    from flowkit.scoring import trained_videos
-    from flowkit.splits import first_names, read_split
-    from flowkit.training import SPLIT_FILE
+    from flowkit.data.splits import first_names, read_split
+    from flowkit.evaluation.scoring import trained_videos
+    from flowkit.training.loop import SPLIT_FILE
 
     own = run / SPLIT_FILE
     if file is None and not own.exists():
@@ -215,9 +215,9 @@ def _follow(what: str, progress: Iterator[tuple[int, int]]) -> bool:
 
 def _tell(run: Path, part: str, out: Path, *, is_new: bool, as_json: bool) -> None:
     """The result: how many of a scores file are right."""
-    from flowkit.report import evaluate
-    from flowkit.report_text import interval
-    from flowkit.scores import read_scores
+    from flowkit.report.figures import evaluate
+    from flowkit.report.text import interval
+    from flowkit.scores.files import read_scores
 
     scores = read_scores(out)
     method = evaluate({str(run): scores}).methods[str(run)]

@@ -34,8 +34,8 @@ def export(run: Path, format: Literal["onnx", "torchscript"], out: Path | None) 
     flowkit export runs/temporal                       -> runs/temporal/best.onnx
     flowkit export runs/temporal --format torchscript  -> runs/temporal/best.pt
     """
-    from flowkit.checkpoints import checkpoint_path
-    from flowkit.export import ENDINGS, export_net
+    from flowkit.networks.checkpoints import checkpoint_path
+    from flowkit.networks.export import ENDINGS, export_net
 
     out = out or checkpoint_path(run).with_suffix(ENDINGS[format])
     difference = export_net(run, out, format=format)

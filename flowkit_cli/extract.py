@@ -27,10 +27,10 @@ from flowkit_cli.options import (
 )
 
 if TYPE_CHECKING:
-    from flowkit.extract import Outcome
-    from flowkit.flow_processes import FlowProcesses
-    from flowkit.request import Request
-    from flowkit.sources import Source
+    from flowkit.extraction.extract import Outcome
+    from flowkit.extraction.flow_processes import FlowProcesses
+    from flowkit.extraction.request import Request
+    from flowkit.video.sources import Source
 
 GPU_METHODS = {"tvl1": "tvl1-cuda", "farneback": "farneback-cuda"}  # what --gpu makes of --method
 WORKERS_A_CORE = 1.5  # with --gpu: some wait for the card
@@ -187,11 +187,11 @@ def extract(
     flow_method = chosen_method(method, preset, options)
     share = _read_shard(shard) if shard else None
 
-    from flowkit.extract import extract as run
-    from flowkit.plan import plan, take_shard
-    from flowkit.request import Request
-    from flowkit.sources import find_videos
-    from flowkit.writer import Storage
+    from flowkit.extraction.extract import extract as run
+    from flowkit.extraction.plan import plan, take_shard
+    from flowkit.extraction.request import Request
+    from flowkit.records.writing import Storage
+    from flowkit.video.sources import find_videos
 
     storage = Storage(
         **{
@@ -299,7 +299,7 @@ def _read_cards(gpus: str | None) -> list[int] | None:
 
 
 def _expect_card(option: str) -> None:
-    from flowkit.flow.cuda_device import count_cards
+    from flowkit.flow.cuda.device import count_cards
 
     try:
         count_cards()
@@ -308,10 +308,10 @@ def _expect_card(option: str) -> None:
 
 
 def _open_cards(request: Request, cards: list[int] | None) -> FlowProcesses:
-    from flowkit.flow_processes import FlowProcesses
+    from flowkit.extraction.flow_processes import FlowProcesses
 
     if cards is None:
-        from flowkit.flow.cuda_device import count_cards
+        from flowkit.flow.cuda.device import count_cards
 
         cards = list(range(count_cards()))
     return FlowProcesses(request.method, request.storage, cards=cards)
@@ -345,7 +345,7 @@ def _event(source: Source, status: str, outcome: Outcome | None = None) -> dict[
 
 
 def _read_shard(shard: str) -> tuple[int, int]:
-    from flowkit.plan import slurm_shard
+    from flowkit.extraction.plan import slurm_shard
 
     if shard == "slurm":
         return slurm_shard(os.environ)

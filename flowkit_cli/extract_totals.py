@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from flowkit_cli import output
 
 if TYPE_CHECKING:
-    from flowkit.extract import Outcome
-    from flowkit.flow_processes import FlowProcesses
-    from flowkit.flow_server import Usage
-    from flowkit.throughput import Throughput
+    from flowkit.extraction.extract import Outcome
+    from flowkit.extraction.flow_processes import FlowProcesses
+    from flowkit.extraction.flow_server import Usage
+    from flowkit.extraction.throughput import Throughput
 
 
 class Totals:
@@ -118,6 +118,6 @@ class Totals:
     def _throughput(self) -> Throughput | None:
         if not self.done:
             return None
-        from flowkit.throughput import find_bottleneck
+        from flowkit.extraction.throughput import find_bottleneck
 
         return find_bottleneck(self.frames, self.seconds, self.workers, self.usages)

@@ -14,8 +14,8 @@ from flowkit_cli import output
 from flowkit_cli.options import json_option
 
 if TYPE_CHECKING:
-    from flowkit.fusion import Fusion
-    from flowkit.scores import Scores
+    from flowkit.scores.files import Scores
+    from flowkit.scores.fusion import Fusion
 
 FITTED = ("svm", "logistic")
 
@@ -92,11 +92,17 @@ def fuse(
     flowkit fuse --method svm            -> runs/fused/scores-test.npz, and the table
     flowkit fuse runs/spatial runs/temporal idt.npz --out runs/three/scores-test.npz
     """
-    from flowkit import fusion as fusions
-    from flowkit.report import evaluate
-    from flowkit.report_text import as_json as report_json
-    from flowkit.report_text import methods_text
-    from flowkit.scores import find_scores, name_streams, read_scores, stream_name, write_scores
+    from flowkit.report.figures import evaluate
+    from flowkit.report.text import as_json as report_json
+    from flowkit.report.text import methods_text
+    from flowkit.scores import fusion as fusions
+    from flowkit.scores.files import (
+        find_scores,
+        name_streams,
+        read_scores,
+        stream_name,
+        write_scores,
+    )
 
     _check_options(method, **options)
     files = name_streams(find_scores(scores or [runs]))
@@ -159,9 +165,9 @@ def _make_fusion(
     seed: int,
 ) -> Fusion:
     """The fusion that the options ask for, fitted where they ask for that."""
-    from flowkit.fusion import Fusion, describe
-    from flowkit.fusion_fitting import fit_linear, fit_weights
-    from flowkit.scores import find_scores, heldout_path, name_streams, read_scores
+    from flowkit.scores.files import find_scores, heldout_path, name_streams, read_scores
+    from flowkit.scores.fitting import fit_linear, fit_weights
+    from flowkit.scores.fusion import Fusion, describe
 
     if weights is not None:
         return Fusion(method, _parse_weights(weights))

@@ -12,7 +12,7 @@ from flowkit_cli import output
 from flowkit_cli.options import json_option
 
 if TYPE_CHECKING:
-    from flowkit.records import Record
+    from flowkit.records.reading import Record
 
 
 @click.command()
@@ -30,7 +30,7 @@ def info(records: tuple[Path, ...], as_json: bool) -> None:
     flowkit info flow --json | jq .frames
     """
     from flowkit.errors import FlowkitError
-    from flowkit.records import find_records, open_record
+    from flowkit.records.reading import find_records, open_record
 
     failed = False
     for given in records:

@@ -72,7 +72,7 @@ def main() -> None:
     """Run the command line; the exit status is 0, 1 (some failed), 2 (usage), 75 or 130."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    from flowkit.stopping import Stopped, stop_signals
+    from flowkit.workers.signals import Stopped, stop_signals
 
     try:
         with stop_signals():

@@ -10,7 +10,7 @@ import click
 
 from flowkit.flow import ALL_METHODS, make_method, method_class
 from flowkit.flow.method import FlowMethod
-from flowkit.frame_files import MAX_FRAME_MPX
+from flowkit.video.image_folders import MAX_FRAME_MPX
 
 # The parameters of every flow method are options of their own: "--tvl1-tau", "--dis-patch-size".
 PREFIXES = {

@@ -17,8 +17,8 @@ from flowkit_cli.options import json_option, max_frame_option
 from flowkit_cli.scoring_options import scoring_options, test_views
 
 if TYPE_CHECKING:
-    from flowkit.fusion import Fusion
-    from flowkit.prediction import Prediction, Predictor
+    from flowkit.evaluation.prediction import Prediction, Predictor
+    from flowkit.scores.fusion import Fusion
 
 log = logging.getLogger("flowkit")
 
@@ -99,7 +99,7 @@ def predict(
             record = predictor.hold(path, whole=out is not None)
             found = predictor.predict_record(record)
             if out is not None:
-                from flowkit.prediction import write_overlay
+                from flowkit.evaluation.prediction import write_overlay
 
                 write_overlay(record, found, out, lines=top)
         except Exception as error:  # one bad video never stops the rest
@@ -125,11 +125,11 @@ def _make_predictor(
     options: dict[str, Any],
 ) -> Predictor:
     """The streams that are named, or those of `runs`, and their fusion."""
-    from flowkit.checkpoints import BEST
-    from flowkit.fusion import describe
-    from flowkit.prediction import Predictor
-    from flowkit.ranks import choose_device
-    from flowkit.scoring import Scorer
+    from flowkit.evaluation.prediction import Predictor
+    from flowkit.evaluation.scoring import Scorer
+    from flowkit.networks.checkpoints import BEST
+    from flowkit.scores.fusion import describe
+    from flowkit.training.distributed import choose_device
 
     named = [path for path in (spatial, temporal) if path is not None]
     found = named or [
@@ -162,7 +162,7 @@ def _make_predictor(
 
 def _read_fusion(given: str | None, runs: Path, streams: int) -> Fusion | None:
     """The fusion that is asked for; None for one stream alone."""
-    from flowkit.fusion import Fusion, read_fusion
+    from flowkit.scores.fusion import Fusion, read_fusion
 
     if streams == 1:
         if given is not None:
@@ -176,7 +176,7 @@ def _read_fusion(given: str | None, runs: Path, streams: int) -> Fusion | None:
 
 def _find(videos: tuple[str, ...]) -> Iterator[tuple[str, Exception | None]]:
     """The path of every video, or with it what is wrong; lines of standard input as they come."""
-    from flowkit.sources import find_videos
+    from flowkit.video.sources import find_videos
 
     def names() -> Iterator[str]:
         for name in videos:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-# The names of flowkit.foreign.LAYOUTS, here so that help needs no OpenCV.
+# The names of flowkit.records.foreign.LAYOUTS, here so that help needs no OpenCV.
 LAYOUTS = ("mmaction2", "tsn", "denseflow", "twostreamfusion", "pytorch-i3d")
 
 length_option = click.option(

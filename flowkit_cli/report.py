@@ -62,13 +62,13 @@ def report(
     flowkit report                                   -> runs/report.html
     flowkit report split1 split2 split3 --out ucf101.html
     """
-    from flowkit.report import evaluate_files
-    from flowkit.report import mistakes as find_mistakes
-    from flowkit.report_html import Extras, page, write_page
-    from flowkit.report_pictures import read_curves, read_pictures
-    from flowkit.report_text import as_json as report_json
-    from flowkit.report_text import as_text
-    from flowkit.scores import find_scores
+    from flowkit.report.extras import read_curves, read_pictures
+    from flowkit.report.figures import evaluate_files
+    from flowkit.report.figures import mistakes as find_mistakes
+    from flowkit.report.html import Extras, page, write_page
+    from flowkit.report.text import as_json as report_json
+    from flowkit.report.text import as_text
+    from flowkit.scores.files import find_scores
 
     files = find_scores(scores or [runs])
     reports = evaluate_files(files, method=method)

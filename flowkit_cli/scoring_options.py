@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from flowkit.scoring import TestViews
+    from flowkit.evaluation.scoring import TestViews
 
 
 def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,6 +53,6 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def test_views(options: dict[str, Any]) -> TestViews:
     """The views that the options ask for."""
-    from flowkit.scoring import TestViews
+    from flowkit.evaluation.scoring import TestViews
 
     return TestViews(options["moments"], options["crops"], options["average"])

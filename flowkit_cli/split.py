@@ -11,7 +11,7 @@ from flowkit_cli import output
 from flowkit_cli.record_options import layout_option, length_option, record_options
 
 if TYPE_CHECKING:
-    from flowkit.splits import Split
+    from flowkit.data.splits import Split
 
 SPLIT = Path("runs/split.json")
 PATH = click.Path(path_type=Path)
@@ -101,10 +101,10 @@ def make(
     flowkit split make testTrainMulti_7030_splits --kind hmdb51 --number 2 --out runs/split2.json
     flowkit split make train.txt --kind list --test val.txt --classes names.txt
     """
+    from flowkit.data.record_folders import RecordFolder, folder_ids
+    from flowkit.data.split_lists import hmdb51_split, list_split, ucf101_split
+    from flowkit.data.splits import folder_split, hold_out, write_split
     from flowkit.errors import UsageError
-    from flowkit.matching import RecordFolder, folder_ids
-    from flowkit.split_lists import hmdb51_split, list_split, ucf101_split
-    from flowkit.splits import folder_split, hold_out, write_split
 
     if out.exists() and not overwrite:
         raise UsageError(f"{out}: there is a split already: --overwrite replaces it")
@@ -158,8 +158,8 @@ def check(
     flowkit split check
     flowkit split check runs/split.json --records rawframes --layout tsn --bound 20
     """
-    from flowkit.matching import RecordFolder, check_split
-    from flowkit.splits import read_split
+    from flowkit.data.record_folders import RecordFolder, check_split
+    from flowkit.data.splits import read_split
 
     read = read_split(split_file)
     found = check_split(

@@ -68,9 +68,9 @@ def stack(
     """
     import numpy as np
 
-    from flowkit.clips import chosen_clip
-    from flowkit.matching import RecordFolder
-    from flowkit.stacks import StackForm, flow_stack
+    from flowkit.data.clips import chosen_clip
+    from flowkit.data.record_folders import RecordFolder
+    from flowkit.data.stacks import StackForm, flow_stack
 
     form = StackForm(length, mode, bidirectional, mean_subtract, step)
     opened = RecordFolder(record.parent, layout, bound, zero).open(record)

@@ -21,13 +21,13 @@ from flowkit_cli.train_options import (
 )
 
 if TYPE_CHECKING:
-    from flowkit.batches import Task
-    from flowkit.jobs import Job, Machine
-    from flowkit.matching import RecordFolder
-    from flowkit.ranks import Ranks
-    from flowkit.splits import Split
-    from flowkit.training import Start
-    from flowkit.training_log import Progress
+    from flowkit.data.record_folders import RecordFolder
+    from flowkit.data.splits import Split
+    from flowkit.training.distributed import Ranks
+    from flowkit.training.jobs import Job, Machine
+    from flowkit.training.log import Progress
+    from flowkit.training.loop import Start
+    from flowkit.training.sampling import Task
 
 LINE_S = 30  # between two lines of progress, but for those with held-out accuracy
 # What goes with a recipe and is no number of it: the paper's network and sizes, or small ones.
@@ -90,15 +90,15 @@ def temporal(
     Reads flow/, writes runs/temporal/: best.json and last.json with their weights, log.csv,
     curves.png. SIGTERM saves and ends with exit status 75; --resume goes on.
     """
-    from flowkit.stacks import StackForm
+    from flowkit.data.stacks import StackForm
 
     form = StackForm(length, stacking, bidirectional, mean_subtract, step)
     _train("temporal", options | {"form": form})
 
 
 def _train(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -> None:
-    from flowkit.jobs import Machine
-    from flowkit.ranks import join_ranks
+    from flowkit.training.distributed import join_ranks
+    from flowkit.training.jobs import Machine
 
     if options["resume"] and options["overwrite"]:
         raise UsageError("--resume goes on and --overwrite begins anew: give one of them")
@@ -121,8 +121,8 @@ def _train(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -> N
 
 def _run(job: Job, folder: Path, ranks: Ranks, machine: Machine, start: Start) -> None:
     """Train, tell how it goes, and say at the end where the result is."""
-    from flowkit.checkpoints import read_checkpoint
-    from flowkit.training import train as train_stream
+    from flowkit.networks.checkpoints import read_checkpoint
+    from flowkit.training.loop import train as train_stream
 
     last_line = 0.0
     for progress in train_stream(job, folder, ranks, machine, start=start):
@@ -156,7 +156,7 @@ def _line(progress: Progress) -> str:
 
 
 def _rehearse(job: Job, ranks: Ranks, machine: Machine) -> None:
-    from flowkit.training import rehearse
+    from flowkit.training.loop import rehearse
 
     found = rehearse(job, ranks, machine)
     if not ranks.is_first:
@@ -203,9 +203,9 @@ def _say_job(job: Job, ranks: Ranks, machine: Machine) -> None:
 
 def _make_job(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -> Job:
     """The job that the options ask for."""
-    from flowkit.augment import Augmentation
-    from flowkit.jobs import Job
-    from flowkit.recipes import make_recipe
+    from flowkit.data.augment import Augmentation
+    from flowkit.training.jobs import Job
+    from flowkit.training.recipes import make_recipe
 
     net, short_side, crop = RECIPE_NETS[options["recipe"]]
     net = options["net"] or net
@@ -237,8 +237,8 @@ def _make_job(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -
 
 def _tasks(options: dict[str, Any]) -> tuple[Task, ...]:
     """The data sets, the first with its held-out part, all videos of the others."""
-    from flowkit.batches import Task, train_on_all
-    from flowkit.training import SPLIT_FILE
+    from flowkit.training.loop import SPLIT_FILE
+    from flowkit.training.sampling import Task, train_on_all
 
     runs, added = options["runs"], options["add_classes"]
     if options["tasks"] and options["split_file"]:
@@ -269,8 +269,8 @@ def _read_place(
     place: str, options: dict[str, Any], split_file: Path | None, default: Path
 ) -> tuple[RecordFolder, Split]:
     """The records and the split of "RECORDS" or "RECORDS,SPLIT"; makes the default split."""
-    from flowkit.matching import RecordFolder, folder_ids
-    from flowkit.splits import folder_split, hold_out, read_split, write_split
+    from flowkit.data.record_folders import RecordFolder, folder_ids
+    from flowkit.data.splits import folder_split, hold_out, read_split, write_split
 
     root, comma, file = place.partition(",")
     records = RecordFolder(Path(root), options["layout"], options["bound"], options["zero"])
@@ -290,7 +290,7 @@ def _heldout(split: Split, wanted: bool) -> Split:
     """The split with a held-out part in its training part, or without one."""
     from dataclasses import replace
 
-    from flowkit.splits import hold_out
+    from flowkit.data.splits import hold_out
 
     if not wanted:
         return replace(split, train=split.train + split.heldout, heldout=())

@@ -23,8 +23,8 @@ def verify(folder: Path, delete_broken: bool, workers: int | None, as_json: bool
     Decodes every file; lists what is broken, and what a stopped run left behind. Exit status 1 if
     there is any. After --delete-broken, the same flowkit extract makes anew what was deleted.
     """
-    from flowkit.records import find_records
-    from flowkit.verify import find_unfinished, verify_records
+    from flowkit.records.reading import find_records
+    from flowkit.records.verify import find_unfinished, verify_records
 
     paths = list(find_records(folder))
     broken = []

@@ -70,8 +70,8 @@ def view(
     flowkit view flow/jump/a --out a.mp4
     flowkit view flow/jump/a --out a.png --moments 12 --style arrows
     """
-    from flowkit.pages import Look, write_view
-    from flowkit.records import open_record
+    from flowkit.pictures.sheets import Look, write_view
+    from flowkit.records.reading import open_record
 
     write_view(open_record(record), out, Look(**look), moments=moments, columns=columns, fps=fps)
     output.result(f"{record} -> {out}")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flowkit.flow.cuda_device import pack_arguments, signatures
+from flowkit.flow.cuda.device import pack_arguments, signatures
 
 _one_at_a_time = threading.Lock()  # the shim's blocks and threads are global variables
 
@@ -196,7 +196,7 @@ def build(source: str, folder: Path) -> tuple[ctypes.CDLL, list[str]]:
 
 
 class EmulatedQueue:
-    """A `flowkit.flow.cuda_device.Queue` whose device is the processor.
+    """A `flowkit.flow.cuda.device.Queue` whose device is the processor.
 
     New memory holds NaN or -1, so that a kernel that reads what none has written is found out.
     """

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from flowkit.flow.method import Series
-from flowkit.records import Record, open_record
-from flowkit.writer import RecordWriter, Storage
+from flowkit.records.reading import Record, open_record
+from flowkit.records.writing import RecordWriter, Storage
 
 
 def write_record(

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from flowkit.checkpoints import BEST, LAST, Checkpoint, write_checkpoint
-from flowkit.splits import Split, write_split
-from flowkit.stacks import StackForm
-from flowkit.streams import build_stream
+from flowkit.data.splits import Split, write_split
+from flowkit.data.stacks import StackForm
+from flowkit.networks.checkpoints import BEST, LAST, Checkpoint, write_checkpoint
+from flowkit.networks.streams import build_stream
 
 FIRMNESS = 300.0  # times the heads' fresh weights, which would call all classes alike
 

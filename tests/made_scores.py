@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from flowkit.scores import Scores
+from flowkit.scores.files import Scores
 
 CLASSES = ("run", "golf", "wave", "Hammering", "HammerThrow")  # in no order of names
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 from made_records import write_record
 
-from flowkit.augment import Augmentation
-from flowkit.batches import Task
-from flowkit.jobs import Job
-from flowkit.matching import RecordFolder
-from flowkit.recipes import Recipe
-from flowkit.splits import Split, Video
-from flowkit.stacks import StackForm
+from flowkit.data.augment import Augmentation
+from flowkit.data.record_folders import RecordFolder
+from flowkit.data.splits import Split, Video
+from flowkit.data.stacks import StackForm
+from flowkit.training.jobs import Job
+from flowkit.training.recipes import Recipe
+from flowkit.training.sampling import Task
 
 SIZE = (36, 44)  # (H, W) of the records
 FIELDS = 5

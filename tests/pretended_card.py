@@ -7,11 +7,11 @@ import sys
 
 import stand_ins
 
-from flowkit.flow import cuda
+from flowkit.flow.cuda import methods
 
 if __name__ == "__main__":
     name = sys.argv.pop(1) if sys.argv[1].endswith("Farneback") else "PretendedFarneback"
-    cuda.CudaFarneback = getattr(stand_ins, name)  # type: ignore[misc]
+    methods.CudaFarneback = getattr(stand_ins, name)  # type: ignore[misc]
     from flowkit_cli.main import main
 
     main()

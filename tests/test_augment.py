@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from flowkit.augment import PCA_DIRECTIONS, PCA_VALUES, Augmentation, frame_input
-from flowkit.clips import View, ten_views
+from flowkit.data.augment import PCA_DIRECTIONS, PCA_VALUES, Augmentation, frame_input
+from flowkit.data.clips import View, ten_views
 from flowkit.errors import UsageError
 
 SIZE = (240, 320)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flowkit.clips import (
+from flowkit.data.clips import (
     SCALES,
     Clip,
     View,

@@ -6,13 +6,13 @@ import torch
 from made_records import write_record
 from torch.utils.data import DataLoader
 
-from flowkit.augment import Augmentation
-from flowkit.clips import Clip, View
-from flowkit.dataset import TestClips, TrainingClips, start_worker
+from flowkit.data.augment import Augmentation
+from flowkit.data.clips import Clip, View
+from flowkit.data.datasets import TestClips, TrainingClips, start_worker
+from flowkit.data.record_folders import RecordFolder
+from flowkit.data.splits import Split, Video
+from flowkit.data.stacks import StackForm, flip, flow_stack
 from flowkit.errors import RecordError, SplitError, UsageError
-from flowkit.matching import RecordFolder
-from flowkit.splits import Split, Video
-from flowkit.stacks import StackForm, flip, flow_stack
 
 BOTH = ("spatial", "temporal")
 SMALL = Augmentation(crop=24, short_side=32)

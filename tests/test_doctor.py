@@ -13,7 +13,7 @@ import pytest
 from flowkit import doctor
 from flowkit.doctor import Cuda, Facts, Library, OpenCV, Speed, find_problems
 from flowkit.flow import make_method
-from flowkit.machine import (
+from flowkit.workers.machine import (
     Disk,
     Machine,
     examine_disk,

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from flowkit.efficientnet import LITES, SameConv2d, efficientnet_lite, imagenet_weights
 from flowkit.errors import InstallError, UsageError
-from flowkit.videos import open_video
+from flowkit.networks.efficientnet import LITES, SameConv2d, efficientnet_lite, imagenet_weights
+from flowkit.video.reading import open_video
 
 # With their classifier of 1,000 classes, as Google publishes them (efficientnet/lite, README).
 PUBLISHED_MILLIONS = {

@@ -10,16 +10,16 @@ from click.testing import CliRunner
 from made_runs import write_run
 from made_training import CLASSES, make_job, make_split, write_videos
 
-from flowkit.checkpoints import read_checkpoint
-from flowkit.cross_validation import join_folds
+from flowkit.data.record_folders import RecordFolder
+from flowkit.data.splits import hold_out, read_split, write_split
+from flowkit.data.stacks import StackForm
 from flowkit.errors import SplitError, UsageError
-from flowkit.jobs import Machine
-from flowkit.matching import RecordFolder
-from flowkit.ranks import Ranks
-from flowkit.scores import Scores, read_scores, write_scores
-from flowkit.splits import hold_out, read_split, write_split
-from flowkit.stacks import StackForm
-from flowkit.training import train
+from flowkit.networks.checkpoints import read_checkpoint
+from flowkit.scores.files import Scores, read_scores, write_scores
+from flowkit.training.cross_validation import join_folds
+from flowkit.training.distributed import Ranks
+from flowkit.training.jobs import Machine
+from flowkit.training.loop import train
 from flowkit_cli.eval import eval as eval_command
 from flowkit_cli.fuse import fuse as fuse_command
 

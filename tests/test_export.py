@@ -9,11 +9,11 @@ import torch
 from click.testing import CliRunner
 from made_runs import write_run
 
-from flowkit import export
-from flowkit.checkpoints import load_net
+from flowkit.data.stacks import StackForm
 from flowkit.errors import InstallError, UsageError
-from flowkit.export import ExportError, export_net
-from flowkit.stacks import StackForm
+from flowkit.networks import export
+from flowkit.networks.checkpoints import load_net
+from flowkit.networks.export import ExportError, export_net
 from flowkit_cli.export import export as export_command
 
 TASKS = {"main": ("grow", "shrink", "spin"), "aux": ("x", "y")}

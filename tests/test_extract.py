@@ -13,15 +13,15 @@ import pytest
 from made_videos import moving_texture, write_images, write_video
 
 from flowkit.errors import FlowkitError, UsageError, VideoError
-from flowkit.extract import extract, extract_video, video_fields
+from flowkit.extraction.extract import extract, extract_video, video_fields
+from flowkit.extraction.plan import plan, slurm_shard, take_shard
+from flowkit.extraction.request import Request, resize_frame, target_size
 from flowkit.flow import make_method
 from flowkit.flow.method import to_gray
-from flowkit.plan import plan, slurm_shard, take_shard
-from flowkit.records import open_record
-from flowkit.request import Request, resize_frame, target_size
-from flowkit.sources import Source
-from flowkit.videos import open_video
-from flowkit.writer import INCOMPLETE, RecordWriter, Storage
+from flowkit.records.reading import open_record
+from flowkit.records.writing import INCOMPLETE, RecordWriter, Storage
+from flowkit.video.reading import open_video
+from flowkit.video.sources import Source
 
 DIS = make_method("dis")
 LOSSLESS = Storage(format="npy")
@@ -158,7 +158,7 @@ def test_a_full_disk_leaves_nothing_and_begins_no_further_video(tmp_path, monkey
 
     def run_pool(task, items, **options):
         """In this process, so that writing can be made to fail."""
-        from flowkit.pool import Done, Failed
+        from flowkit.workers.pool import Done, Failed
 
         for index, item in enumerate(items):
             begun.append(item[0].id)
@@ -173,7 +173,7 @@ def test_a_full_disk_leaves_nothing_and_begins_no_further_video(tmp_path, monkey
         write(self, name, data)
 
     write = RecordWriter._write
-    monkeypatch.setattr("flowkit.extract.run_pool", run_pool)
+    monkeypatch.setattr("flowkit.extraction.extract.run_pool", run_pool)
     monkeypatch.setattr(RecordWriter, "_write", full)
     outcomes = list(extract(sources, tmp_path / "flow", Request(DIS), workers=1))
     assert [(one.source.id, one.status) for one in outcomes] == [("0", "done"), ("1", "failed")]

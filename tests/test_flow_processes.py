@@ -17,17 +17,17 @@ from made_videos import moving_texture, write_video
 from stand_ins import Missing, Plain, PretendedFarneback, Quantizing, Troubled, Visible
 
 from flowkit.errors import FlowkitError, UsageError
-from flowkit.extract import extract
-from flowkit.flow import cuda_device
-from flowkit.flow.cuda import CudaFarneback, CudaTVL1
-from flowkit.flow_client import Layout, RemoteFlow
-from flowkit.flow_processes import FlowProcesses
-from flowkit.flow_server import Client, FlowServer, Solver, Usage, Work
-from flowkit.records import open_record
-from flowkit.request import Request
-from flowkit.sources import Source
-from flowkit.throughput import find_bottleneck
-from flowkit.writer import Storage
+from flowkit.extraction.extract import extract
+from flowkit.extraction.flow_client import Layout, RemoteFlow
+from flowkit.extraction.flow_processes import FlowProcesses
+from flowkit.extraction.flow_server import Client, FlowServer, Solver, Usage, Work
+from flowkit.extraction.request import Request
+from flowkit.extraction.throughput import find_bottleneck
+from flowkit.flow.cuda import device
+from flowkit.flow.cuda.methods import CudaFarneback, CudaTVL1
+from flowkit.records.reading import open_record
+from flowkit.records.writing import Storage
+from flowkit.video.sources import Source
 
 FLOATS = Storage(format="npy", rgb=False)
 
@@ -97,7 +97,9 @@ def run(sources, out, request, *, cards=(0,), workers=2, **options):
 def test_records_are_those_of_the_workers_byte_for_byte(
     videos, tmp_path, monkeypatch, method, options
 ):
-    monkeypatch.setattr("flowkit.extract.prepare_method", lambda method: None)  # opens no card
+    monkeypatch.setattr(
+        "flowkit.extraction.extract.prepare_method", lambda method: None
+    )  # opens no card
     request = Request(method, **options)
     for one in extract(videos, tmp_path / "workers", request, workers=1):
         assert one.status != "failed", one.reason
@@ -117,7 +119,7 @@ def test_on_a_card_records_are_those_of_a_worker_that_has_the_card(
     videos, tmp_path, method, storage
 ):
     try:
-        cuda_device.count_cards()
+        device.count_cards()
     except FlowkitError as error:
         pytest.skip(str(error))
     request = Request(method, storage=storage)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from made_records import write_record
 
-from flowkit.clips import Clip
+from flowkit.data.clips import Clip
+from flowkit.data.stacks import StackForm, flow_stack
 from flowkit.errors import RecordError, UsageError
-from flowkit.foreign import LAYOUTS, find_foreign, open_foreign
-from flowkit.stacks import StackForm, flow_stack
+from flowkit.records.foreign import LAYOUTS, find_foreign, open_foreign
 
 COUNT, SIZE = 5, (16, 24)
 

@@ -13,11 +13,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 
-from flowkit.arrays import ScoresError
 from flowkit.errors import UsageError
-from flowkit.fusion import METHODS, Fusion, features, fuse, read_fusion, write_fusion
-from flowkit.fusion_fitting import C_GRID, fit_linear, fit_weights
-from flowkit.scores import Scores, read_scores, softmax, write_scores
+from flowkit.scores.files import Scores, read_scores, softmax, write_scores
+from flowkit.scores.fitting import C_GRID, fit_linear, fit_weights
+from flowkit.scores.fusion import METHODS, Fusion, features, fuse, read_fusion, write_fusion
+from flowkit.scores.npz import ScoresError
 
 SVMS = [("svm", "crammer-singer"), ("svm", "ovr"), ("logistic", "ovr")]
 
@@ -315,7 +315,7 @@ def test_fitting_needs_labels_and_every_class(heldout):
 
 
 def test_a_solver_that_stops_early_is_told(heldout, caplog, monkeypatch):
-    monkeypatch.setattr("flowkit.fusion_fitting.PASSES", 2)
+    monkeypatch.setattr("flowkit.scores.fitting.PASSES", 2)
     with caplog.at_level(logging.WARNING, "flowkit"):
         fit_linear("svm", heldout, svm="ovr", C=1000.0)
     assert "svm with C=1000 was not solved to the end in 2 passes" in caplog.text

@@ -5,7 +5,7 @@ from importlib.resources import files
 
 import pytest
 
-from flowkit.lettering import fit, load_font, showable
+from flowkit.pictures.lettering import fit, load_font, showable
 
 FONT = load_font(16)
 BOX = bytes(FONT.getmask("\uffff"))

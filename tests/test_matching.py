@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from made_records import write_record
 
+from flowkit.data.record_folders import RecordFolder, check_split, folder_ids, match_records
+from flowkit.data.split_lists import hmdb51_split, ucf101_split
+from flowkit.data.splits import Split, Video
 from flowkit.errors import RecordError, SplitError
-from flowkit.foreign import ForeignRecord
-from flowkit.matching import RecordFolder, check_split, folder_ids, match_records
-from flowkit.sources import find_videos
-from flowkit.split_lists import hmdb51_split, ucf101_split
-from flowkit.splits import Split, Video
+from flowkit.records.foreign import ForeignRecord
+from flowkit.video.sources import find_videos
 
 
 def real_ids(folder):

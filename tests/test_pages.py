@@ -8,16 +8,16 @@ from PIL import Image
 
 from flowkit._cv2 import cv2
 from flowkit.errors import RecordError, UsageError
-from flowkit.extract import extract_video
+from flowkit.extraction.extract import extract_video
+from flowkit.extraction.request import Request
 from flowkit.flow import make_method
 from flowkit.flow.method import Series
-from flowkit.pages import Look, contact_sheet, full_scale, video_pages, write_view
-from flowkit.records import open_record
-from flowkit.request import Request
-from flowkit.sources import Source
+from flowkit.pictures.colors import colorize, draw_arrows, wheel_legend
+from flowkit.pictures.sheets import Look, contact_sheet, full_scale, video_pages, write_view
+from flowkit.records.reading import open_record
+from flowkit.records.writing import RecordWriter, Storage
 from flowkit.synthetic import write_videos
-from flowkit.visualize import colorize, draw_arrows, wheel_legend
-from flowkit.writer import RecordWriter, Storage
+from flowkit.video.sources import Source
 from flowkit_cli.view import view
 
 FORWARD, BACKWARD = Series("forward", 1), Series("backward", 1)

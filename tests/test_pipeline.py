@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flowkit.scores import read_scores
+from flowkit.scores.files import read_scores
 
 PROJECT = Path(__file__).parents[1]
 SMALLER = {

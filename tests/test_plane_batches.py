@@ -8,17 +8,17 @@ import torch
 from made_records import write_record
 from torch.utils.data import DataLoader
 
-from flowkit import packs
-from flowkit.augment import Augmentation
-from flowkit.clips import Clip, View
-from flowkit.dataset import TrainingClips, collate, start_worker
+from flowkit.data.augment import Augmentation
+from flowkit.data.clips import Clip, View
+from flowkit.data.datasets import TrainingClips, collate, start_worker
+from flowkit.data.plane_batches import PlaneClip, read_groups, stack_planes
+from flowkit.data.record_folders import RecordFolder
+from flowkit.data.splits import Split, Video
+from flowkit.data.stacks import StackForm, flow_stack
 from flowkit.errors import RecordError
-from flowkit.matching import RecordFolder
-from flowkit.plane_batches import PlaneClip, read_groups, stack_planes
-from flowkit.records import open_record
-from flowkit.splits import Split, Video
-from flowkit.stacks import StackForm, flow_stack
-from flowkit.writer import pack_record
+from flowkit.records import zips
+from flowkit.records.reading import open_record
+from flowkit.records.writing import pack_record
 
 SIZES = {"jump/a": (32, 40), "run/b": (40, 32), "run/c": (24, 36)}  # the last is rescaled
 
@@ -128,7 +128,7 @@ def test_damage_is_an_error_of_the_loader_that_names_record_and_plane(tmp_path, 
         path.write_bytes(path.read_bytes()[:40])
     else:
         record = open_record(pack_record(record.path))
-        begin, _, size, _ = packs.list_members(record.path)[name]
+        begin, _, size, _ = zips.list_members(record.path)[name]
         data = bytearray(record.path.read_bytes())
         data[begin + 30 + len(name) + size // 2] ^= 1  # which decoders may well not see
         record.path.write_bytes(data)
@@ -150,7 +150,7 @@ def test_damage_is_an_error_of_the_loader_that_names_record_and_plane(tmp_path, 
 def test_only_the_planes_of_a_clip_are_read(tmp_path, monkeypatch, step):
     fields = smooth(24, (32, 40), 0)
     made = write_record(tmp_path, "a", fields, backward=fields, format="lz4", pack=True, step=step)
-    members = packs.list_members(made.path)
+    members = zips.list_members(made.path)
     form = StackForm(4, step=step, bidirectional=True)
     clip = Clip("", 4, 4, step)
     wanted = [

@@ -17,8 +17,8 @@ import pool_tasks
 import pytest
 
 from flowkit.errors import FlowkitError, UsageError
-from flowkit.pool import Done, Failed, Progress, run_pool
-from flowkit.stopping import Stopped, stop_signals
+from flowkit.workers.pool import Done, Failed, Progress, run_pool
+from flowkit.workers.signals import Stopped, stop_signals
 
 MARK = "FLOWKIT_TEST_MARK"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -266,7 +266,7 @@ def test_worker_starts_with_the_signals_held(tmp_path, monkeypatch):
 # Where the program that uses the pool comes from.
 
 OWN_TASK = """
-    from flowkit.pool import run_pool
+    from flowkit.workers.pool import run_pool
     class Number:
         def __init__(self, value): self.value = value
     def double(number, report): return Number(2 * number.value)
@@ -287,7 +287,7 @@ BARE = (
 )
 TASK_OF_A_MODULE = """
     import pool_tasks
-    from flowkit.pool import run_pool
+    from flowkit.workers.pool import run_pool
     for outcome in run_pool(pool_tasks.square, [4], workers=1): print(outcome.result)
 """
 
@@ -346,12 +346,12 @@ def test_program_that_workers_cannot_import_is_told_so_once(tmp_path, source, ho
 PROGRAM = """
 import sys
 from contextlib import closing
-from flowkit.stopping import Stopped, stop_signals
+from flowkit.workers.signals import Stopped, stop_signals
 try:
     with stop_signals():
         print("armed", flush=True)
         import pool_tasks
-        from flowkit.pool import run_pool
+        from flowkit.workers.pool import run_pool
         with closing(run_pool(pool_tasks.rest, range(1000), workers=2)) as outcomes:
             for outcome in outcomes:
                 print(outcome, flush=True)

@@ -10,22 +10,22 @@ from click.testing import CliRunner
 from made_runs import write_run
 from made_videos import moving_texture, write_images, write_video
 
-from flowkit.checkpoints import flow_of
+from flowkit.data.record_folders import RecordFolder
+from flowkit.data.splits import Split, Video
+from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError, VideoError
-from flowkit.extract import extract_video
+from flowkit.evaluation.prediction import Predictor, video_request
+from flowkit.evaluation.scoring import Scorer, TestViews, score_part
+from flowkit.extraction.extract import extract_video
+from flowkit.extraction.request import Request
 from flowkit.flow import make_method
 from flowkit.flow.method import Series
-from flowkit.fusion import Fusion, write_fusion
-from flowkit.matching import RecordFolder
-from flowkit.prediction import Predictor, video_request
-from flowkit.records import open_record
-from flowkit.request import Request
-from flowkit.scores import read_scores, softmax
-from flowkit.scoring import Scorer, TestViews, score_part
-from flowkit.sources import Source
-from flowkit.splits import Split, Video
-from flowkit.stacks import StackForm
-from flowkit.writer import Storage
+from flowkit.networks.checkpoints import flow_of
+from flowkit.records.reading import open_record
+from flowkit.records.writing import Storage
+from flowkit.scores.files import read_scores, softmax
+from flowkit.scores.fusion import Fusion, write_fusion
+from flowkit.video.sources import Source
 from flowkit_cli.predict import predict as predict_command
 
 CLASSES = ("grow", "shrink", "spin")

@@ -17,11 +17,11 @@ from torchvision.models import optical_flow
 from torchvision.transforms._presets import OpticalFlow
 
 from flowkit.errors import UsageError
+from flowkit.extraction.plan import plan
+from flowkit.extraction.request import Request
 from flowkit.flow import describe_method, device_of, make_method, prepare_method, raft
 from flowkit.flow.raft import RAFT
-from flowkit.plan import plan
-from flowkit.request import Request
-from flowkit.sources import Source
+from flowkit.video.sources import Source
 
 
 @pytest.fixture(scope="module", autouse=True)

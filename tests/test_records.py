@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowkit import packs, planes
 from flowkit.errors import RecordError, UsageError
 from flowkit.flow.method import Series
-from flowkit.records import differences, find_records, open_record
-from flowkit.writer import (
+from flowkit.records import formats, zips
+from flowkit.records.reading import differences, find_records, open_record
+from flowkit.records.writing import (
     INCOMPLETE,
     RecordWriter,
     Storage,
@@ -170,7 +170,7 @@ def test_a_pack_rezipped_with_extra_fields_still_reads(tmp_path):
 
 def test_a_flipped_byte_in_a_pack_is_seen(tmp_path):
     pack = pack_record(write_record(tmp_path))
-    begin, _, size, _ = packs.list_members(pack)["flow_x_00002.jpg"]
+    begin, _, size, _ = zips.list_members(pack)["flow_x_00002.jpg"]
     data = bytearray(pack.read_bytes())
     data[begin + 30 + len("flow_x_00002.jpg") + size // 2] ^= 1
     pack.write_bytes(data)
@@ -193,7 +193,7 @@ def test_lz4_planes_are_one_block_and_frames_of_any_blocks_are_read(tmp_path):
     pair = random.integers(0, 256, (2, 200, 300), np.uint8)
     pair[:, :, 40:] = 7  # or LZ4 would leave it as it is
     field = np.moveaxis(pair, 0, 2).astype(np.float32)  # (H, W, 2), of whole codes
-    [data], ranges = planes.encode_field(field, "lz4")
+    [data], ranges = formats.encode_field(field, "lz4")
     assert LZ4_FRAME.unpack_from(data) == (0x184D2204, 2 * 200 * 300, len(data) - 19 - 4)
     raw = lz4.frame.decompress(data)
     assert (np.frombuffer(raw, np.uint8).reshape(pair.shape) == pair).all()
@@ -205,36 +205,37 @@ def test_lz4_planes_are_one_block_and_frames_of_any_blocks_are_read(tmp_path):
     }
     for name, frame in frames.items():
         found = np.zeros_like(pair)
-        planes.decode_planes([memoryview(frame)], "lz4", found, where=["x.lz4"])
+        formats.decode_planes([memoryview(frame)], "lz4", found, where=["x.lz4"])
         assert (found == pair).all(), name
-    back = planes.decode_field([data], "lz4", (200, 300), np.array(ranges), where=["x.lz4"])
+    back = formats.decode_field([data], "lz4", (200, 300), np.array(ranges), where=["x.lz4"])
     np.testing.assert_allclose(back, field, atol=1e-4)
 
 
 def test_lz4_without_the_decoder_of_blocks_is_the_same(monkeypatch):
-    [data], _ = planes.encode_field(smooth_field(2), "lz4")
+    [data], _ = formats.encode_field(smooth_field(2), "lz4")
     found, other = np.zeros((2, 2, *SIZE), np.uint8)
-    planes.decode_planes([data], "lz4", found, where=["x.lz4"])
-    monkeypatch.setattr(planes, "_block_decoder", lambda: None)
-    planes.decode_planes([data], "lz4", other, where=["x.lz4"])
+    formats.decode_planes([data], "lz4", found, where=["x.lz4"])
+    monkeypatch.setattr(formats, "_block_decoder", lambda: None)
+    formats.decode_planes([data], "lz4", other, where=["x.lz4"])
     assert found.any() and (found == other).all()
 
 
 def test_damaged_lz4_is_named():
-    [data], _ = planes.encode_field(smooth_field(2), "lz4")
+    [data], _ = formats.encode_field(smooth_field(2), "lz4")
     target = np.zeros((2, *SIZE), np.uint8)
     broken = data[:19] + b"\xff" * (len(data) - 23) + data[-4:]  # lengths that lead outside
     for damaged in (b"", data[:10], data[:-9], broken):
         with pytest.raises(RecordError, match=r"x\.lz4: damaged LZ4 data"):
-            planes.decode_planes([damaged], "lz4", target, where=["x.lz4"])
+            formats.decode_planes([damaged], "lz4", target, where=["x.lz4"])
     with pytest.raises(
         RecordError, match=r"x\.lz4: expected two planes of \(4, 4\), got 2460 bytes"
     ):
-        planes.decode_planes([data], "lz4", np.zeros((2, 4, 4), np.uint8), where=["x.lz4"])
+        formats.decode_planes([data], "lz4", np.zeros((2, 4, 4), np.uint8), where=["x.lz4"])
 
 
 def test_reading_a_record_does_not_import_torch():
-    code = "import sys, flowkit.records, flowkit.foreign; sys.exit('torch' in sys.modules)"
+    modules = "flowkit.records.writing, flowkit.records.foreign"
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -296,8 +297,8 @@ def test_overwriting_replaces_either_container(tmp_path):
 
 def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from flowkit import writer\n"
-        "writer._temporary_folder(Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from flowkit.records import writing\n"
+        "writing._temporary_folder(Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

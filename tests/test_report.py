@@ -21,9 +21,8 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from flowkit.arrays import ScoresError
-from flowkit.fusion import Fusion, fuse
-from flowkit.report import (
+from flowkit.report.extras import read_curves, read_pictures
+from flowkit.report.figures import (
     PUBLISHED,
     class_rates,
     confusions,
@@ -36,10 +35,11 @@ from flowkit.report import (
     mistakes,
     wilson,
 )
-from flowkit.report_html import Extras, page, write_page
-from flowkit.report_pictures import read_curves, read_pictures
-from flowkit.report_text import as_json, as_text, methods_text
-from flowkit.scores import Scores, softmax, write_scores
+from flowkit.report.html import Extras, page, write_page
+from flowkit.report.text import as_json, as_text, methods_text
+from flowkit.scores.files import Scores, softmax, write_scores
+from flowkit.scores.fusion import Fusion, fuse
+from flowkit.scores.npz import ScoresError
 
 MANY = tuple(f"class {k}" for k in range(12))
 

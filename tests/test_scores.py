@@ -12,10 +12,9 @@ import pytest
 from made_scores import CLASSES, make_scores, shuffle
 from scipy.special import softmax as scipy_softmax
 
-from flowkit import arrays
-from flowkit.arrays import ScoresError
 from flowkit.errors import FlowkitError
-from flowkit.scores import (
+from flowkit.scores import npz
+from flowkit.scores.files import (
     Scores,
     align,
     find_scores,
@@ -26,6 +25,7 @@ from flowkit.scores import (
     stream_name,
     write_scores,
 )
+from flowkit.scores.npz import ScoresError
 
 META = {"version": 1, "kind": "softmax"}
 GOOD = {
@@ -221,7 +221,7 @@ def test_text_of_no_width_and_absurd_length_is_refused(path):
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(path, monkeypatch):
-    monkeypatch.setattr(arrays, "MAX_BYTES", 100_000)
+    monkeypatch.setattr(npz, "MAX_BYTES", 100_000)
     zeros = header((1000, 1000)) + bytes(4_000_000)
     with_member(path, "scores", zeros, compression=zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 10_000

@@ -9,17 +9,17 @@ from made_records import write_record
 from made_runs import write_run
 from made_training import CLASSES, FIELDS, SIZE, make_split, write_videos
 
-from flowkit import scoring
-from flowkit.checkpoints import load_net
-from flowkit.clips import spaced_clips
-from flowkit.dataset import TestClips
+from flowkit.data.clips import spaced_clips
+from flowkit.data.datasets import TestClips
+from flowkit.data.record_folders import RecordFolder
+from flowkit.data.splits import write_split
+from flowkit.data.stacks import StackForm
 from flowkit.errors import RecordError, SplitError, UsageError
-from flowkit.matching import RecordFolder
-from flowkit.records import open_record
-from flowkit.scores import read_scores
-from flowkit.scoring import Scorer, TestViews, score_part, trained_videos
-from flowkit.splits import write_split
-from flowkit.stacks import StackForm
+from flowkit.evaluation import scoring
+from flowkit.evaluation.scoring import Scorer, TestViews, score_part, trained_videos
+from flowkit.networks.checkpoints import load_net
+from flowkit.records.reading import open_record
+from flowkit.scores.files import read_scores
 
 SPLIT = make_split(heldout=1, test=2)
 FORMS = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flowkit.errors import UsageError
-from flowkit.frame_files import frame_files
-from flowkit.sources import Source, find_videos
+from flowkit.video.image_folders import frame_files
+from flowkit.video.sources import Source, find_videos
 
 
 def touch(folder: Path, *names: str | bytes) -> None:

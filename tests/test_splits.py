@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flowkit.errors import SplitError
-from flowkit.split_lists import hmdb51_split, list_split, ucf101_split
-from flowkit.splits import (
+from flowkit.data.split_lists import hmdb51_split, list_split, ucf101_split
+from flowkit.data.splits import (
     Split,
     Video,
     folder_split,
@@ -19,6 +18,7 @@ from flowkit.splits import (
     source_group,
     write_split,
 )
+from flowkit.errors import SplitError
 
 UCF_COUNTS = {1: (9537, 3783), 2: (9586, 3734), 3: (9624, 3696)}
 NUMBERS = (1, 2, 3)

@@ -8,12 +8,12 @@ import pytest
 from click.testing import CliRunner
 from made_records import write_record
 
-from flowkit.clips import Clip
+from flowkit.data.clips import Clip
+from flowkit.data.record_folders import RecordFolder
+from flowkit.data.splits import read_split
+from flowkit.data.stacks import StackForm, flow_stack
 from flowkit.errors import FlowkitError, SplitError, UsageError
-from flowkit.foreign import LAYOUTS
-from flowkit.matching import RecordFolder
-from flowkit.splits import read_split
-from flowkit.stacks import StackForm, flow_stack
+from flowkit.records.foreign import LAYOUTS
 from flowkit_cli import record_options
 from flowkit_cli.info import info
 from flowkit_cli.split import split

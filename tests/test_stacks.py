@@ -9,10 +9,10 @@ import pytest
 import torch
 from made_records import write_record
 
-from flowkit import stacks
-from flowkit.clips import Clip, View, center_view, ten_views
+from flowkit.data import stacks
+from flowkit.data.clips import Clip, View, center_view, ten_views
+from flowkit.data.stacks import StackForm, flip, flow_stack, flow_stacks, stack, stack_batch
 from flowkit.errors import RecordError, UsageError
-from flowkit.stacks import StackForm, flip, flow_stack, flow_stacks, stack, stack_batch
 
 MODES = ("flow", "trajectory")
 
@@ -348,6 +348,6 @@ def test_the_lines_of_the_docs_give_a_tensor(tmp_path, monkeypatch):
 
 
 def test_importing_stacks_imports_nothing_heavy():
-    code = "import flowkit.stacks, sys; print({'torch', 'cv2', 'numba'} & set(sys.modules))"
+    code = "import flowkit.data.stacks, sys; print({'torch', 'cv2', 'numba'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from flowkit.errors import InstallError, UsageError
-from flowkit.streams import (
+from flowkit.networks.streams import (
     NETS,
     build_stream,
     check_input_side,
@@ -220,5 +220,5 @@ def test_weights_that_cannot_be_fetched_say_where_to_put_them(monkeypatch, tmp_p
 
 
 def test_importing_the_networks_does_not_import_torchvision():
-    code = "import sys, flowkit.training; sys.exit('torchvision' in sys.modules)"
+    code = "import sys, flowkit.training.loop; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

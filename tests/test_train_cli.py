@@ -11,9 +11,9 @@ import torch
 from click.testing import CliRunner
 from made_training import CLASSES, make_split, write_videos
 
-from flowkit.checkpoints import LAST, read_checkpoint, read_tensors
+from flowkit.data.splits import read_split, write_split
 from flowkit.errors import FlowkitError, RecordError, SplitError, UsageError
-from flowkit.splits import read_split, write_split
+from flowkit.networks.checkpoints import LAST, read_checkpoint, read_tensors
 from flowkit_cli import train as train_module
 from flowkit_cli.train import train
 

@@ -18,22 +18,37 @@ from made_training import CLASSES, CROP, FIELDS, make_job, make_split, write_vid
 from PIL import Image
 from safetensors.torch import load_file
 
-from flowkit import checkpoints, training_log
-from flowkit.batches import MicroBatches, StepClips, Task, added_classes, task_counts, train_on_all
-from flowkit.checkpoints import BEST, LAST, CheckpointError, load_net, read_checkpoint, read_tensors
-from flowkit.curves import Curve, draw_curves, ticks
+from flowkit.data.record_folders import RecordFolder
+from flowkit.data.splits import Split, Video
+from flowkit.data.stacks import StackForm
 from flowkit.errors import InstallError, RecordError, SplitError, UsageError
-from flowkit.jobs import Machine
-from flowkit.matching import RecordFolder
-from flowkit.memory import activation_bytes, fitting_micro_batch
-from flowkit.ranks import Ranks, choose_device, join_ranks
-from flowkit.recipes import Recipe, make_recipe
-from flowkit.splits import Split, Video
-from flowkit.stacks import StackForm
-from flowkit.steps import Training, TrainingError
-from flowkit.stopping import Stopped
-from flowkit.streams import build_stream
-from flowkit.training import rehearse, train
+from flowkit.networks import checkpoints
+from flowkit.networks.checkpoints import (
+    BEST,
+    LAST,
+    CheckpointError,
+    load_net,
+    read_checkpoint,
+    read_tensors,
+)
+from flowkit.networks.streams import build_stream
+from flowkit.training import log
+from flowkit.training.curves import Curve, draw_curves, ticks
+from flowkit.training.distributed import Ranks, choose_device, join_ranks
+from flowkit.training.jobs import Machine
+from flowkit.training.loop import rehearse, train
+from flowkit.training.micro_batch import activation_bytes, fitting_micro_batch
+from flowkit.training.recipes import Recipe, make_recipe
+from flowkit.training.sampling import (
+    MicroBatches,
+    StepClips,
+    Task,
+    added_classes,
+    task_counts,
+    train_on_all,
+)
+from flowkit.training.trainer import Training, TrainingError
+from flowkit.workers.signals import Stopped
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -634,10 +649,11 @@ def test_a_batch_that_does_not_fit_is_taken_in_passes(monkeypatch):
     weights = 12 * sum(p.numel() for p in net.parameters())
     for fits, expected in ((1000, 256), (100, 64), (1, 1)):
         monkeypatch.setattr(
-            "flowkit.memory._free_bytes", lambda n=fits: (n * each + weights) / 0.6 + 9
+            "flowkit.training.micro_batch._free_bytes",
+            lambda n=fits: (n * each + weights) / 0.6 + 9,
         )
         assert fitting_micro_batch(net, shape, 256, cpu, bf16=False) == expected
-    monkeypatch.setattr("flowkit.memory._free_bytes", lambda: weights / 0.6)
+    monkeypatch.setattr("flowkit.training.micro_batch._free_bytes", lambda: weights / 0.6)
     with pytest.raises(UsageError, match=r"small: one clip of .* GB beside the weights"):
         fitting_micro_batch(net, shape, 256, cpu, bf16=False)
 
@@ -670,7 +686,7 @@ def test_options_of_the_machine_change_results_by_rounding_only(records, options
 def test_tensorboard_that_is_not_installed_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(InstallError, match=r"cannot be imported.*pip install tensorboard"):
-        training_log.TrainingLog(tmp_path, 0, tensorboard=True)
+        log.TrainingLog(tmp_path, 0, tensorboard=True)
 
 
 def test_tensorboard_is_told_what_the_csv_says(tmp_path, records, monkeypatch):

@@ -27,13 +27,13 @@ from made_videos import (
     write_video,
 )
 
-from flowkit import decoding
 from flowkit._cv2 import cv2
-from flowkit.containers import signs_of_loss
-from flowkit.decoding import check_size
 from flowkit.errors import VideoError
-from flowkit.frame_files import MAX_FRAME_MPX, image_size
-from flowkit.videos import Video, open_video
+from flowkit.video import decoding
+from flowkit.video.containers import signs_of_loss
+from flowkit.video.decoding import check_size
+from flowkit.video.image_folders import MAX_FRAME_MPX, image_size
+from flowkit.video.reading import Video, open_video
 
 needs_x264 = pytest.mark.skipif(X264 is None, reason="this PyAV has no libx264 to write H.264 with")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from flowkit.errors import FlowkitError, UsageError
-from flowkit.visualize import colorize, draw_arrows, wheel_legend
+from flowkit.pictures.colors import colorize, draw_arrows, wheel_legend
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from safetensors.torch import save_file
 from scipy.io import savemat
 from torch import nn
 
-from flowkit.augment import RGB_MEAN, RGB_STD
-from flowkit.checkpoints import BEST, Checkpoint, CheckpointError, write_checkpoint
+from flowkit.data.augment import RGB_MEAN, RGB_STD
+from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError
-from flowkit.stacks import StackForm
-from flowkit.streams import build_stream, widen_first_layer
-from flowkit.weights import load_weights, read_matconvnet, read_weights
+from flowkit.networks.checkpoints import BEST, Checkpoint, CheckpointError, write_checkpoint
+from flowkit.networks.streams import build_stream, widen_first_layer
+from flowkit.networks.weights import load_weights, read_matconvnet, read_weights
 
 PIXELS = torch.randint(0, 256, (1, 3, 96, 96), generator=torch.Generator().manual_seed(0)).double()
 
@@ -226,7 +226,7 @@ def test_a_list_of_tensors_is_no_file_of_weights(tmp_path):
 
 
 def test_the_form_of_a_stack_survives_a_checkpoint(tmp_path):
-    from flowkit.checkpoints import load_net
+    from flowkit.networks.checkpoints import load_net
 
     form = StackForm(4, "trajectory", bidirectional=True, mean_subtract=False)
     net = build_stream("small", "temporal", {"main": 2}, channels=8)

@@ -10,11 +10,11 @@ import torch
 from made_training import make_job
 from safetensors.torch import save_file
 
-from flowkit.jobs import Machine
-from flowkit.matching import RecordFolder
-from flowkit.ranks import join_ranks
-from flowkit.steps import Training
-from flowkit.training import train
+from flowkit.data.record_folders import RecordFolder
+from flowkit.training.distributed import join_ranks
+from flowkit.training.jobs import Machine
+from flowkit.training.loop import train
+from flowkit.training.trainer import Training
 
 
 def main(records: str, out: str) -> None:

@@ -22,7 +22,8 @@ ONE_WORKER_METHODS = OPENCV_CUDA_METHODS + LEARNED_METHODS
 
 def method_class(name: str) -> type[FlowMethod]:
     """The class of a flow method by its name; UsageError names those there are."""
-    from flowkit.flow import cuda, farneback, opencv, opencv_cuda, raft, tvl1
+    from flowkit.flow import farneback, opencv, opencv_cuda, raft, tvl1
+    from flowkit.flow.cuda import methods as cuda
 
     match name:
         case "tvl1":
@@ -84,7 +85,8 @@ def prepare_method(method: FlowMethod) -> None:
         ):
             opencv_cuda.open_opencv_cuda(method.name, method.algorithm)
     if method.name in CUDA_METHODS:
-        from flowkit.flow import cuda_device, cuda_tvl1
+        from flowkit.flow.cuda import device as cuda_device
+        from flowkit.flow.cuda import tvl1 as cuda_tvl1
 
         try:
             cuda_device.open_card(cuda_tvl1.SOURCE)

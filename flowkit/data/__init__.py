@@ -1,0 +1,1 @@
+"""Records to tensors: splits, clips, stacks, augmentation and torch data sets."""

@@ -1,0 +1,209 @@
+"""Torch data sets of both streams: training clips drawn at random, and test clips in all views.
+
+A training sample is a function of the seed and of its draw number alone: it does not depend on the
+number of workers, of processes, or on where a training was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, default_collate
+
+from flowkit.data import trajectories
+from flowkit.data.augment import Augmentation, frame_input
+from flowkit.data.clips import (
+    CROP,
+    MOMENTS,
+    SHORT_SIDE,
+    View,
+    center_view,
+    random_clip,
+    spaced_clips,
+    ten_views,
+)
+from flowkit.data.plane_batches import PlaneClip, read_groups
+from flowkit.data.record_folders import Missing, RecordFolder, match_records
+from flowkit.data.splits import Split, Video
+from flowkit.data.stacks import StackForm, flow_stack, flow_stacks
+from flowkit.errors import RecordError, SplitError, UsageError
+from flowkit.records.reading import Record
+
+Stream = Literal["spatial", "temporal"]
+STREAMS: tuple[Stream, ...] = ("spatial", "temporal")
+
+
+class TrainingClips(Dataset[dict[str, Any]]):
+    """Training samples by draw number: ``DataLoader(clips, sampler=range(first, last))``.
+
+    Each draw takes a class, of those that have videos, a video of it, a clip of that and its
+    random changes. A sample is a dict of ``"spatial"``, float32 (3, crop, crop), and
+    ``"temporal"``, float32 (2L, crop, crop) in px, as far as asked for, and ``"label"``. Both are
+    of one clip: the frame is its middle one. `skipped` counts videos passed over for want of a
+    record.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        records: RecordFolder,
+        *,
+        streams: Sequence[Stream] = ("temporal",),
+        form: StackForm | None = None,
+        augmentation: Augmentation | None = None,
+        part: str = "train",
+        seed: int = 0,
+        missing: Missing = "error",
+        as_planes: bool = False,
+    ) -> None:
+        self.streams, self.form = _checked(streams), form or StackForm()
+        self.augmentation = augmentation or Augmentation()
+        self.seed, self.as_planes = seed, as_planes
+        self.videos, self.records, self.skipped = _open_all(split, part, records, missing)
+        _check_records(self.records, self.streams, self.form)
+        self.labels = split.labels(self.videos)
+        self.by_label = [
+            [place for place, label in enumerate(self.labels) if label == wanted]
+            for wanted in sorted(set(self.labels))
+        ]
+
+    def __getitem__(self, draw: int) -> dict[str, Any]:
+        """Sample number `draw`, from 0."""
+        random = np.random.default_rng((self.seed, draw))
+        alike = self.by_label[int(random.integers(len(self.by_label)))]
+        place = alike[int(random.integers(len(alike)))]
+        record, form = self.records[place], self.form
+        count = record.frame_count - form.step
+        clip = random_clip(self.videos[place].id, count, form.length, random, step=form.step)
+        view, color = self.augmentation.draw(record.size, random)
+        size = (self.augmentation.crop, self.augmentation.crop)
+        sample: dict[str, Any] = {"label": self.labels[place]}
+        if "spatial" in self.streams:
+            frame = record.frame(clip.frame(count))
+            sample["spatial"] = torch.from_numpy(frame_input(frame, view, size, color))
+        if "temporal" in self.streams and self.as_planes:
+            sample["temporal"] = PlaneClip(record, clip, view, form)
+        elif "temporal" in self.streams:
+            stacked = flow_stack(record, clip, view, form=form, size=size)
+            sample["temporal"] = torch.from_numpy(stacked)
+        return sample
+
+
+class TestClips(Dataset[dict[str, Any]]):
+    """Equally spaced moments of every video of a part, each in all its views.
+
+    Item `i` is moment ``i % moments`` of video ``i // moments``: a dict of ``"spatial"``, float32
+    (V, 3, crop, crop), and ``"temporal"``, float32 (V, 2L, crop, crop) in px, as far as asked for,
+    and ``"video"``, the place in `videos`. `views`: "ten" (corners and center, and their flips) or
+    "center" (V = 1).
+    """
+
+    __test__ = False  # no test of pytest's
+
+    def __init__(
+        self,
+        split: Split,
+        records: RecordFolder,
+        *,
+        streams: Sequence[Stream] = ("temporal",),
+        form: StackForm | None = None,
+        part: str = "test",
+        moments: int = MOMENTS,
+        views: Literal["ten", "center"] = "ten",
+        crop: int = CROP,
+        short_side: int = SHORT_SIDE,
+        missing: Missing = "error",
+    ) -> None:
+        if views not in ("ten", "center"):
+            raise UsageError(f"expected views ten or center, got {views!r}")
+        self.streams, self.form = _checked(streams), form or StackForm()
+        self.moments, self.views, self.crop, self.short_side = moments, views, crop, short_side
+        self.videos, self.records, self.skipped = _open_all(split, part, records, missing)
+        _check_records(self.records, self.streams, self.form)
+        self.labels = split.labels(self.videos)
+
+    def __len__(self) -> int:
+        """Videos times moments."""
+        return len(self.videos) * self.moments
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """All views of one moment of one video."""
+        place, moment = divmod(index, self.moments)
+        if not 0 <= place < len(self.videos):
+            raise IndexError(f"expected an index within 0..{len(self) - 1}, got {index}")
+        record, form = self.records[place], self.form
+        count = record.frame_count - form.step
+        clips = spaced_clips(
+            self.videos[place].id, count, form.length, moments=self.moments, step=form.step
+        )
+        views = self._views(record)
+        sample: dict[str, Any] = {"video": place}
+        if "spatial" in self.streams:
+            frame = record.frame(clips[moment].frame(count))
+            inputs = [frame_input(frame, view, (self.crop, self.crop)) for view in views]
+            sample["spatial"] = torch.from_numpy(np.stack(inputs))
+        if "temporal" in self.streams:
+            stacked = flow_stacks(record, clips[moment], views, form=form)
+            sample["temporal"] = torch.from_numpy(stacked)
+        return sample
+
+    def _views(self, record: Record) -> list[View]:
+        if self.views == "center":
+            return [center_view(record.size, crop=self.crop, short_side=self.short_side)]
+        return ten_views(record.size, crop=self.crop, short_side=self.short_side)
+
+
+def start_worker(worker: int) -> None:
+    """For ``DataLoader(worker_init_fn=...)``: one thread of everything a worker."""
+    from flowkit._cv2 import cv2
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch of samples, as torch's own collation makes it but for the planes, grouped by size."""
+    clips = [sample["temporal"] for sample in samples if "temporal" in sample]
+    if not clips or not isinstance(clips[0], PlaneClip):
+        return default_collate(samples)
+    others = [{k: v for k, v in sample.items() if k != "temporal"} for sample in samples]
+    return default_collate(others) | {"temporal": read_groups(clips)}
+
+
+def _checked(streams: Sequence[Stream]) -> tuple[Stream, ...]:
+    if not streams or not set(streams) <= set(STREAMS):
+        raise UsageError(f"expected streams of {' and '.join(STREAMS)}, got {', '.join(streams)}")
+    return tuple(streams)
+
+
+def _open_all(
+    split: Split, part: str, folder: RecordFolder, missing: Missing
+) -> tuple[list[Video], list[Record], int]:
+    """The videos of a part that have a record, these opened, and the number of the others."""
+    listed = split.part(part)
+    found = match_records(listed, folder.find(), missing=missing)
+    videos = [video for video in listed if video.id in found]
+    if not videos:
+        raise SplitError(f"{split.name}: expected videos in its part {part}, got none")
+    return videos, [folder.open(found[video.id]) for video in videos], len(listed) - len(videos)
+
+
+def _check_records(records: Sequence[Record], streams: Sequence[Stream], form: StackForm) -> None:
+    """RecordError where a record lacks what the samples are made of."""
+    for record in records:
+        if "spatial" in streams and not record.has_frames:
+            raise RecordError(
+                f"{record.path}: the spatial stream reads frames, and this record holds none: "
+                "flowkit extract --rgb stores them"
+            )
+        if "temporal" in streams:
+            record.find_series("forward", form.step)
+            if form.bidirectional:
+                record.find_series("backward", form.step)
+        if record.frame_count <= form.step:
+            raise RecordError(f"{record.path}: expected at least {form.step + 1} frames")
+    if "temporal" in streams and form.mode == "trajectory":
+        trajectories.compile_kernel()  # before workers are forked, which then need not

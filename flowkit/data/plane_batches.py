@@ -1,0 +1,136 @@
+"""Training batches as bytes: workers decode planes, and a device makes the flow stacks of them.
+
+A worker then does nothing but read and decode, and a batch travels in 8 bits. Floats, rescaling,
+means, paths, crops and flips are arithmetic on the device, the same as in `flowkit.data.stacks`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+from torch.utils.data import get_worker_info
+
+from flowkit.data.clips import Clip, View
+from flowkit.data.stacks import StackForm, field_places, stack_batch
+from flowkit.errors import RecordError
+from flowkit.quantize import CODES
+from flowkit.records import formats
+
+if TYPE_CHECKING:
+    from flowkit.records.reading import Record
+
+
+class PlaneClip(NamedTuple):
+    """Where the planes of one view of a clip are to be read; no pixels."""
+
+    record: Record
+    clip: Clip
+    view: View
+    form: StackForm
+
+
+class PlaneGroup(NamedTuple):
+    """Clips of a batch that have one frame size and one crop size, read.
+
+    Halves are the forward fields and, for a bi-directional stack, the backward ones.
+    """
+
+    places: list[int]  # in the batch
+    codes: torch.Tensor  # uint8 (n, halves, fields, 2, H, W)
+    ranges: torch.Tensor  # float32 (n, halves, fields, 2, 2): lo and hi of each plane in px
+    views: list[View]
+
+
+def read_groups(clips: list[PlaneClip]) -> list[PlaneGroup]:
+    """Read the clips of a batch, by frame size and crop size, which may differ among videos.
+
+    Planes are decoded into the memory that a worker's batch travels in. RecordError where a record
+    holds floats and no planes.
+    """
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for place, (record, _, view, form) in enumerate(clips):
+        key = (record.size, form, view.frame, view.height, view.width)
+        alike.setdefault(key, []).append(place)
+    return [_read_group(clips, places) for places in alike.values()]
+
+
+def _read_group(clips: list[PlaneClip], places: list[int]) -> PlaneGroup:
+    form, size = clips[places[0]].form, clips[places[0]].record.size
+    halves = 2 if form.bidirectional else 1
+    codes = _empty_bytes((len(places), halves, form.length // halves, 2, *size))
+    ranges = torch.empty(*codes.shape[:4], 2)
+    for place, own_codes, own_ranges in zip(places, codes.numpy(), ranges.numpy(), strict=True):
+        read_planes(clips[place], own_codes, own_ranges)
+    return PlaneGroup(places, codes, ranges, [clips[place].view for place in places])
+
+
+def read_planes(address: PlaneClip, codes: np.ndarray, ranges: np.ndarray) -> None:
+    """Read the planes of a clip into `codes`, uint8 (halves, fields, 2, H, W), and their `ranges`.
+
+    RecordError where the record holds floats and no planes.
+    """
+    record, clip, _, form = address
+    for half, (direction, places) in enumerate(field_places(record, clip, form)):
+        series = record.find_series(direction, form.step)
+        if series.ranges is None:
+            raise RecordError(f"{record.path}: holds floats: only 8-bit planes travel as bytes")
+        files = record.read_fields(series, places)
+        for (data, where), pair in zip(files, codes[half], strict=True):
+            formats.decode_planes(data, record.format, pair, where=where)
+        ranges[half] = series.ranges[places]
+
+
+def _empty_bytes(shape: tuple[int, ...]) -> torch.Tensor:
+    """Uninitialized uint8; in a loader's worker in shared memory, as torch's own collation does."""
+    if get_worker_info() is None:
+        return torch.from_numpy(np.empty(shape, np.uint8))  # NumPy asks for huge pages
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)  # type: ignore[call-overload]
+
+
+def stack_planes(
+    groups: list[PlaneGroup],
+    *,
+    form: StackForm,
+    size: tuple[int, int],
+    device: torch.device | str,
+) -> torch.Tensor:
+    """The flow stacks of a batch on `device`: float32 (B, 2L, h, w) in px, `size` being (h, w).
+
+    Equal to `flowkit.data.stacks.flow_stack` of each clip, to rounding (where nothing is rescaled).
+    """
+    batch = sum(len(group.places) for group in groups)
+    stacked = torch.empty((batch, form.channels, *size), device=device)
+    for group in groups:
+        codes = group.codes.to(device, non_blocking=True)
+        ranges = group.ranges.to(device, non_blocking=True)
+        fields = _rescale(_values(codes, ranges), group.views[0].frame)
+        made = stack_batch(
+            *(half.permute(0, 1, 3, 4, 2).contiguous() for half in fields.unbind(1)),
+            mode=form.mode,
+            mean_subtract=form.mean_subtract,
+            views=group.views,
+        )
+        stacked[group.places] = _rescale(made.unflatten(1, (-1, 2)), size).flatten(1, 2)
+    return stacked
+
+
+def _values(codes: torch.Tensor, ranges: torch.Tensor) -> torch.Tensor:
+    """The px values of codes: uint8 (..., 2, H, W) and (..., 2, 2) -> float32; zero is exact."""
+    lo, hi = (end[..., None, None] for end in ranges.unbind(-1))
+    values = torch.addcmul(lo, codes.float(), (hi - lo) / CODES)
+    return values.masked_fill_(values.abs() < 1e-6 * (hi - lo), 0.0)
+
+
+def _rescale(fields: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Fields (..., 2, H, W) at another size (H, W), as vectors; bilinear, half-pixel centers."""
+    height, width = fields.shape[-2:]
+    if (height, width) == size:
+        return fields
+    flat = interpolate(fields.flatten(0, -4), size=size, mode="bilinear", align_corners=False)
+    factors = flat.new_tensor([size[1] / width, size[0] / height])[:, None, None]
+    return (flat * factors).unflatten(0, fields.shape[:-3])

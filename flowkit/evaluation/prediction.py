@@ -1,0 +1,332 @@
+"""What trained streams see in a raw video: its flow computed as that of their training, fused.
+
+A video is decoded twice: once to count its frames, which says what moments are looked at, then for
+those frames and fields alone. They go through the bytes of a flow record, so the networks see what
+`flowkit extract` and `flowkit eval` would have shown them, JPEG's losses included.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from flowkit.errors import UsageError, VideoError
+from flowkit.evaluation.scoring import Scorer
+from flowkit.extraction.request import Request, resize_frame, target_size
+from flowkit.flow import make_method
+from flowkit.flow.method import Pair, Series, series_pairs
+from flowkit.networks.checkpoints import ALIKE, Checkpoint
+from flowkit.pictures.colors import FAINT_INK, INK, PAPER
+from flowkit.pictures.lettering import fit, load_font
+from flowkit.pictures.sheets import Look, video_pages
+from flowkit.records import formats
+from flowkit.records.reading import Record, StoredSeries, differences
+from flowkit.records.writing import Storage, field_templates
+from flowkit.scores.files import Scores, softmax
+from flowkit.scores.fusion import LINEAR, Fusion, fuse
+from flowkit.synthetic import write_video
+from flowkit.video.image_folders import MAX_FRAME_MPX
+from flowkit.video.reading import open_video
+
+FPS = 25.0  # of an overlay, where the video does not say
+LINE, TEXT_PX, MARGIN = 22, 13, 8  # px, of the strip below an overlay's pages
+BAR = (86, 130, 200)  # RGB
+IMAGES = "img_%05d.jpg"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a video shows: all classes, likeliest first, with their probabilities, float64 (K,).
+
+    `streams` has each stream's own likeliest class and its probability; `frames` is the length.
+    The probabilities of a fusion by SVM are the softmax of its margins: good for ordering.
+    """
+
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+    streams: dict[str, tuple[str, float]]
+    frames: int
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """The likeliest classes with their probabilities."""
+        return list(zip(self.classes, self.probabilities.tolist(), strict=True))[:count]
+
+
+class Predictor:
+    """Trained streams by name, and the fusion of them (one stream needs none), ready for videos.
+
+    A video with frames of more than `max_frame_mpx` megapixels is refused. UsageError where the
+    streams do not know the same classes, or were trained on different flow or flow that flowkit
+    cannot compute.
+    """
+
+    def __init__(
+        self,
+        scorers: Mapping[str, Scorer],
+        fusion: Fusion | None = None,
+        *,
+        max_frame_mpx: float = MAX_FRAME_MPX,
+    ) -> None:
+        if not scorers or (fusion is None) == (len(scorers) > 1):
+            raise UsageError(
+                "expected one stream, or several and their fusion, "
+                f"got {len(scorers)} and {'none' if fusion is None else 'a fusion'}"
+            )
+        self.scorers, self.fusion = dict(scorers), fusion
+        known = [scorer.known for scorer in self.scorers.values()]
+        if fusion is not None and fusion.method in LINEAR:
+            self.classes = fusion.classes  # of more, such as were added in training, no others
+        elif all(set(classes) == set(known[0]) for classes in known):
+            self.classes = known[0]
+        else:
+            counts = (f"{one.path} has {len(one.known)}" for one in self.scorers.values())
+            raise UsageError(f"expected streams of the same classes: {', '.join(counts)}")
+        for scorer in self.scorers.values():
+            scorer.columns(self.classes)
+        request = video_request(one.checkpoint for one in self.scorers.values())
+        self.request = replace(request, max_frame_mpx=max_frame_mpx)
+
+    def predict(self, path: str | os.PathLike[str]) -> Prediction:
+        """What the video at `path` shows; VideoError where it is damaged or too short."""
+        return self.predict_record(self.hold(path))
+
+    def predict_record(self, record: Record) -> Prediction:
+        """The same of a record that holds what the streams look at."""
+        found = {
+            name: Scores(
+                ("video",),
+                self.classes,
+                np.stack(list(scorer.score([record], self.classes))),
+                meta={"kind": scorer.views.average},
+            )
+            for name, scorer in self.scorers.items()
+        }
+        fused = next(iter(found.values())) if self.fusion is None else fuse(found, self.fusion)
+        classes, probabilities = _ranked(fused)
+        streams = {}
+        for name, scores in found.items():
+            names, values = _ranked(scores)
+            streams[name] = (names[0], float(values[0]))
+        return Prediction(classes, probabilities, streams, record.frame_count)
+
+    def hold(self, path: str | os.PathLike[str], *, whole: bool = False) -> HeldRecord:
+        """What the streams look at in a video, as a record in memory.
+
+        With `whole` all frames, and the field from each of them to the next, are in it, too.
+        """
+        path = Path(path)
+        count = _count_frames(path, self.request.max_frame_mpx)
+        least = max(self.request.steps) + 1
+        if count < least:
+            raise VideoError(f"{path}: expected at least {least} frames, got {count}")
+        wanted = Wanted(count, set(), {one: set() for one in self.request.series})
+        for scorer in self.scorers.values():
+            wanted.add(scorer)
+        if whole:
+            first = self.request.series[0]
+            wanted.frames.update(range(count))
+            wanted.fields[first].update(range(wanted.count(first)))
+        return hold_video(path, self.request, wanted)
+
+
+class Wanted(NamedTuple):
+    """The frames and the fields of each series that are looked at in a video, by number."""
+
+    frame_count: int
+    frames: set[int]
+    fields: dict[Series, set[int]]
+
+    def count(self, one: Series) -> int:
+        """How many fields a series of this video has, wanted or not."""
+        return self.frame_count - one.step
+
+    def add(self, scorer: Scorer) -> None:
+        """Want what a stream looks at."""
+        step = scorer.form.step
+        count = self.frame_count - step
+        for clip in scorer.clips("video", self.frame_count):
+            if scorer.checkpoint.form is None:
+                self.frames.add(clip.frame(count))
+            elif scorer.form.bidirectional:
+                ahead, back = clip.halves(count)
+                self.fields[Series("forward", step)].update(ahead)
+                self.fields[Series("backward", step)].update(back)
+            else:
+                self.fields[Series("forward", step)].update(clip.fields(count))
+
+
+@dataclass(frozen=True)
+class HeldRecord(Record):
+    """A record in memory that may hold some of a video's frames and fields only."""
+
+    description: dict[str, Any] = field(default_factory=dict)
+    files: dict[tuple[str, int], bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def sidecar(self) -> dict[str, Any]:
+        """What a sidecar would say of how it was made."""
+        return self.description
+
+    def read(self, wanted: Sequence[tuple[str, int]]) -> list[bytes]:
+        """The bytes of files, each named by its template and its index from 0."""
+        return [self.files[name, index] for name, index in wanted]
+
+
+def video_request(checkpoints: Iterable[Checkpoint]) -> Request:
+    """How the flow that networks were trained on is computed and stored.
+
+    For networks that see frames alone it is as `flowkit extract` does it unless told otherwise.
+    UsageError where they were trained on different flow, or on that of another tool.
+    """
+    trained = [(one.flow or {}, one.form) for one in checkpoints if one.form is not None]
+    if not trained:
+        return Request(make_method("tvl1"))
+    flow = trained[0][0]
+    for other, _ in trained[1:]:
+        if found := differences(flow, other):
+            raise UsageError(f"expected streams trained on the same flow: {'; '.join(found)}")
+    if not isinstance(flow.get("method"), dict):
+        raise UsageError(
+            "the temporal stream was trained on flow of another tool, which flowkit cannot "
+            "compute: make records of the videos with that tool, and use flowkit eval"
+        )
+    stored = {alike: format for format, alike in ALIKE.items()}.get(flow["format"], flow["format"])
+    quality = {} if flow["quality"] is None else {"quality": flow["quality"]}
+    return Request(
+        make_method(**flow["method"]),
+        steps=tuple(dict.fromkeys(form.step for _, form in trained)),
+        backward=any(form.bidirectional for _, form in trained),
+        resize=flow["resize"],
+        storage=Storage(stored, bound=flow["bound"], **quality),
+    )
+
+
+def hold_video(path: Path, request: Request, wanted: Wanted) -> HeldRecord:
+    """The wanted frames and fields of a video as a record in memory; nothing else is computed."""
+    storage, first_step = request.storage, request.steps[0]
+    templates = {
+        one: field_templates(PurePosixPath(path.name), storage, one, first_step=first_step)
+        for one in wanted.fields
+    }
+    files: dict[tuple[str, int], bytes] = {}
+    order: deque[tuple[Series, int]] = deque()  # of the pairs handed to the method
+    ranges = {one: np.full((wanted.count(one), 2, 2), np.nan) for one in wanted.fields}
+    with open_video(path, max_frame_mpx=request.max_frame_mpx) as video:
+        size = target_size(request.resize, video.size)
+
+        def frames() -> Iterator[np.ndarray]:
+            for index, decoded in enumerate(video.frames()):
+                frame = resize_frame(decoded, size)
+                if index in wanted.frames:
+                    data = formats.encode_image(frame, "jpg", storage.rgb_quality)
+                    files[IMAGES, index] = data
+                yield frame
+
+        def pairs() -> Iterator[Pair]:
+            for one, index, first, second in series_pairs(frames(), wanted.fields):
+                if index in wanted.fields[one]:
+                    order.append((one, index))
+                    yield first, second
+
+        for computed in request.method.fields(pairs()):
+            one, index = order.popleft()
+            encoded, own = formats.encode_field(
+                computed, storage.format, bound=storage.bound, quality=storage.quality
+            )
+            if own is not None:
+                ranges[one][index] = own
+            for template, data in zip(templates[one].values(), encoded, strict=True):
+                files[template, index] = data
+        has_planes = storage.format in formats.PLANE_FORMATS
+        return HeldRecord(
+            path,
+            size,
+            video.fps,
+            wanted.frame_count,
+            storage.format,
+            tuple(
+                StoredSeries(
+                    one.direction,
+                    one.step,
+                    wanted.count(one),
+                    templates[one],
+                    ranges[one] if has_planes else None,
+                )
+                for one in wanted.fields
+            ),
+            IMAGES,
+            description={"request": request.identity()},
+            files=files,
+        )
+
+
+def write_overlay(
+    record: Record, prediction: Prediction, out: str | os.PathLike[str], *, lines: int = 5
+) -> None:
+    """Write an .mp4 of a record's frames beside their fields, with what was predicted below.
+
+    The record holds all of its frames and forward fields. UsageError for another ending.
+    """
+    out = Path(out)
+    if out.suffix.lower() != ".mp4":
+        raise UsageError(f"{out}: expected a name that ends in .mp4")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        write_video(
+            part,
+            _overlay_pages(record, prediction.top(lines)),
+            fps=record.fps or FPS,
+            container_format="mp4",
+            options={"crf": "18"},
+        )
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _overlay_pages(record: Record, top: list[tuple[str, float]]) -> Iterator[np.ndarray]:
+    """The pages of a record with a strip of the likeliest classes below, uint8 (H, W, 3) BGR."""
+    strip = None
+    for page in video_pages(record, Look()):
+        if strip is None:
+            strip = _draw_classes(top, page.shape[1])
+        yield np.concatenate([page, strip])
+
+
+def _draw_classes(top: list[tuple[str, float]], width: int) -> np.ndarray:
+    """A line a class: its probability, its name, and a bar; uint8 (h, width, 3) BGR, h even."""
+    strip = Image.new("RGB", (width, 2 * MARGIN + LINE * len(top)), PAPER)
+    draw, font = ImageDraw.Draw(strip), load_font(TEXT_PX)
+    bars = width // 2  # where they begin
+    for number, (name, probability) in enumerate(top):
+        y = MARGIN + number * LINE
+        ink = FAINT_INK if number else INK
+        draw.text((MARGIN + 56, y + LINE / 2), f"{probability:.1%}", ink, font, anchor="rm")
+        shown = fit(name, font, bars - 2 * MARGIN - 68)
+        draw.text((MARGIN + 68, y + LINE / 2), shown, ink, font, anchor="lm")
+        length = (width - bars - MARGIN) * probability
+        draw.rectangle((bars, y + 3, bars + length, y + LINE - 4), BAR)
+    return np.asarray(strip)[..., ::-1]
+
+
+def _count_frames(path: Path, max_frame_mpx: float) -> int:
+    with open_video(path, max_frame_mpx=max_frame_mpx) as video:
+        return sum(1 for _ in video.frames())
+
+
+def _ranked(scores: Scores) -> tuple[tuple[str, ...], np.ndarray]:
+    """The classes of the one video of `scores`, likeliest first, and their probabilities.
+
+    Between equals the class whose name comes first is likelier.
+    """
+    [values] = softmax(scores)
+    order = sorted(range(len(values)), key=lambda k: (-values[k], scores.classes[k]))
+    return tuple(scores.classes[k] for k in order), values[order]

@@ -1,0 +1,322 @@
+"""What a trained stream says of videos: a checkpoint and test views to `Scores`, resumable.
+
+Simonyan & Zisserman 2014, section 5: a video's scores are the mean over moments of equal spacing
+and ten views of each. A video is asked alone, in passes of its own, so its scores depend on nothing
+but the checkpoint, the views and its record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from flowkit.data.augment import frame_input
+from flowkit.data.clips import MOMENTS, Clip, View, center_view, spaced_clips, ten_views
+from flowkit.data.datasets import TestClips
+from flowkit.data.record_folders import Missing, RecordFolder
+from flowkit.data.splits import Split, first_names, read_split
+from flowkit.data.stacks import StackForm, flip, flow_stack
+from flowkit.errors import SplitError, UsageError
+from flowkit.networks.checkpoints import checkpoint_path, load_net
+from flowkit.records.reading import Record, differences
+from flowkit.scores.files import Scores, read_scores, write_scores
+
+log = logging.getLogger(__name__)
+
+PASS_INPUTS = 50  # views of one forward pass
+SAVE_S = 60.0  # between two writings of what is done so far
+
+Part = Literal["test", "heldout"]
+
+
+@dataclass(frozen=True)
+class TestViews:
+    """How a video is asked: moments of equal spacing, crops of each, and what is averaged.
+
+    `crops`: "ten" (corners and center, and their flips) or "center". `average`: the mean of the
+    views' "softmax" scores or of their "logits".
+    """
+
+    __test__ = False  # no test of pytest's
+
+    moments: int = MOMENTS
+    crops: Literal["ten", "center"] = "ten"
+    average: Literal["softmax", "logits"] = "softmax"
+
+    def __post_init__(self) -> None:
+        if self.moments < 1:
+            raise UsageError(f"expected at least one moment, got {self.moments}")
+        if self.crops not in ("ten", "center"):
+            raise UsageError(f"expected crops ten or center, got {self.crops!r}")
+        if self.average not in ("softmax", "logits"):
+            raise UsageError(f"expected an average of softmax or logits, got {self.average!r}")
+
+
+class _Pass(NamedTuple):
+    """Some clips of a record that are read together, each with the moments that it stands for."""
+
+    record: Record
+    clips: list[tuple[Clip, int]]
+    is_last: bool
+
+
+class Scorer:
+    """A trained stream that is ready to say what it sees in records.
+
+    `path` is a checkpoint or a run's folder. Of several tasks the first is asked, which is the one
+    that counts: of the others, test videos were trained on, too.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        views: TestViews | None = None,
+        device: torch.device | str = "cpu",
+        pass_inputs: int = PASS_INPUTS,
+    ) -> None:
+        if pass_inputs < 1:
+            raise UsageError(f"expected at least one input of a pass, got {pass_inputs}")
+        self.path = checkpoint_path(path)
+        self.checkpoint, net = load_net(path)
+        self.task, self.known = next(iter(self.checkpoint.tasks.items()))
+        self.views, self.pass_inputs = views or TestViews(), pass_inputs
+        self.form = self.checkpoint.form or StackForm()  # both streams look at the same moments
+        self.weights = _digest_weights(net)
+        self.device = torch.device(device)
+        self.net = net.to(self.device)
+
+    def columns(self, classes: Sequence[str]) -> list[int]:
+        """The places of classes among the logits; UsageError for one that it does not know."""
+        if unknown := [name for name in classes if name not in self.known]:
+            raise UsageError(
+                f"{self.path}: was not trained on {len(unknown)} of {len(classes)} classes: "
+                f"{first_names(unknown)}"
+            )
+        return [self.known.index(name) for name in classes]
+
+    def clips(self, video: str, frame_count: int) -> list[Clip]:
+        """The moments of a video of so many frames that are looked at; short ones repeat some."""
+        form = self.form
+        count = frame_count - form.step
+        return spaced_clips(video, count, form.length, moments=self.views.moments, step=form.step)
+
+    def score(
+        self, records: Iterable[Record], classes: Sequence[str] | None = None, *, readers: int = 1
+    ) -> Iterator[np.ndarray]:
+        """The values of each record, float32 (K,), in order; `readers` threads read ahead.
+
+        They are of `classes` in their order, by default all that the network knows; others are
+        left out before the softmax.
+        """
+        columns = self.columns(self.known if classes is None else classes)
+        passes = (one for record in records for one in self._passes(record))
+        total = np.zeros(len(columns))
+        for one, inputs in _read_ahead(self._read, passes, readers):
+            total += self._ask(one, inputs, columns)
+            if one.is_last:
+                yield (total / self.views.moments).astype(np.float32)
+                total = np.zeros(len(columns))
+
+    def describe(self) -> dict[str, Any]:
+        """What scores files tell of how they were made, and resuming compares; JSON values."""
+        checkpoint, views = self.checkpoint, self.views
+        form = "" if checkpoint.form is None else f", L = {checkpoint.form.length}"
+        shown = f"{views.moments} x {10 if views.crops == 'ten' else 1} views"
+        return {
+            "kind": views.average,
+            "stream": checkpoint.stream,
+            "about": f"{checkpoint.net}{form}, step {checkpoint.step:,}, {shown}",
+            "checkpoint": {
+                "file": self.path.name,
+                "step": checkpoint.step,
+                "weights": self.weights,
+            },
+            "views": asdict(views),
+        }
+
+    def _views(self, record: Record) -> list[View]:
+        crop, short_side = self.checkpoint.crop, self.checkpoint.short_side
+        if self.views.crops == "center":
+            return [center_view(record.size, crop=crop, short_side=short_side)]
+        return ten_views(record.size, crop=crop, short_side=short_side)
+
+    def _passes(self, record: Record) -> Iterator[_Pass]:
+        """The distinct clips of a record by the number that are read and asked together."""
+        clips = list(Counter(self.clips(record.name, record.frame_count)).items())
+        size = max(1, self.pass_inputs // len(self._views(record)))
+        for first in range(0, len(clips), size):
+            last = first + size
+            yield _Pass(record, clips[first:last], is_last=last >= len(clips))
+
+    def _read(self, one: _Pass) -> torch.Tensor:
+        """The whole rescaled frames or flow stacks of a pass, float32 (clips, C, H, W).
+
+        The views are cut on the device: ten of them have six times as many values.
+        """
+        record, form = one.record, self.form
+        frame = self._views(record)[0].frame
+        whole = View(frame, 0, 0, *frame)
+        count = record.frame_count - form.step
+        if self.checkpoint.stream == "spatial":
+            frames = (record.frame(clip.frame(count)) for clip, _ in one.clips)
+            inputs = [frame_input(image, whole, frame) for image in frames]
+        else:
+            inputs = [flow_stack(record, clip, whole, form=form) for clip, _ in one.clips]
+        return torch.from_numpy(np.stack(inputs))
+
+    @torch.inference_mode()
+    def _ask(self, one: _Pass, inputs: torch.Tensor, columns: list[int]) -> np.ndarray:
+        """The sum over the moments of a pass of the mean over views: float64 (K,)."""
+        views = self._views(one.record)
+        inputs = inputs.to(self.device)
+        cuts = torch.stack([self._cut(inputs, view) for view in views], 1).flatten(0, 1)
+        logits = torch.cat([self.net(part) for part in cuts.split(self.pass_inputs)])
+        values = self.net.split_logits(logits)[self.task][:, columns].double()
+        if self.views.average == "softmax":
+            values = values.softmax(1)
+        moments = values.unflatten(0, (-1, len(views))).mean(1).cpu().numpy()  # (clips, K)
+        return np.array([times for _, times in one.clips], np.float64) @ moments
+
+    def _cut(self, inputs: torch.Tensor, view: View) -> torch.Tensor:
+        """One view of whole inputs: (B, C, H, W) -> (B, C, h, w)."""
+        cut = inputs[..., view.top : view.top + view.height, view.left : view.left + view.width]
+        if not view.flip:
+            return cut
+        return cut.flip(-1) if self.checkpoint.stream == "spatial" else flip(cut)
+
+
+def score_part(
+    scorer: Scorer,
+    split: Split,
+    records: RecordFolder,
+    part: Part,
+    out: Path,
+    *,
+    missing: Missing = "error",
+    readers: int = 1,
+) -> Iterator[tuple[int, int]]:
+    """Score a part of a split and write the scores file `out`; yields (videos done, videos).
+
+    What is done is kept beside `out`, as a scores file of fewer videos, every minute and whenever
+    this ends, for whatever reason: the next call goes on there. A finished `out` that was made the
+    same way is left as it is, and nothing is yielded. RecordError, before any work, where a record
+    is not what the network was trained on.
+    """
+    if not split.part(part):
+        raise SplitError(f"{split.name}: its {part} part is empty")
+    scorer.columns(split.classes)
+    checkpoint = scorer.checkpoint
+    clips = TestClips(  # finds, opens and checks the records
+        split,
+        records,
+        streams=(checkpoint.stream,),
+        form=scorer.form,
+        part=part,
+        crop=checkpoint.crop,
+        short_side=checkpoint.short_side,
+        missing=missing,
+    )
+    for record in clips.records:
+        checkpoint.check_record(record)
+    if clips.skipped:
+        log.info("%s: %d videos have no record and are left out", out, clips.skipped)
+    videos = [video.id for video in clips.videos]
+    meta = scorer.describe() | {"part": part, "split": split.name}
+    meta["data"] = _digest_data(split.classes, clips)
+    partial = out.with_suffix(".partial.npz")
+    if _read_alike(out, meta) is not None:
+        return
+    rows = _read_alike(partial, meta) or {}
+
+    def save(path: Path, done: Sequence[int]) -> None:
+        values = np.stack([rows[videos[place]] for place in done])
+        ids, labels = [videos[place] for place in done], [clips.labels[place] for place in done]
+        write_scores(path, Scores(tuple(ids), split.classes, values, np.array(labels), meta))
+
+    waiting = [place for place, video in enumerate(videos) if video not in rows]
+    saved = time.monotonic()
+    try:
+        if rows:
+            yield len(rows), len(videos)
+        left = (clips.records[place] for place in waiting)
+        values = scorer.score(left, split.classes, readers=readers)
+        for place, row in zip(waiting, values, strict=True):
+            rows[videos[place]] = row
+            if time.monotonic() - saved >= SAVE_S:
+                save(partial, [place for place, video in enumerate(videos) if video in rows])
+                saved = time.monotonic()
+            yield len(rows), len(videos)
+        save(out, range(len(videos)))
+        partial.unlink(missing_ok=True)
+    finally:
+        if 0 < len(rows) < len(videos):
+            save(partial, [place for place, video in enumerate(videos) if video in rows])
+
+
+def trained_videos(split: Split, run_split: Path) -> list[str]:
+    """The videos of the held-out and test parts of `split` that the split of a run trained on."""
+    if not run_split.exists():
+        return []
+    trained = {video.id for video in read_split(run_split).train}
+    return [video.id for video in (*split.heldout, *split.test) if video.id in trained]
+
+
+def _read_ahead(
+    read: Callable[[_Pass], torch.Tensor], passes: Iterable[_Pass], readers: int
+) -> Iterator[tuple[_Pass, torch.Tensor]]:
+    """Every pass with what `read` makes of it, in order, some of them read ahead in threads."""
+    waiting: deque[tuple[_Pass, Future[torch.Tensor]]] = deque()
+    pool = ThreadPoolExecutor(max(1, readers))
+    try:
+        for one in passes:
+            waiting.append((one, pool.submit(read, one)))
+            if len(waiting) > readers:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _read_alike(path: Path, meta: dict[str, Any]) -> dict[str, np.ndarray] | None:
+    """The values by video in a scores file that was made as `meta` says; None if there is none."""
+    if not path.exists():
+        return None
+    scores = read_scores(path)
+    if found := differences(scores.meta, json.loads(json.dumps(meta))):
+        log.info("%s: is made anew, for it differs: %s", path, "; ".join(found))
+        return None
+    return dict(zip(scores.videos, scores.values, strict=True))
+
+
+def _digest_weights(net: torch.nn.Module) -> str:
+    """A number of the weights of a network."""
+    digest = hashlib.sha256()
+    for name, tensor in net.state_dict().items():
+        digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _digest_data(classes: Sequence[str], clips: TestClips) -> str:
+    """A number of the classes, of the videos with their labels, and how records were made."""
+    digest = hashlib.sha256(json.dumps(classes).encode())
+    for video, label, record in zip(clips.videos, clips.labels, clips.records, strict=True):
+        sidecar = record.sidecar
+        made = [sidecar.get("request"), sidecar.get("foreign"), record.size, record.frame_count]
+        digest.update(json.dumps([video.id, label, made]).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Videos to records: the request, the plan, the work, and the flow processes of GPUs."""

@@ -1,0 +1,242 @@
+"""Room one: videos to flow records, one video at a time or many in worker processes."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+import flowkit
+from flowkit._cv2 import cv2
+from flowkit.errors import FlowkitError, VideoError
+from flowkit.extraction.flow_client import RemoteFlow
+from flowkit.extraction.flow_processes import FlowProcesses
+from flowkit.extraction.plan import source_bytes
+from flowkit.extraction.request import Request, resize_frame, target_size
+from flowkit.flow import device_of, prepare_method
+from flowkit.flow.method import FlowMethod, Pair, Series, consecutive, series_pairs
+from flowkit.records.writing import RecordWriter, remove_leftovers
+from flowkit.video.reading import open_video
+from flowkit.video.sources import Source
+from flowkit.workers.pool import Done, Failed, Progress, run_pool
+
+log = logging.getLogger("flowkit")
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What became of one video: `seconds` by "decode", "flow", "encode" and "write"."""
+
+    frames: int
+    fields: int
+    damage: str | None
+    seconds: dict[str, float]
+    written: bool  # False where another run had finished the record meanwhile
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One event of `extract`: a video "done" or "failed", or frames of it so far ("running")."""
+
+    source: Source
+    status: str
+    extracted: Extracted | None = None
+    reason: str = ""
+    frames: int = 0
+
+
+def video_fields(
+    path: str | Path, method: FlowMethod, *, resize: str | None = None
+) -> Iterator[np.ndarray]:
+    """The fields of a video from frame to frame, lazily: float32 (H, W, 2) px, n - 1 of n frames.
+
+    VideoError, at the end, if the video did not give every frame that its file promises.
+    """
+    with open_video(Path(path)) as video:
+        size = target_size(resize, video.size)
+        yield from method.fields(consecutive(resize_frame(one, size) for one in video.frames()))
+
+
+def extract_video(
+    source: Source,
+    out: Path,
+    request: Request,
+    *,
+    overwrite: bool = False,
+    report: Callable[[int], None] = lambda frames: None,
+    remote: RemoteFlow | None = None,
+) -> Extracted:
+    """Make the record of one video below `out`; decodes once, whatever series are asked for.
+
+    `report` is told the frames so far. The flow is computed here, or by a `remote` process that
+    has the method of the request. VideoError where the video is damaged or has too few frames:
+    nothing is left of it then.
+    """
+    start = perf_counter()
+    decoding = 0.0
+    order: deque[Series] = deque()  # the series of each pair handed to the method
+    with (
+        open_video(
+            source.path,
+            keep_damaged=request.keep_damaged,
+            decoder=request.decoder,
+            max_frame_mpx=request.max_frame_mpx,
+        ) as video,
+        RecordWriter(out, source.id, request.storage, request.series) as writer,
+    ):
+        size = target_size(request.resize, video.size)
+
+        def frames() -> Iterator[np.ndarray]:
+            nonlocal decoding
+            decoded = video.frames()
+            while True:
+                begin = perf_counter()
+                frame = next(decoded, None)
+                if frame is not None:
+                    frame = resize_frame(frame, size)
+                decoding += perf_counter() - begin
+                if frame is None:
+                    return
+                writer.add_frame(frame)
+                report(writer.frame_count)
+                yield frame
+
+        def pairs() -> Iterator[Pair]:
+            for series, _, first, second in series_pairs(frames(), request.series):
+                order.append(series)
+                yield first, second
+
+        compute = request.method.fields if remote is None else remote.compute
+        for computed in compute(pairs()):
+            if isinstance(computed, tuple):
+                writer.add_planes(order.popleft(), *computed)
+            else:
+                writer.add_field(order.popleft(), computed)
+        _check_counts(writer, request)
+        written = writer.commit(
+            {
+                "flowkit": flowkit.__version__,
+                "libraries": _libraries(),
+                "device": device_of(request.method),
+                "source": {
+                    "name": source.path.name,
+                    "bytes": source_bytes(source.path),
+                    "size": list(video.size),
+                    "frames_expected": video.account.expected if video.account else None,
+                    "damage": video.damage,
+                },
+                "fps": video.fps,
+                "request": request.identity(),
+            },
+            overwrite=overwrite,
+        )
+        seconds = {"decode": decoding, **writer.seconds}
+        seconds["flow"] = perf_counter() - start - sum(seconds.values())
+        fields = sum(len(ranges) for ranges in writer.ranges.values())
+        return Extracted(writer.frame_count, fields, video.damage, seconds, written)
+
+
+def extract(
+    sources: Sequence[Source],
+    out: Path,
+    request: Request,
+    *,
+    workers: int,
+    timeout_s: float | None = None,
+    overwrite: bool = False,
+    processes: FlowProcesses | None = None,
+) -> Iterator[Outcome]:
+    """Make the records of `sources` in worker processes; yields what became of each, as it comes.
+
+    Workers compute the flow themselves, or have it from `processes` of the same method and
+    storage. A video that fails, takes longer than `timeout_s`, or kills its worker costs itself
+    only. After a full disk, or where flow processes die again and again, no further video is begun:
+    those have no outcome.
+    """
+    full = False
+
+    def supply() -> Iterator[tuple[Source, RemoteFlow | None]]:
+        for index, source in enumerate(sources):
+            if full:
+                return
+            remote = processes.assign(index) if processes else None
+            if processes and processes.problem:
+                return
+            yield source, remote
+
+    out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
+    if processes is None and sources:
+        prepare_method(request.method)
+    task = _Task(out, request, overwrite)
+    try:
+        with closing(run_pool(task, supply(), workers=workers, timeout_s=timeout_s)) as events:
+            for event in events:
+                source = sources[event.index]
+                if isinstance(event, Failed) and event.exception == "FlowProcessDied" and processes:
+                    event = replace(event, reason=processes.mourn(event.index))
+                if processes:
+                    processes.listen()
+                    if not isinstance(event, Progress):
+                        processes.release(event.index)
+                match event:
+                    case Progress():
+                        yield Outcome(source, "running", frames=event.value)
+                    case Done():
+                        yield Outcome(source, "done", event.result, frames=event.result.frames)
+                    case Failed():
+                        full = full or event.errno in (errno.ENOSPC, errno.EDQUOT)
+                        log.debug("%s: %s", source.path, event.traceback)
+                        reason = event.reason.removeprefix(f"{source.path}: ")
+                        yield Outcome(source, "failed", reason=reason)
+    finally:
+        remove_leftovers(out)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker does with one source, and the process that computes its flow: picklable."""
+
+    out: Path
+    request: Request
+    overwrite: bool
+
+    def __call__(
+        self, item: tuple[Source, RemoteFlow | None], report: Callable[[int], None]
+    ) -> Extracted:
+        source, remote = item
+        return extract_video(
+            source,
+            self.out,
+            self.request,
+            overwrite=self.overwrite,
+            report=report,
+            remote=remote,
+        )
+
+
+def _check_counts(writer: RecordWriter, request: Request) -> None:
+    """No frame and no field may be lost: every series has the frames less its step."""
+    least = max(request.steps) + 1
+    if writer.frame_count < least:
+        frames = "1 frame" if writer.frame_count == 1 else f"{writer.frame_count} frames"
+        raise VideoError(f"{frames}, expected at least {least} for step {least - 1}")
+    for series, ranges in writer.ranges.items():
+        if len(ranges) != writer.frame_count - series.step:
+            raise FlowkitError(
+                f"method {request.method.name} gave {len(ranges)} {series.direction} fields of "
+                f"step {series.step} for {writer.frame_count} frames"
+            )
+
+
+def _libraries() -> dict[str, str]:
+    import av
+
+    return {"opencv": cv2.__version__, "pyav": av.__version__, "numpy": np.__version__}

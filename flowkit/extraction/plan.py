@@ -1,0 +1,142 @@
+"""Before any work: which videos still need their record, and what stands in the way."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flowkit.errors import RecordError, UsageError
+from flowkit.extraction.request import Request
+from flowkit.records.reading import SIDECAR, differences, read_sidecar
+from flowkit.records.writing import record_folder
+from flowkit.video.sources import Source
+
+
+def plan(
+    sources: Sequence[Source], out: Path, request: Request, *, overwrite: bool = False
+) -> list[Source]:
+    """The sources whose record is still to be made: those finished as asked for are left out.
+
+    UsageError, before any work, where a record of other parameters, or a folder that holds
+    anything else, stands in a record's place, or where the record's place is the source itself.
+    """
+    todo, foreign = [], []
+    different: dict[str, list[str]] = {}  # how they differ -> the records that do
+    names: dict[str, Source] = {}
+    for source in sources:
+        place = out / record_folder(source.id, request.storage)
+        twin = names.setdefault(str(place), source)
+        if twin is not source:
+            raise UsageError(f"{twin.path} and {source.path} would share the record {place}")
+        if place.resolve() == source.path or source.path in place.resolve().parents:
+            raise UsageError(f"{source.path}: its record would be written into it; choose --out")
+        state = _existing(source, place, request)
+        if state is None or overwrite:
+            todo.append(source)
+        elif state:
+            different.setdefault(state, []).append(str(place))
+        if state is None and _is_foreign(place):
+            foreign.append(str(place))
+    if foreign:
+        raise UsageError(
+            f"not written by flowkit, but in the place of a record: {_named(foreign)}; "
+            "move them away, or choose another --out"
+        )
+    if different:
+        ways = "; ".join(f"{how} ({_named(where)})" for how, where in list(different.items())[:3])
+        raise UsageError(
+            f"made from other parameters: {ways}; --overwrite makes them anew, another --out "
+            "keeps them"
+        )
+    return todo
+
+
+def take_shard(sources: Sequence[Source], index: int, count: int) -> list[Source]:
+    """The `index`-th of `count` shares (from 1) of the sources, by a checksum of their ids.
+
+    A video stays in its share whatever other videos come or go.
+    """
+    if not 1 <= index <= count:
+        raise UsageError(f"expected a shard from 1/{count} to {count}/{count}, got {index}/{count}")
+    return [
+        one
+        for one in sources
+        if zlib.crc32(one.id.encode(errors="surrogateescape")) % count == index - 1
+    ]
+
+
+def slurm_shard(environ: Mapping[str, str], total: int | None = None) -> tuple[int, int]:
+    """The share (index from 1, count) of this SLURM array task or, outside an array, srun task.
+
+    Task t of an array does share t of `total`, share `total` where t is 0: so some tasks of an
+    array, run again, do what they did before. Without a total the array's number of tasks is
+    taken; UsageError if its numbers leave gaps, for then most of the work would be left undone.
+    """
+    try:
+        if "SLURM_ARRAY_TASK_ID" not in environ:
+            if total is not None:
+                raise KeyError("SLURM_ARRAY_TASK_ID")
+            return int(environ["SLURM_PROCID"]) + 1, int(environ["SLURM_NTASKS"])
+        task, first, last, count = (
+            int(environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("ID", "MIN", "MAX", "COUNT")
+        )
+        step = int(environ.get("SLURM_ARRAY_TASK_STEP", 1))
+    except (KeyError, ValueError) as error:
+        raise UsageError(
+            "--shard slurm: expected SLURM_ARRAY_TASK_ID, _MIN, _MAX and _COUNT, or SLURM_PROCID "
+            f"and SLURM_NTASKS, in the environment; {error} is missing or no number"
+        ) from error
+    if total is not None:
+        if not total > 0 or last - first >= total:
+            raise UsageError(
+                f"--shard slurm/{total}: expected tasks of one array of {total}, got tasks from "
+                f"{first} to {last}"
+            )
+        return (task - 1) % total + 1, total
+    if (last - first) // step + 1 != count:
+        raise UsageError(
+            f"--shard slurm: expected an array of tasks without gaps, got {count} from {first} to "
+            f"{last}: to run some tasks of an array of N again, give --shard slurm/N"
+        )
+    return ((task - 1) % count if step == 1 else (task - first) // step) + 1, count
+
+
+def _existing(source: Source, place: Path, request: Request) -> str | None:
+    """None: no finished record at `place`; "": the one asked for; else how it differs."""
+    pack = place.with_name(place.name + ".zip")
+    in_folder = (place / SIDECAR).exists()
+    if not in_folder and not pack.exists():
+        return None
+    try:
+        sidecar = read_sidecar(place if in_folder else pack)
+        found = differences(sidecar["request"], request.identity())
+        found += differences(sidecar["source"], {**sidecar["source"], **_source_now(source)})
+    except (RecordError, KeyError, TypeError) as error:
+        return f"unreadable ({error})"
+    if in_folder == request.storage.pack:
+        found.append(f"a {'folder' if in_folder else 'pack'} on disk: flowkit pack|unpack converts")
+    return "; ".join(found)
+
+
+def _source_now(source: Source) -> dict[str, Any]:
+    return {"name": source.path.name, "bytes": source_bytes(source.path)}
+
+
+def source_bytes(path: Path) -> int | None:
+    """The size of a video file; None for a folder of frames."""
+    return None if path.is_dir() else path.stat().st_size
+
+
+def _is_foreign(place: Path) -> bool:
+    """Whether files stand at `place` that no unfinished record of flowkit would hold."""
+    own = ("img_", "flow_", "backward_")
+    return place.is_dir() and any(
+        entry.is_file() and not entry.name.startswith(own) for entry in place.iterdir()
+    )
+
+
+def _named(paths: list[str]) -> str:
+    """A count of paths and the first of them: "53 records, first flow/jump/a"."""
+    return paths[0] if len(paths) == 1 else f"{len(paths)} of them, the first {paths[0]}"

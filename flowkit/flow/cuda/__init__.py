@@ -1,0 +1,1 @@
+"""flowkit's own flow methods on an NVIDIA GPU: their kernels, batches and device."""

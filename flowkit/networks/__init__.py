@@ -1,0 +1,1 @@
+"""The networks, the weights they start from, and the checkpoints they end in."""

@@ -1,0 +1,144 @@
+"""A trained network as a file for other programs, ONNX or TorchScript, its outputs compared."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from flowkit.errors import FlowkitError, InstallError, UsageError
+from flowkit.networks.checkpoints import Checkpoint, load_net
+from flowkit.networks.streams import StreamNet
+
+FORMATS = ("onnx", "torchscript")
+ENDINGS = {"onnx": ".onnx", "torchscript": ".pt"}
+ONNX_LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+INPUT, OUTPUT = "input", "logits"
+DESCRIPTION = "flowkit.json"  # in the file: the key of what the checkpoint says
+CHECKED_BATCHES = (1, 3)  # inputs; neither is the batch of the tracing, which must not matter
+TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order
+
+
+class ExportError(FlowkitError, ArithmeticError):
+    """An exported network does not give the outputs of the one it was made of."""
+
+
+def export_net(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    format: Literal["onnx", "torchscript"],
+) -> float:
+    """Write the network of a checkpoint or run to `out`; the largest difference of a logit.
+
+    The file takes ``input``, float32 (B, C, crop, crop) for any B, and gives ``logits``, float32
+    (B, K), those of several tasks side by side. What the checkpoint says of both is in it as JSON
+    under the key ``flowkit.json``. It is read back, by onnxruntime or TorchScript, and its outputs
+    are compared on random inputs before it is put in place: ExportError where they differ by more
+    than 1e-4 of the largest. InstallError where a library is missing.
+    """
+    if format not in FORMATS:
+        raise UsageError(f"expected a format of {' or '.join(FORMATS)}, got {format!r}")
+    checkpoint, net = load_net(path)
+    said = {
+        name: value
+        for name, value in asdict(checkpoint).items()
+        if name not in ("training", "progress")
+    }
+    description = json.dumps({"format": "flowkit export", "version": 1, **said})
+    example = torch.zeros(2, checkpoint.channels, checkpoint.crop, checkpoint.crop)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        with warnings.catch_warnings():  # both exporters warn of their own deprecated parts
+            warnings.simplefilter("ignore")
+            if format == "onnx":
+                run = _write_onnx(net, example, description, part)
+            else:
+                run = _write_torchscript(net, example, description, part)
+            difference = _compare(net, run, checkpoint)
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+    return difference
+
+
+def _write_onnx(
+    net: StreamNet, example: torch.Tensor, description: str, file: Path
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Write the file; the call that runs it by onnxruntime."""
+    runtime = _onnx_libraries()[-1]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    program = torch.onnx.export(
+        net,
+        (example,),
+        input_names=[INPUT],
+        output_names=[OUTPUT],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    model = program.model_proto
+    entry = model.metadata_props.add()
+    entry.key, entry.value = DESCRIPTION, description
+    file.write_bytes(model.SerializeToString())
+    session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    return lambda inputs: torch.from_numpy(session.run([OUTPUT], {INPUT: inputs.numpy()})[0])
+
+
+def _write_torchscript(
+    net: StreamNet, example: torch.Tensor, description: str, file: Path
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Write the file; the network that was read back from it."""
+    with torch.no_grad():
+        traced = torch.jit.trace(net, example)
+    torch.jit.save(traced, str(file), _extra_files={DESCRIPTION: description})
+    return torch.jit.load(str(file))
+
+
+def _compare(
+    net: StreamNet, run: Callable[[torch.Tensor], torch.Tensor], checkpoint: Checkpoint
+) -> float:
+    """The largest difference of a logit on random inputs; ExportError if it is no rounding."""
+    generator = torch.Generator().manual_seed(0)
+    largest = 0.0
+    for batch in CHECKED_BATCHES:
+        shape = (batch, checkpoint.channels, checkpoint.crop, checkpoint.crop)
+        inputs = torch.randn(shape, generator=generator)
+        with torch.no_grad():
+            expected, got = net(inputs), run(inputs)
+        difference = (expected - got).abs().max().item() if got.shape == expected.shape else None
+        if difference is None or not difference <= TOLERANCE * expected.abs().max().item():
+            raise ExportError(
+                f"the exported network differs from its checkpoint: expected logits "
+                f"{tuple(expected.shape)} within {TOLERANCE:g} of the largest, got "
+                f"{tuple(got.shape)} off by {difference}; nothing was written"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _onnx_libraries() -> list[Any]:
+    """The modules of ONNX_LIBRARIES; InstallError names those to install."""
+    found, missing = [], []
+    for name in ONNX_LIBRARIES:
+        try:
+            found.append(importlib.import_module(name))
+        except ImportError:
+            missing.append(name)
+    if missing:
+        raise InstallError(
+            f"ONNX needs {', '.join(missing)}: pip install {' '.join(missing)} "
+            "(--format torchscript does without)"
+        )
+    return found

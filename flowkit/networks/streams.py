@@ -1,0 +1,301 @@
+"""The networks of a stream: a trunk from an image or a flow stack to features, and heads on it.
+
+The 2014 network is CNN-M-2048 of Chatfield et al. 2014 (arXiv:1405.3531) as Simonyan & Zisserman
+2014 (arXiv:1406.2199, figure 1 and section 5) use it. The others are torchvision's, which only this
+module imports, and only for them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from flowkit.data.datasets import STREAMS, Stream
+from flowkit.errors import InstallError, UsageError
+
+NETS = ("cnn-m-2048", "vgg16", "resnet18", "resnet50", "inception-v3", "small")
+RGB_CHANNELS = 3
+
+# Krizhevsky et al. 2012: k 2, size 5, beta 0.75, and alpha 1e-4 for each of the 5 elements summed;
+# PyTorch divides the sum by the size.
+LRN = {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 2.0}
+DROPOUT = 0.9  # of the temporal network; section 4 of the paper evaluates 0.5 and 0.9 for both
+HE_GAIN = 2.0  # variance of fresh weights times inputs, which ReLU needs (He et al. 2015)
+# For the 2014 network at its rate of 1e-2: He's gain ends in NaN within 5 steps where dropout is
+# 0.9 (tried with batches of 8), and 1/3, PyTorch's own, stays at chance for 40 steps.
+CNN_M_GAIN = 0.8
+HEAD_STD = 0.01  # of a head's fresh weights, as Krizhevsky et al. 2012: all classes start alike
+SMALL_WIDTHS = (32, 64, 128, 256)  # channels of the blocks of "small"
+GROUPS = 8  # channels are normalized by groups in "small": alike for a batch of any size
+
+# The trunk's first convolution, whose input channels follow the stream.
+FIRST_LAYER = {
+    "cnn-m-2048": "conv1",
+    "vgg16": "features.0",
+    "resnet18": "conv1",
+    "resnet50": "conv1",
+    "inception-v3": "Conv2d_1a_3x3.conv",
+    "small": "block1.conv",
+}
+INPUT_SIDES = {  # px, the least and the largest that a network can take
+    "cnn-m-2048": (224, 224),  # full6 is made for a grid of 6x6
+    "vgg16": (32, 1024),
+    "resnet18": (32, 1024),
+    "resnet50": (32, 1024),
+    "inception-v3": (75, 1024),
+    "small": (16, 1024),
+}
+
+
+class StreamNet(nn.Module):
+    """A trunk and one linear head (a softmax layer, without its softmax) for each task.
+
+    `tasks` are the names of the heads in order; usually there is one.
+    """
+
+    def __init__(self, name: str, trunk: nn.Module, features: int, heads: Mapping[str, int]):
+        super().__init__()
+        self.name = name
+        self.trunk = trunk
+        layers = {task: nn.Linear(features, classes) for task, classes in heads.items()}
+        for head in layers.values():
+            nn.init.normal_(head.weight, std=HEAD_STD)
+            nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleDict(layers)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the heads."""
+        return tuple(self.heads)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits float32 (B, K) of images (B, C, h, w); of several heads, side by side in order."""
+        features = self.trunk(images)  # (B, C, h, w) -> (B, F)
+        return torch.cat([head(features) for head in self.heads.values()], 1)
+
+    def split_logits(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The logits of each task, (B, K of all) -> task: (B, K of it)."""
+        sizes = [head.out_features for head in self.heads.values()]
+        return dict(zip(self.heads, logits.split(sizes, 1), strict=True))
+
+    def blocks(self) -> list[nn.Module]:
+        """The parts of the trunk that have weights, the first layer first."""
+        parts = [self.trunk]
+        if self.name == "vgg16":
+            parts = [self.trunk.features, self.trunk.classifier]  # type: ignore[list-item]
+        children = [child for part in parts for child in part.children()]
+        return [child for child in children if next(child.parameters(), None) is not None]
+
+    def train_top(self, top_blocks: int | None) -> None:
+        """Let the heads and the last `top_blocks` blocks learn, the rest not; None: everything."""
+        blocks = self.blocks()
+        if top_blocks is not None and not 0 <= top_blocks <= len(blocks):
+            raise UsageError(
+                f"{self.name}: expected 0 to {len(blocks)} blocks to train, got {top_blocks}"
+            )
+        self.trunk.requires_grad_(top_blocks is None)
+        for block in blocks[len(blocks) - (top_blocks or 0) :]:
+            block.requires_grad_()
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> StreamNet:
+        """As nn.Module's, but what does not learn keeps its batch statistics, too."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+                module.eval()
+        return self
+
+
+def build_stream(
+    name: str,
+    stream: Stream,
+    heads: Mapping[str, int],
+    *,
+    channels: int = RGB_CHANNELS,
+    dropout: float = DROPOUT,
+    seed: int = 0,
+) -> StreamNet:
+    """A network with fresh weights, drawn from `seed`.
+
+    `heads` gives the number of classes of each task; `channels` is 3 for frames and 2L for flow
+    stacks. `dropout` is the part of a layer's outputs set to zero in training: after full6 and
+    full7 of the 2014 network and of VGG-16, before the heads of the others. UsageError for an
+    unknown network, a task's name that is no word, or fewer than two classes.
+    """
+    if name not in NETS or stream not in STREAMS:
+        raise UsageError(
+            f"expected a network of {', '.join(NETS)} and a stream of {' or '.join(STREAMS)}, "
+            f"got {name!r} and {stream!r}"
+        )
+    if not 0 <= dropout < 1:
+        raise UsageError(f"expected a dropout of at least 0 and below 1, got {dropout}")
+    for task, classes in heads.items():
+        if not task.replace("-", "_").isidentifier() or hasattr(nn.ModuleDict, task):
+            raise UsageError(f"expected a word as a task's name, got {task!r}")
+        if classes < 2:
+            raise UsageError(f"task {task}: expected at least two classes, got {classes}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        trunk: nn.Module
+        match name:
+            case "cnn-m-2048":
+                trunk, features = _cnn_m_2048(stream, channels, dropout), 2048
+            case "small":
+                trunk, features = _small(channels, dropout), SMALL_WIDTHS[-1]
+            case _:
+                trunk, features = _torchvision_trunk(name, channels, dropout)
+        return StreamNet(name, trunk, features, heads)
+
+
+def count_parameters(net: nn.Module) -> int:
+    """The number of parameters, whether they learn or not."""
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def check_input_side(name: str, side: int) -> None:
+    """UsageError if the network cannot take a square input of `side` px."""
+    least, largest = INPUT_SIDES[name]
+    if not least <= side <= largest:
+        expected = f"{least} px" if least == largest else f"at least {least} px"
+        raise UsageError(f"{name} takes a crop of {expected}, got {side} px")
+
+
+def widen_first_layer(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """The RGB filters (O, 3, h, w) averaged over color and repeated: (O, channels, h, w).
+
+    Cross-modality initialization of Wang et al. 2015 (arXiv:1507.02159, section 2.2).
+    """
+    return weight.mean(1, keepdim=True).repeat(1, channels, 1, 1)
+
+
+def torchvision_weights(net: str, name: str) -> tuple[dict[str, torch.Tensor], str]:
+    """torchvision's weights of a network by name ("IMAGENET1K_V1"), and the file they came from.
+
+    They are fetched on first use and kept in torch's cache. UsageError where torchvision has none
+    of that name or they can neither be found nor fetched.
+    """
+    models = _torchvision_models()
+    if net in ("cnn-m-2048", "small"):
+        raise UsageError(f"torchvision has no weights of {net}: name a file of them")
+    choices = models.get_model_weights(net.replace("-", "_"))
+    if name not in choices.__members__:
+        raise UsageError(
+            f"expected a file of weights, or for {net} {', '.join(choices.__members__)}, got {name}"
+        )
+    url = choices[name].url
+    cache = f"{torch.hub.get_dir()}/checkpoints/{url.rpartition('/')[2]}"
+    try:
+        state = choices[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(
+            f"{name} of {net} is not at {cache} and cannot be fetched from {url} ({error}): "
+            "put the file there, or name it"
+        ) from error
+    return state, cache
+
+
+def _cnn_m_2048(stream: Stream, channels: int, dropout: float) -> nn.Sequential:
+    layers: dict[str, nn.Module] = {
+        "conv1": nn.Conv2d(channels, 96, 7, stride=2),
+        "relu1": nn.ReLU(inplace=True),
+        "norm1": nn.LocalResponseNorm(**LRN),  # type: ignore[arg-type]
+        "pool1": nn.MaxPool2d(3, 2, ceil_mode=True),  # 109 -> 54
+        "conv2": nn.Conv2d(96, 256, 5, stride=2, padding=1),
+        "relu2": nn.ReLU(inplace=True),
+        "norm2": nn.LocalResponseNorm(**LRN),  # type: ignore[arg-type]
+        "pool2": nn.MaxPool2d(3, 2, ceil_mode=True),  # 26 -> 13
+        "conv3": nn.Conv2d(256, 512, 3, padding=1),
+        "relu3": nn.ReLU(inplace=True),
+        "conv4": nn.Conv2d(512, 512, 3, padding=1),
+        "relu4": nn.ReLU(inplace=True),
+        "conv5": nn.Conv2d(512, 512, 3, padding=1),
+        "relu5": nn.ReLU(inplace=True),
+        "pool5": nn.MaxPool2d(3, 2, ceil_mode=True),  # 13 -> 6
+        "flatten": nn.Flatten(),
+        "full6": nn.Linear(512 * 6 * 6, 4096),
+        "relu6": nn.ReLU(inplace=True),
+        "drop6": nn.Dropout(dropout),
+        "full7": nn.Linear(4096, 2048),
+        "relu7": nn.ReLU(inplace=True),
+        "drop7": nn.Dropout(dropout),
+    }
+    if stream == "temporal":  # left out there to save memory (section 5)
+        del layers["norm2"]
+    trunk = nn.Sequential()
+    for name, layer in layers.items():
+        trunk.add_module(name, layer)
+        _init_normal(layer, CNN_M_GAIN)
+    return trunk
+
+
+def _small(channels: int, dropout: float) -> nn.Sequential:
+    """A network for small data and CPUs: four blocks of a strided convolution, any input size."""
+    trunk = nn.Sequential()
+    for number, width in enumerate(SMALL_WIDTHS, start=1):
+        block = nn.Sequential()
+        block.add_module("conv", nn.Conv2d(channels, width, 5 if number == 1 else 3, 2, 1))
+        block.add_module("norm", nn.GroupNorm(GROUPS, width))
+        block.add_module("relu", nn.ReLU(inplace=True))
+        _init_normal(block.conv)  # type: ignore[arg-type]
+        trunk.add_module(f"block{number}", block)
+        channels = width
+    trunk.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    trunk.add_module("flatten", nn.Flatten())
+    trunk.add_module("drop", nn.Dropout(dropout))
+    return trunk
+
+
+def _torchvision_trunk(name: str, channels: int, dropout: float) -> tuple[nn.Module, int]:
+    models = _torchvision_models()
+    match name:
+        case "vgg16":
+            trunk = models.vgg16(dropout=dropout)
+            features = trunk.classifier[-1].in_features
+            trunk.classifier[-1] = nn.Identity()
+        case "resnet18" | "resnet50":
+            trunk = getattr(models, name)()
+            features = trunk.fc.in_features
+            trunk.fc = nn.Dropout(dropout)
+        case "inception-v3":
+            trunk = models.inception_v3(aux_logits=False, init_weights=True, dropout=dropout)
+            features = trunk.fc.in_features
+            trunk.fc = nn.Identity()
+    if channels != RGB_CHANNELS:
+        parent, _, child = FIRST_LAYER[name].rpartition(".")
+        owner = trunk.get_submodule(parent)
+        old = owner.get_submodule(child)
+        new = nn.Conv2d(
+            channels,
+            old.out_channels,
+            old.kernel_size,
+            old.stride,
+            old.padding,
+            bias=old.bias is not None,
+        )
+        _init_normal(new)
+        setattr(owner, child, new)
+    return trunk, features
+
+
+def _init_normal(layer: nn.Module, gain: float = HE_GAIN) -> None:
+    """Normal weights of variance gain / inputs and no bias; the papers state neither."""
+    if isinstance(layer, nn.Conv2d | nn.Linear):
+        nn.init.normal_(layer.weight, std=math.sqrt(gain / layer.weight[0].numel()))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
+def _torchvision_models() -> Any:
+    try:
+        return importlib.import_module("torchvision.models")
+    except (ImportError, RuntimeError, OSError) as error:  # a build for another torch raises these
+        raise InstallError(
+            f"torchvision cannot be imported ({error}): install the one that fits torch "
+            f"{torch.__version__}, or take --net cnn-m-2048 or small, which do without it"
+        ) from error

@@ -1,0 +1,283 @@
+"""Weights to start from: files on disk, torchvision's by name, other checkpoints, VGG-M of 2014.
+
+All networks see frames as torchvision's do, RGB over 255, standardized by ImageNet's mean and
+deviation; filters that were trained on other pixels are changed so that they give the same outputs.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from flowkit.data.augment import RGB_MEAN, RGB_STD
+from flowkit.errors import InstallError, UsageError
+from flowkit.networks.checkpoints import (
+    CheckpointError,
+    checkpoint_path,
+    read_checkpoint,
+    read_safetensors,
+    read_tensors,
+)
+from flowkit.networks.streams import (
+    FIRST_LAYER,
+    RGB_CHANNELS,
+    StreamNet,
+    torchvision_weights,
+    widen_first_layer,
+)
+
+FirstLayer = Literal["averaged", "fresh"]
+# Classifiers of ImageNet, which no stream needs: by network, the first part of their names.
+CLASSIFIERS = {
+    "vgg16": ("classifier.6.",),
+    "resnet18": ("fc.",),
+    "resnet50": ("fc.",),
+    "inception-v3": ("fc.", "AuxLogits."),
+    "cnn-m-2048": ("full8.",),
+}
+NAMED = 3  # tensors that an error names; it counts the others
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors of a trunk by name, and heads by task: (class names, weight, bias), of `where`."""
+
+    where: str
+    trunk: dict[str, torch.Tensor]
+    heads: dict[str, tuple[tuple[str, ...], torch.Tensor, torch.Tensor]] = field(
+        default_factory=dict
+    )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What became of weights: how the first layer was made, and the classes of heads kept."""
+
+    where: str
+    first_layer: Literal["as it was", "averaged", "fresh"]
+    kept_classes: dict[str, int]
+
+
+def read_weights(source: str, net: str) -> Weights:
+    """The weights of `source` for the network `net`.
+
+    `source` is a checkpoint (its JSON, or a run's folder for its best one), a file (.safetensors,
+    or .pth or .pt of tensors alone, named as torchvision or flowkit names them; .mat for VGG-M-2048
+    of MatConvNet), or the name of torchvision's weights, such as IMAGENET1K_V1. Nothing in a file
+    is executed. CheckpointError where a file is missing or holds anything else.
+    """
+    path = Path(source)
+    if path.is_dir() or path.suffix == ".json":
+        return _from_checkpoint(path, net)
+    if not path.suffix and not path.exists():
+        state, where = torchvision_weights(net, source)
+    elif not path.exists():
+        raise CheckpointError(f"{path}: no such file of weights")
+    else:
+        where = str(path)
+        state = _read_file(path, net)
+    trunk = {
+        name.removeprefix("trunk."): tensor
+        for name, tensor in state.items()
+        if not name.startswith(("heads.", *CLASSIFIERS.get(net, ())))
+    }
+    if net == "inception-v3" and not any(name.startswith("trunk.") for name in state):
+        _fold_inception_pixels(trunk)
+    return Weights(where, trunk)
+
+
+def load_weights(
+    net: StreamNet,
+    weights: Weights,
+    tasks: Mapping[str, Sequence[str]],
+    *,
+    first_layer: FirstLayer = "averaged",
+) -> Loaded:
+    """Put `weights` into the net: the whole trunk, and of a head the rows of classes it knows.
+
+    `tasks` are the class names of the net's heads. Where the net takes another number of channels
+    than the filters, they are averaged over RGB and repeated, or stay fresh. CheckpointError, which
+    names what is expected, where a tensor is missing or has another shape.
+    """
+    own = net.trunk.state_dict()
+    trunk = dict(weights.trunk)
+    first = f"{FIRST_LAYER[net.name]}.weight"
+    made: Literal["as it was", "averaged", "fresh"] = "as it was"
+    if first in trunk and trunk[first].shape[1:2] != own[first].shape[1:2]:
+        made = first_layer
+        if first_layer == "averaged" and trunk[first].shape[1] != RGB_CHANNELS:
+            raise CheckpointError(
+                f"{weights.where}: expected a first layer of {RGB_CHANNELS} or "
+                f"{own[first].shape[1]} channels, got {trunk[first].shape[1]}: "
+                "leave it fresh (--first-layer fresh)"
+            )
+        trunk[first] = (
+            widen_first_layer(trunk[first], own[first].shape[1])
+            if first_layer == "averaged"
+            else own[first]
+        )
+    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    problems = [
+        f"{name} {tuple(tensor.shape)}"
+        + (f" (got {tuple(trunk[name].shape)})" if name in trunk else "")
+        for name, tensor in own.items()
+        if name not in counters and (name not in trunk or trunk[name].shape != tensor.shape)
+    ]
+    unknown = sorted(trunk.keys() - own.keys())
+    if problems or unknown:
+        raise CheckpointError(
+            f"{weights.where}: expected the {len(own) - len(counters)} tensors of {net.name}; "
+            + "; ".join(
+                f"{what} {len(names)}: {', '.join(names[:NAMED])}"
+                for what, names in (("missing or unfit", problems), ("unknown", unknown))
+                if names
+            )
+        )
+    net.trunk.load_state_dict(trunk, strict=False)
+    return Loaded(weights.where, made, _load_heads(net, weights, tasks))
+
+
+def read_matconvnet(path: Path) -> dict[str, torch.Tensor]:
+    """The trunk of CNN-M-2048 from MatConvNet's ``imagenet-vgg-m-2048.mat``, for our pixels.
+
+    Its network takes RGB in 0..255 less an average image; the mean color of that image is folded
+    into conv1 (no padding there, so the outputs are the same). CheckpointError for anything else.
+    """
+    try:
+        from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
+    except ImportError as error:
+        raise InstallError(f"reading {path} needs scipy ({error}): pip install scipy") from error
+    try:
+        data = loadmat(path, struct_as_record=False, squeeze_me=True)
+    except (MatReadError, ValueError, TypeError, NotImplementedError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: expected a MATLAB file up to version 7 ({error})"
+        ) from error
+    try:
+        average = _normalization(data).averageImage
+        layers = {layer.name: layer for layer in np.atleast_1d(data["layers"])}
+        tensors: dict[str, torch.Tensor] = {}
+        for name, layer in layers.items():
+            if layer.type != "conv":
+                continue
+            filters, bias = layer.weights if hasattr(layer, "weights") else _old_names(layer)
+            filters = np.asarray(filters, np.float32)
+            if filters.ndim == 2:  # 1x1 filters, squeezed
+                filters = filters[None, None]
+            tensor = torch.from_numpy(filters.transpose(3, 2, 0, 1).copy())  # (h, w, I, O) -> OIhw
+            ours = str(name).replace("fc", "full")
+            tensors[f"{ours}.weight"] = tensor.flatten(1) if ours.startswith("full") else tensor
+            tensors[f"{ours}.bias"] = torch.from_numpy(np.array(bias, np.float32).reshape(-1))
+        color = np.asarray(average, np.float64).reshape(-1, RGB_CHANNELS).mean(0)
+        _fold_pixels(tensors, torch.from_numpy(color))
+    except (KeyError, AttributeError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: expected a network of MatConvNet with layers and an average image ({error!r})"
+        ) from error
+    return tensors
+
+
+def _from_checkpoint(path: Path, net: str) -> Weights:
+    where, checkpoint = checkpoint_path(path), read_checkpoint(path)
+    if checkpoint.net != net:
+        raise CheckpointError(f"{where}: expected a {net}, it is a {checkpoint.net}")
+    tensors = read_tensors(path, "weights")
+    trunk = {n.removeprefix("trunk."): t for n, t in tensors.items() if n.startswith("trunk.")}
+    heads = {
+        task: (classes, tensors[f"heads.{task}.weight"], tensors[f"heads.{task}.bias"])
+        for task, classes in checkpoint.tasks.items()
+    }
+    return Weights(str(where), trunk, heads)
+
+
+def _load_heads(
+    net: StreamNet, weights: Weights, tasks: Mapping[str, Sequence[str]]
+) -> dict[str, int]:
+    """Copy the rows of classes that the weights have a head for; how many, by task."""
+    kept = {}
+    for task, classes in tasks.items():
+        known = weights.heads.get(task)
+        if known is None and len(weights.heads) == 1:
+            [known] = weights.heads.values()
+        if known is None:
+            continue
+        rows = {name: row for row, name in enumerate(known[0])}
+        places = [(own, rows[name]) for own, name in enumerate(classes) if name in rows]
+        tensors = net.heads[task].state_dict()  # the head's own, not copies
+        for own, theirs in places:
+            tensors["weight"][own] = known[1][theirs]
+            tensors["bias"][own] = known[2][theirs]
+        kept[task] = len(places)
+    return kept
+
+
+def _read_file(path: Path, net: str) -> dict[str, torch.Tensor]:
+    match path.suffix:
+        case ".safetensors":
+            return read_safetensors(path)
+        case ".mat":
+            if net != "cnn-m-2048":
+                raise UsageError(f"{path}: MatConvNet's weights are for cnn-m-2048, not for {net}")
+            return read_matconvnet(path)
+        case ".pth" | ".pt":
+            return _read_torch(path)
+    raise UsageError(f"{path}: expected .safetensors, .pth, .pt, .mat or a checkpoint's .json")
+
+
+def _read_torch(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{path}: expected a file of tensors alone, for nothing else is loaded ({reason})"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]  # as training scripts save it
+    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
+        raise CheckpointError(f"{path}: expected tensors by name, got {type(state).__name__}")
+    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _normalization(data: Mapping[str, Any]) -> Any:
+    return data["normalization"] if "normalization" in data else data["meta"].normalization
+
+
+def _old_names(layer: Any) -> tuple[Any, Any]:
+    return layer.filters, layer.biases  # before MatConvNet 1.0 beta 8
+
+
+def _fold_pixels(tensors: dict[str, torch.Tensor], color: torch.Tensor) -> None:
+    """Turn filters on RGB in 0..255 less `color` into filters on standardized RGB.
+
+    With p = 255 (s u + m) for standardized u, W (p - color) = (255 s W) u + W (255 m - color).
+    """
+    mean, std = torch.from_numpy(RGB_MEAN).double(), torch.from_numpy(RGB_STD).double()
+    weight = tensors["conv1.weight"].double()
+    shift = (weight.sum((2, 3)) * (255 * mean - color)).sum(1)
+    tensors["conv1.bias"] = (tensors["conv1.bias"].double() + shift).float()
+    tensors["conv1.weight"] = (weight * (255 * std)[:, None, None]).float()
+
+
+def _fold_inception_pixels(trunk: dict[str, torch.Tensor]) -> None:
+    """Turn torchvision's first filters, made for pixels in -1..1, into ones on standardized RGB.
+
+    torchvision changes the pixels instead (`transform_input`). There is no padding and no bias, but
+    batch statistics, which take the constant.
+    """
+    first = f"{FIRST_LAYER['inception-v3']}.weight"
+    running = first.replace("conv.weight", "bn.running_mean")
+    if first not in trunk or running not in trunk or trunk[first].shape[1] != RGB_CHANNELS:
+        return
+    mean, std = torch.from_numpy(RGB_MEAN).double(), torch.from_numpy(RGB_STD).double()
+    weight = trunk[first].double()
+    shift = (weight.sum((2, 3)) * (mean - 0.5) / 0.5).sum(1)
+    trunk[running] = (trunk[running].double() - shift).float()
+    trunk[first] = (weight * (std / 0.5)[:, None, None]).float()

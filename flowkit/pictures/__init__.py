@@ -1,0 +1,1 @@
+"""Fields and records to look at: colors, contact sheets, overlays."""

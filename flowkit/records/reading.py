@@ -1,0 +1,288 @@
+"""The flow record: where its files lie, its sidecar, and the reader that gives pixels back.
+
+A record is all that is stored of one video: a folder (or a pack, a stored zip of the same files)
+whose ``record.json``, the sidecar, is written last and so marks it as finished.
+docs/formats.md specifies every file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowkit._cv2 import cv2
+from flowkit.errors import RecordError
+from flowkit.flow.method import Direction
+from flowkit.records import formats, zips
+
+SIDECAR = "record.json"
+FORMAT = "flowkit flow record"
+VERSION = 1  # of the sidecar and of what it describes
+
+
+@dataclass(frozen=True)
+class StoredSeries:
+    """One series of fields in a record, as its sidecar describes it."""
+
+    direction: Direction
+    step: int
+    count: int
+    files: dict[str, str]  # component -> printf template of the file's path from the sidecar
+    ranges: np.ndarray | None  # float64 (count, 2, 2): lo and hi in px of x and of y
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished flow record, open for reading; light, picklable, safe in forked workers.
+
+    No file stays open. `size` is (H, W) of fields and frames, `fps` that of the video (None where
+    it is unknown), `frame_count` the frames of the video, whether stored or not.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    fps: float | None
+    frame_count: int
+    format: str
+    series: tuple[StoredSeries, ...]
+    images: str | None  # printf template of the frames' files, None where they are not stored
+    places: dict[str, np.ndarray] | None = field(repr=False, default=None, compare=False)
+    # In a pack: template -> int64 (files, 4), a zips.Place a row; 20 times smaller than a ZipFile.
+
+    @property
+    def name(self) -> str:
+        """The last part of the record's place, without ``.zip``."""
+        return self.path.stem if self.places is not None else self.path.name
+
+    @property
+    def sidecar(self) -> dict[str, Any]:
+        """``record.json`` as it is on disk, read anew."""
+        return read_sidecar(self.path)
+
+    @property
+    def has_frames(self) -> bool:
+        """Whether the frames are stored beside the fields."""
+        return self.images is not None
+
+    @property
+    def directions(self) -> tuple[Direction, ...]:
+        """("forward",) or ("forward", "backward")."""
+        return tuple(dict.fromkeys(one.direction for one in self.series))
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The frame steps that fields were computed over, the first one asked for first."""
+        return tuple(dict.fromkeys(one.step for one in self.series))
+
+    def find_series(
+        self, direction: Direction = "forward", step: int | None = None
+    ) -> StoredSeries:
+        """The stored series of a direction and step (None: the record's first step)."""
+        step = self.steps[0] if step is None else step
+        for one in self.series:
+            if (one.direction, one.step) == (direction, step):
+                return one
+        there = ", ".join(f"{one.direction} step {one.step}" for one in self.series)
+        raise RecordError(
+            f"{self.path}: holds no {direction} fields of step {step}; it has: {there}"
+        )
+
+    def field_count(self, direction: Direction = "forward", step: int | None = None) -> int:
+        """How many fields a series has: the frames less the step."""
+        return self.find_series(direction, step).count
+
+    def fields(
+        self,
+        start: int,
+        length: int,
+        *,
+        direction: Direction = "forward",
+        step: int | None = None,
+    ) -> np.ndarray:
+        """Fields `start` to `start + length - 1` of a series: float32 (length, H, W, 2) in px.
+
+        Forward field i moves frame i to frame i + step, backward field i frame i + step to frame i.
+        RecordError where the series is not stored, ends too soon, or a file is damaged.
+        """
+        series = self.find_series(direction, step)
+        if length < 1 or start < 0 or start + length > series.count:
+            raise RecordError(
+                f"{self.path}: expected fields within 0..{series.count - 1}, "
+                f"asked for {length} from {start}"
+            )
+        files = self.read_fields(series, list(range(start, start + length)))
+        fields = np.empty((length, *self.size, 2), np.float32)
+        for k, (data, where) in enumerate(files):
+            ranges = None if series.ranges is None else series.ranges[start + k]
+            fields[k] = formats.decode_field(data, self.format, self.size, ranges, where=where)
+        return fields
+
+    def read_fields(
+        self, series: StoredSeries, indices: Sequence[int]
+    ) -> list[tuple[Sequence[formats.Data], list[str]]]:
+        """The bytes of the files of each field of a series, and how errors name each file."""
+        templates = tuple(series.files.values())
+        wanted = [(template, index) for index in indices for template in templates]
+        files = self.read(wanted)
+        names = [f"{self.path}: {self.file_name(*one)}" for one in wanted]
+        of_each = len(templates)
+        return [
+            (files[k : k + of_each], names[k : k + of_each]) for k in range(0, len(wanted), of_each)
+        ]
+
+    def frame(self, index: int) -> np.ndarray:
+        """Frame `index` (from 0) as it is stored: uint8 (H, W, 3) BGR."""
+        if self.images is None:
+            raise RecordError(f"{self.path}: holds no frames: it was extracted with --no-rgb")
+        if not 0 <= index < self.frame_count:
+            raise RecordError(
+                f"{self.path}: expected a frame within 0..{self.frame_count - 1}, asked for {index}"
+            )
+        where = f"{self.path}: {self.file_name(self.images, index)}"
+        [data] = self.read([(self.images, index)])
+        return formats.decode_image(data, self.size, cv2.IMREAD_COLOR, where=where)
+
+    def file_name(self, template: str, index: int) -> str:
+        """The name of file `index`, from 0, of a template."""
+        return template % (index + 1)
+
+    def read(self, wanted: Sequence[tuple[str, int]]) -> Sequence[formats.Data]:
+        """The bytes of files, each named by its template and its index from 0.
+
+        Those of a pack come by one read of all that are neighbors; their checksums are compared.
+        """
+        if self.places is None:
+            return [_read_file(f"{self.path}/{self.file_name(*one)}") for one in wanted]
+        places = [self.places[template][index].tolist() for template, index in wanted]
+        names = [self.file_name(*one) for one in wanted]
+        return zips.read_members(self.path, list(zip(names, places, strict=True)))
+
+
+def open_record(path: str | os.PathLike[str]) -> Record:
+    """Open the record at `path`: a folder with its sidecar, or a pack (``.zip`` may be left out).
+
+    RecordError if there is none, it is not finished, or a later version of flowkit wrote it.
+    """
+    path = Path(path)
+    if not path.is_dir() and path.suffix != ".zip":
+        path = path.with_name(path.name + ".zip")
+    if not path.exists():
+        raise RecordError(f"{path}: no flow record there: flowkit extract makes one")
+    members = zips.list_members(path) if path.is_file() else None
+    sidecar = _parse_sidecar(path, members)
+    try:
+        series = tuple(
+            StoredSeries(
+                direction=one["direction"],
+                step=one["step"],
+                count=one["fields"],
+                files=one["files"],
+                ranges=None if one["ranges"] is None else np.array(one["ranges"], np.float64),
+            )
+            for one in sidecar["series"]
+        )
+        counts = {template: one.count for one in series for template in one.files.values()}
+        if sidecar["images"] is not None:
+            counts[sidecar["images"]] = sidecar["frames"]
+        return Record(
+            path=path,
+            size=(sidecar["size"][0], sidecar["size"][1]),
+            fps=sidecar["fps"],
+            frame_count=sidecar["frames"],
+            format=sidecar["request"]["format"],
+            series=series,
+            images=sidecar["images"],
+            places=None if members is None else _places(path, members, counts),
+        )
+    except RecordError:
+        raise
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise RecordError(f"{path}: {SIDECAR} is not of this format ({error!r})") from error
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """The sidecar of the record at `path`, a folder or pack; RecordError if it is unfinished."""
+    return _parse_sidecar(path, zips.list_members(path) if path.is_file() else None)
+
+
+def find_records(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """The paths of all records, folders and packs, at or below `folder`, in the order of names."""
+    folder = Path(folder)
+    if folder.suffix == ".zip" or (folder / SIDECAR).exists():
+        yield folder
+        return
+    if not folder.is_dir():
+        raise RecordError(f"{folder}: no such folder of flow records: flowkit extract makes one")
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir() and not entry.name.startswith("."):
+            yield from find_records(entry.path)
+        elif entry.name.endswith(".zip"):
+            yield Path(entry.path)
+
+
+def differences(existing: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two requests: "name: 20 on disk, 15 asked for", nested names dotted.
+
+    Of two methods only the names: the parameters of one say nothing of the other.
+    """
+    found = []
+    for key in dict.fromkeys([*existing, *wanted]):
+        one, other = existing.get(key), wanted.get(key)
+        if isinstance(one, dict) and isinstance(other, dict):
+            if one.get("name") == other.get("name"):
+                found += differences(one, other, f"{prefix}{key}.")
+                continue
+            one, other = one.get("name"), other.get("name")
+        if one != other:
+            found.append(f"{prefix}{key}: {json.dumps(one)} on disk, {json.dumps(other)} asked for")
+    return found
+
+
+def _parse_sidecar(path: Path, members: dict[str, zips.Place] | None) -> dict[str, Any]:
+    if members is None:
+        data: formats.Data = _read_file(f"{path}/{SIDECAR}")
+    elif SIDECAR in members:
+        [data] = zips.read_members(path, [(SIDECAR, members[SIDECAR])])
+    else:
+        raise RecordError(f"{path}: expected a pack with {SIDECAR}, which is missing")
+    try:
+        sidecar = json.loads(bytes(data))
+        format, version = sidecar["format"], sidecar["version"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise RecordError(f"{path}: {SIDECAR} is no flow record's sidecar ({error!r})") from error
+    if (format, version) != (FORMAT, VERSION):
+        raise RecordError(
+            f"{path}: expected a {FORMAT} of version {VERSION}, got {format!r} of version {version}"
+        )
+    return sidecar
+
+
+def _places(
+    path: Path, members: dict[str, zips.Place], counts: dict[str, int]
+) -> dict[str, np.ndarray]:
+    places = {}
+    for template, count in counts.items():
+        names = [template % (index + 1) for index in range(count)]
+        missing = [name for name in names if name not in members]
+        if missing:
+            raise RecordError(
+                f"{path}: {len(missing)} members are missing, the first is {missing[0]}"
+            )
+        places[template] = np.array([members[name] for name in names], np.int64).reshape(count, 4)
+    return places
+
+
+def _read_file(path: str) -> bytes:
+    """The bytes of a file, without the buffers of `open`: a clip in a folder is 20 files."""
+    try:
+        with io.FileIO(os.path.normpath(path)) as file:  # "../u/VIDEO" of a VIDEO that is no folder
+            return file.readall()
+    except FileNotFoundError as error:
+        raise RecordError(f"{path}: file is missing") from error

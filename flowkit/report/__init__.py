@@ -1,0 +1,1 @@
+"""Scores to figures: accuracy with intervals, as text, JSON and one page."""

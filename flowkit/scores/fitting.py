@@ -1,0 +1,193 @@
+"""Fusions fitted on rows outside the test part: weights, linear SVM, softmax regression."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flowkit.data.splits import source_group
+from flowkit.errors import UsageError
+from flowkit.scores.files import Scores, align, softmax
+from flowkit.scores.fusion import LINEAR, Fusion, features
+from flowkit.scores.npz import ScoresError, listed
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
+
+log = logging.getLogger(__name__)
+
+SVMS = ("crammer-singer", "ovr")
+C_GRID = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # tried by cross-validation; the paper gives no C
+UNJUDGED_C = 1.0  # where cross-validation is impossible
+FOLDS = 5  # of the cross-validation, at most; fewer where a class has fewer source groups
+PASSES = 20_000  # over the rows, at most, for the linear solvers
+STEPS = 20_000  # of expectation maximization, at most
+STILL = 1e-10  # the largest change of a weight in a step that ends it
+LEAST = 1e-12  # a probability of zero, for a likelihood
+
+
+def fit_weights(streams: Mapping[str, Scores], *, test_videos: Collection[str] = ()) -> Fusion:
+    """The "weighted" fusion whose weights make the labels of these rows likeliest.
+
+    Weights w on the simplex that maximize sum_i log sum_s w_s p_s(label_i | i), a concave problem,
+    by expectation maximization. Rows as `fit_linear` takes them.
+    """
+    aligned, labels = _fitting_rows(streams, test_videos)
+    rows = np.arange(len(labels))
+    names = sorted(aligned)
+    likely = np.stack([softmax(aligned[name])[rows, labels] for name in names], axis=1)  # (N, S)
+    likely = np.maximum(likely, LEAST)
+    weights = np.full(len(names), 1 / len(names))
+    for _ in range(STEPS):
+        shares = likely * weights
+        updated = (shares / shares.sum(axis=1, keepdims=True)).mean(axis=0)
+        still = np.abs(updated - weights).max() < STILL
+        weights = updated
+        if still:
+            break
+    fit = {"rows": len(labels), "log_likelihood": float(np.log(likely @ weights).mean())}
+    return Fusion("weighted", dict(zip(names, weights.tolist(), strict=True)), fit=fit)
+
+
+def fit_linear(
+    method: str,
+    streams: Mapping[str, Scores],
+    *,
+    svm: str = "crammer-singer",
+    C: float | None = None,
+    seed: int = 0,
+    test_videos: Collection[str] = (),
+) -> Fusion:
+    """A multi-class linear SVM ("svm") or softmax regression ("logistic") on stacked scores.
+
+    Features are the streams' softmax scores, each L2-normalized, side by side (Simonyan & Zisserman
+    2014, section 5). `svm` is "crammer-singer" or "ovr" (one class against the rest). `C` is chosen
+    by cross-validation over source groups unless given. The rows must be of the training or the
+    held-out part, with labels and every class among them, and none of `test_videos`: ScoresError.
+    """
+    if method not in LINEAR or svm not in SVMS:
+        raise UsageError(f"expected svm ({', '.join(SVMS)}) or logistic, got {method}, {svm}")
+    if C is not None and not 0 < C < np.inf:
+        raise UsageError(f"expected C above 0, got {C:g}")
+    aligned, labels = _fitting_rows(streams, test_videos)
+    first = next(iter(aligned.values()))
+    names, classes = tuple(sorted(aligned)), tuple(sorted(first.classes))
+    absent = sorted(set(classes) - {first.classes[label] for label in labels})
+    if absent:
+        raise ScoresError(
+            f"expected rows of every class to fit {method} on, got none of {len(absent)} classes: "
+            f"{listed(absent)}: fit on more rows, or use a method that needs no fitting"
+        )
+    truth = np.array([first.classes[label] for label in labels])
+    order = np.argsort(np.array(first.videos))  # the solvers depend on the order of rows
+    inputs, truth = features(aligned, names, classes)[order], truth[order]
+    groups = [f"{truth[k]} {source_group(first.videos[row])}" for k, row in enumerate(order)]
+    fit: dict[str, Any] = {"rows": len(truth)}
+    if C is None:
+        C, accuracies = _choose_c(method, svm, inputs, truth, groups, seed)
+        fit |= {"cross_validation": accuracies} if accuracies else {}
+    fit |= {"C": C} | ({"svm": svm} if method == "svm" else {})
+    model = _fit(method, svm, C, seed, inputs, truth)
+    coefficients, intercepts = model.coef_, np.broadcast_to(model.intercept_, len(model.coef_))
+    if len(classes) == 2:  # one row that tells the second class from the first
+        coefficients = np.concatenate([-coefficients, coefficients]) / 2
+        intercepts = np.concatenate([-intercepts, intercepts]) / 2
+    return Fusion(
+        method,
+        streams=names,
+        classes=classes,
+        coefficients=np.array(coefficients, np.float64),
+        intercepts=np.array(intercepts, np.float64),
+        fit=fit,
+    )
+
+
+def _fitting_rows(
+    streams: Mapping[str, Scores], test_videos: Collection[str]
+) -> tuple[dict[str, Scores], np.ndarray]:
+    """The aligned streams and their labels, if a fusion may be fitted on them; else ScoresError."""
+    for name, scores in streams.items():
+        if scores.part not in ("train", "heldout"):
+            raise ScoresError(
+                f"{name}: expected scores of the held-out or training part to fit on, got "
+                f"{scores.part or 'an unknown'} part: fitting on test rows tells nothing"
+            )
+        if scores.part == "train":
+            log.warning(
+                "%s: fitted on the training part, where networks are surer than on new videos; "
+                "held-out rows are better",
+                name,
+            )
+    aligned = align(streams)
+    first = next(iter(aligned.values()))
+    shared = sorted(set(first.videos) & set(test_videos))
+    if shared:
+        raise ScoresError(
+            f"{len(shared)} videos to fit on are also to be fused: {listed(shared)}: "
+            "fitting on test rows tells nothing"
+        )
+    unknown = [first.videos[row] for row in np.flatnonzero(first.labels < 0)]
+    if unknown:
+        raise ScoresError(
+            f"expected labels of the rows to fit on, {len(unknown)} have none: {listed(unknown)}"
+        )
+    return aligned, first.labels
+
+
+def _choose_c(
+    method: str, svm: str, inputs: np.ndarray, truth: np.ndarray, groups: list[str], seed: int
+) -> tuple[float, dict[str, float]]:
+    """The C of the grid with the best accuracy on folds of whole source groups; the least of ties.
+
+    Also the accuracy of each, by C. A class of one source group is always fitted on, never judged
+    by; where all are, C is 1 and nothing is judged.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    group_counts = Counter(name for name, _ in set(zip(truth.tolist(), groups, strict=True)))
+    judged = np.array([group_counts[name] > 1 for name in truth.tolist()])
+    if not judged.any():
+        log.warning(
+            "no class has two source groups to choose C by cross-validation: %s is fitted with "
+            "C=%g, another can be given",
+            method,
+            UNJUDGED_C,
+        )
+        return UNJUDGED_C, {}
+    fewest = min(count for count in group_counts.values() if count > 1)
+    folds = StratifiedGroupKFold(min(FOLDS, fewest), shuffle=True, random_state=seed)
+    rows, others = np.flatnonzero(judged), np.flatnonzero(~judged)
+    right = dict.fromkeys(C_GRID, 0)
+    for inside, outside in folds.split(inputs[rows], truth[rows], np.array(groups)[rows]):
+        fitted, held = np.sort(np.concatenate([rows[inside], others])), rows[outside]
+        for C in C_GRID:
+            model = _fit(method, svm, C, seed, inputs[fitted], truth[fitted])
+            right[C] += int((model.predict(inputs[held]) == truth[held]).sum())
+    best = max(C_GRID, key=lambda C: (right[C], -C))
+    return best, {f"{C:g}": right[C] / len(rows) for C in C_GRID}
+
+
+def _fit(
+    method: str, svm: str, C: float, seed: int, inputs: np.ndarray, truth: np.ndarray
+) -> LinearSVC | LogisticRegression:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.svm import LinearSVC
+
+    if method == "logistic":
+        model = LogisticRegression(C=C, max_iter=PASSES)
+    else:
+        name = "crammer_singer" if svm == "crammer-singer" else "ovr"
+        model = LinearSVC(C=C, multi_class=name, max_iter=PASSES, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the log says it in one line
+        model.fit(inputs, truth)
+    if np.max(model.n_iter_) >= PASSES:
+        log.warning("%s with C=%g was not solved to the end in %d passes", method, C, PASSES)
+    return model

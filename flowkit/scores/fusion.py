@@ -1,0 +1,198 @@
+"""Several streams' scores of the same videos to one: fixed rules, and fitted ones applied.
+
+Streams are a mapping of names to scores; they are joined by video id and class name, and what is
+fitted is kept by stream and class name. docs/fusion.md has the formulas.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from flowkit.errors import UsageError
+from flowkit.scores.files import Scores, align, softmax
+from flowkit.scores.npz import ScoresError, listed, read_arrays, write_arrays
+
+METHODS = ("average", "weighted", "svm", "logistic", "max", "vote")
+LINEAR = ("svm", "logistic")
+VERSION = 1  # of the fitted file
+
+
+@dataclass(frozen=True, eq=False)
+class Fusion:
+    """A way to fuse named streams, with all that was given or fitted.
+
+    `weights` are "weighted"'s, by stream, summing to one. `coefficients`, float64
+    (K, S * K), and `intercepts`, float64 (K,), are those of "svm" and "logistic", for the classes
+    of `classes` and the streams of `streams` in that order. `fit` tells how they were found.
+    """
+
+    method: str
+    weights: dict[str, float] = field(default_factory=dict)
+    streams: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    coefficients: np.ndarray | None = None
+    intercepts: np.ndarray | None = None
+    fit: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"expected a fusion of {', '.join(METHODS)}, got {self.method!r}")
+        if self.method == "weighted":
+            total = sum(self.weights.values())
+            if not 0 < total < np.inf or min(self.weights.values()) < 0:
+                raise UsageError(
+                    f"expected a weight of at least 0 for each stream, not all 0, "
+                    f"got {self.weights}"
+                )
+            scaled = {name: weight / total for name, weight in self.weights.items()}
+            object.__setattr__(self, "weights", scaled)
+        if self.method in LINEAR:
+            shape = (len(self.classes), len(self.streams) * len(self.classes))
+            coefficients, intercepts = np.asarray(self.coefficients), np.asarray(self.intercepts)
+            if coefficients.shape != shape or intercepts.shape != shape[:1]:
+                raise ScoresError(
+                    f"expected coefficients {shape} and intercepts {shape[:1]}, "
+                    f"got {coefficients.shape} and {intercepts.shape}"
+                )
+
+
+def fuse(streams: Mapping[str, Scores], fusion: Fusion) -> Scores:
+    """The scores of the videos of `streams` together, in the order of the first stream.
+
+    Independent of the order of rows, columns and streams. "svm" gives margins and "logistic"
+    logits (kind "logits"), the others rows that sum to one (kind "softmax"). ScoresError where the
+    streams do not fit together or are not those that were fitted.
+    """
+    aligned = align(streams)
+    first = next(iter(aligned.values()))
+    if fusion.method in LINEAR:
+        _expect_streams(fusion.streams, streams)
+        _expect_classes(fusion.classes, first.classes)
+        assert fusion.coefficients is not None and fusion.intercepts is not None
+        values = features(aligned, fusion.streams, fusion.classes) @ fusion.coefficients.T
+        values += fusion.intercepts  # (N, K) in the order of fusion.classes
+        values = values[:, [fusion.classes.index(name) for name in first.classes]]
+    else:
+        if fusion.method == "weighted":
+            _expect_streams(fusion.weights, streams)
+        names = sorted(aligned)  # sums of floats depend on the order
+        stacked = np.stack([softmax(aligned[name]) for name in names])  # (S, N, K)
+        values = _combine(stacked, fusion, names)
+    weights = {"weights": fusion.weights} if fusion.weights else {}
+    meta: dict[str, Any] = {
+        "kind": "logits" if fusion.method in LINEAR else "softmax",
+        "stream": "fused",
+        "about": describe(fusion, streams),
+        "fusion": {"method": fusion.method, "streams": list(aligned), **weights, **fusion.fit},
+    }
+    for key in ("part", "split"):
+        known = [scores.meta[key] for scores in aligned.values() if scores.meta.get(key)]
+        meta |= {key: known[0]} if known else {}
+    return replace(first, values=values, meta=meta)
+
+
+def describe(fusion: Fusion, streams: Collection[str]) -> str:
+    """A fusion in a few words: "svm (crammer-singer) of spatial, temporal, C = 10"."""
+    weights = {name: f"{weight:.3g} " for name, weight in fusion.weights.items()}
+    parts = ", ".join(f"{weights.get(name, '')}{name}" for name in streams)
+    svm = f" ({fusion.fit['svm']})" if "svm" in fusion.fit else ""
+    c = f", C = {fusion.fit['C']:g}" if "C" in fusion.fit else ""
+    return f"{fusion.method}{svm} of {parts}{c}"
+
+
+def features(
+    aligned: Mapping[str, Scores], streams: Collection[str], classes: Collection[str]
+) -> np.ndarray:
+    """Softmax scores, L2-normalized by stream, side by side: float64 (N, S * K).
+
+    Columns are the streams in the order of `streams`, each with the classes in that of `classes`.
+    """
+    stacked = []
+    for name in streams:
+        columns = [aligned[name].classes.index(class_name) for class_name in classes]
+        values = softmax(aligned[name])[:, columns]
+        stacked.append(values / np.linalg.norm(values, axis=1, keepdims=True))
+    return np.concatenate(stacked, axis=1)
+
+
+def write_fusion(path: str | os.PathLike[str], fusion: Fusion) -> None:
+    """Write a fusion as .npz without pickles; replaces what is there in one step."""
+    arrays = {}
+    if fusion.coefficients is not None and fusion.intercepts is not None:
+        arrays = {"coefficients": fusion.coefficients, "intercepts": fusion.intercepts}
+    meta = {
+        "format": "flowkit fusion",
+        "version": VERSION,
+        "method": fusion.method,
+        "weights": fusion.weights,
+        "streams": fusion.streams,
+        "classes": fusion.classes,
+        "fit": fusion.fit,
+    }
+    write_arrays(path, arrays, meta)
+
+
+def read_fusion(path: str | os.PathLike[str]) -> Fusion:
+    """Read what `write_fusion` wrote; ScoresError if it is anything else. Executes nothing."""
+    arrays, meta = read_arrays(
+        path,
+        {},
+        optional={"coefficients": "numbers", "intercepts": "numbers"},
+        maker="flowkit fuse",
+    )
+    if (meta.get("format"), meta.get("version")) != ("flowkit fusion", VERSION):
+        raise ScoresError(f"{path}: expected a flowkit fusion of version {VERSION}")
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise ScoresError(f"{path}: expected finite coefficients, got NaN or infinity")
+    try:
+        return Fusion(
+            method=meta["method"],
+            weights={str(name): float(weight) for name, weight in meta["weights"].items()},
+            streams=tuple(map(str, meta["streams"])),
+            classes=tuple(map(str, meta["classes"])),
+            coefficients=arrays.get("coefficients"),
+            intercepts=arrays.get("intercepts"),
+            fit=dict(meta["fit"]),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ScoresError(f"{path}: not of this format ({error})") from error
+
+
+def _combine(stacked: np.ndarray, fusion: Fusion, names: list[str]) -> np.ndarray:
+    """Softmax scores (S, N, K) of the streams `names` by a fixed rule: (N, K), rows sum to one."""
+    mean = stacked.mean(axis=0)
+    match fusion.method:
+        case "average":
+            return mean
+        case "weighted":
+            return np.tensordot([fusion.weights[name] for name in names], stacked, axes=1)
+        case "max":
+            largest = stacked.max(axis=0)
+            return largest / largest.sum(axis=1, keepdims=True)
+        case "vote":  # votes differ by whole numbers and means by less: the mean only breaks ties
+            votes = stacked == stacked.max(axis=2, keepdims=True)
+            votes = votes / votes.sum(axis=2, keepdims=True)  # between equals, a vote is shared
+            return (votes.sum(axis=0) + mean) / (len(names) + 1)
+    raise AssertionError(fusion.method)
+
+
+def _expect_streams(expected: Collection[str], streams: Collection[str]) -> None:
+    if set(expected) != set(streams):
+        raise ScoresError(
+            f"expected the streams {', '.join(sorted(expected))} of the fusion, "
+            f"got {', '.join(sorted(streams))}"
+        )
+
+
+def _expect_classes(expected: Collection[str], classes: Collection[str]) -> None:
+    differing = sorted(set(expected) ^ set(classes))
+    if differing:
+        raise ScoresError(
+            f"expected the {len(expected)} classes of the fusion, got {len(classes)}; "
+            f"not in both: {listed(differing)}"
+        )

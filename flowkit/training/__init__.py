@@ -1,0 +1,1 @@
+"""Jobs to checkpoints: recipes, sampling, the trainer and the loop around it."""

@@ -1,0 +1,133 @@
+"""A training to be done: what is trained on what, and the machine it is done on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from flowkit.data.augment import Augmentation
+from flowkit.data.datasets import Stream
+from flowkit.data.record_folders import Missing
+from flowkit.data.stacks import StackForm
+from flowkit.errors import UsageError
+from flowkit.networks.streams import RGB_CHANNELS, StreamNet, build_stream, check_input_side
+from flowkit.networks.weights import FirstLayer, load_weights, read_weights
+from flowkit.training.recipes import Recipe
+from flowkit.training.sampling import Task
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on what: all that decides the weights.
+
+    The first task is the one that the best step is chosen for, by its held-out part; `form` is None
+    for the spatial stream. `weights` are what to start from (`weights.read_weights`), None for
+    fresh ones. `eval_moments` clips of a held-out video, at equal spacing, are asked.
+    """
+
+    stream: Stream
+    net: str
+    tasks: tuple[Task, ...]
+    recipe: Recipe
+    form: StackForm | None = None
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    weights: str | None = None
+    first_layer: FirstLayer = "averaged"
+    seed: int = 0
+    eval_moments: int = 5
+    missing: Missing = "error"
+
+    def __post_init__(self) -> None:
+        if (self.form is None) != (self.stream == "spatial"):
+            raise UsageError("expected the form of a stack for the temporal stream, and no other")
+        if self.recipe.mode in ("last-layer", "two-phase") and self.weights is None:
+            raise UsageError(
+                f"mode {self.recipe.mode} trains on top of given weights: name them (--weights)"
+            )
+        if self.recipe.batch_size < len(self.tasks):
+            raise UsageError(
+                f"expected a batch of at least one clip for each of {len(self.tasks)} tasks, "
+                f"got {self.recipe.batch_size}"
+            )
+        check_input_side(self.net, self.augmentation.crop)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of a clip."""
+        channels = RGB_CHANNELS if self.form is None else self.form.channels
+        return channels, self.augmentation.crop, self.augmentation.crop
+
+    def build(self) -> StreamNet:
+        """The network with the weights that training starts from."""
+        net = build_stream(
+            self.net,
+            self.stream,
+            {task.name: len(task.classes) for task in self.tasks},
+            channels=self.shape[0],
+            dropout=self.recipe.dropout,
+            seed=self.seed,
+        )
+        if self.weights is not None:
+            classes = {task.name: task.classes for task in self.tasks}
+            loaded = load_weights(
+                net, read_weights(self.weights, self.net), classes, first_layer=self.first_layer
+            )
+            kept = ", ".join(f"{n} classes of {task}" for task, n in loaded.kept_classes.items())
+            log.info(
+                "weights of %s; first layer %s%s",
+                loaded.where,
+                loaded.first_layer,
+                f"; kept {kept}" if kept else "",
+            )
+        return net
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint tells of it, and resuming compares; JSON values."""
+        data = [
+            {
+                "task": task.name,
+                "split": task.split.name,
+                "videos": len(task.split.train),
+                "heldout": len(task.split.heldout),
+                "digest": _digest(task),
+            }
+            for task in self.tasks
+        ]
+        options = {
+            name: getattr(self, name)
+            for name in ("weights", "first_layer", "seed", "eval_moments", "missing")
+        }
+        values = {"recipe": asdict(self.recipe), "augmentation": asdict(self.augmentation)}
+        return json.loads(json.dumps({**values, **options, "data": data}))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How the work is done; `bf16` and `compile` change results by rounding only.
+
+    `workers` are loader processes, of each process of a training. `micro_batch` is the most clips
+    of a pass, None for what fits; the batch of the recipe is made up of passes.
+    """
+
+    workers: int = 0
+    micro_batch: int | None = None
+    bf16: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise UsageError(f"expected a micro-batch of at least 1 clip, got {self.micro_batch}")
+
+
+def _digest(task: Task) -> str:
+    """A number of the videos that a task trains on and is chosen by, with their classes."""
+    splits = [task.split] + ([task.added[0]] if task.added else [])
+    listed = [[(v.id, v.class_name) for v in (*s.train, *s.heldout)] for s in splits]
+    return hashlib.sha256(json.dumps([task.classes, listed]).encode()).hexdigest()[:16]

@@ -1,0 +1,245 @@
+"""Trains one stream: steps, held-out accuracy, checkpoints, and going on where it was stopped.
+
+Everything random is a function of the seed and the step: the clips and their changes by their draw
+number (`training.sampling`), dropout by the step and the process. So the step number in a
+checkpoint is the state of the sampler and of all random numbers, and a training that was killed and
+resumed takes the same steps as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+import numpy as np
+import torch
+
+from flowkit.data.splits import write_split
+from flowkit.errors import UsageError
+from flowkit.networks.checkpoints import BEST, LAST, read_checkpoint
+from flowkit.training.distributed import Ranks
+from flowkit.training.jobs import Job, Machine
+from flowkit.training.log import Progress, TrainingLog, draw_log
+from flowkit.training.sampling import task_counts
+from flowkit.training.trainer import Training
+from flowkit.workers.signals import EXIT_STATUS, Stopped
+
+STOPPED_FILE = "stopped"  # there where a signal stopped the run: torchrun's exit status tells not
+SPLIT_FILE = "split.json"  # the split that a run was trained on, in its folder
+LOG_STEPS = 20  # between two rows of the log, or fewer
+LOG_S = 10.0  # where steps are slow, seconds between two rows
+
+Start = Literal["new", "resume", "overwrite"]
+
+
+def train(
+    job: Job, folder: Path, ranks: Ranks, machine: Machine, *, start: Start = "new"
+) -> Iterator[Progress]:
+    """Train, and yield how it goes; checkpoints, the split, the log and its picture go to `folder`.
+
+    `start`: "new" refuses a folder that holds a training, "resume" goes on with it (or begins, if
+    there is none), "overwrite" begins anew. Every `eval_every` steps the held-out part is asked and
+    ``last.json`` written, and ``best.json`` where the accuracy there is the highest yet (of equal
+    ones the lower loss counts); without a held-out part the last step is the best. SIGTERM, SIGHUP
+    and SIGINT let the step end, save, leave a file ``stopped``, and raise Stopped. TrainingError
+    where the loss is NaN.
+    """
+    training = Training(job, ranks, machine, resume=_where_to_start(folder, start))
+    recipe = job.recipe
+    if ranks.is_first:
+        write_split(folder / SPLIT_FILE, job.tasks[0].split)
+        (folder / STOPPED_FILE).unlink(missing_ok=True)
+    with (
+        torch.random.fork_rng(),
+        _stop_requests() as asked,
+        TrainingLog(folder, training.step, tensorboard=machine.tensorboard)
+        if ranks.is_first
+        else nullcontext() as training_log,
+        training.loader() as batches,
+    ):
+        window = _Window(job, training.step)
+        while True:
+            is_due = training.step % recipe.eval_every == 0 or training.step == recipe.steps
+            if is_due and training.step and training.progress.get("saved") != training.step:
+                found = _ask_and_save(training, folder, asked)
+                if window.steps or found:
+                    progress = window.tell(training.step, found)
+                    if training_log is not None:
+                        training_log.add(progress)
+                    yield progress
+                window = _Window(job, training.step)
+            signum = int(ranks.most(asked() or 0))
+            if signum:
+                training.save(folder, LAST)
+                stopped = Stopped(signum)
+                if ranks.is_first:
+                    (folder / STOPPED_FILE).write_text(f"{stopped} after step {training.step}\n")
+                raise stopped
+            if training.step == recipe.steps:
+                break
+            window.add(*training.take_step(batches))
+            if window.is_long and training.step % recipe.eval_every:
+                progress = window.tell(training.step)
+                if training_log is not None:
+                    training_log.add(progress)
+                yield progress
+                window = _Window(job, training.step)
+    if ranks.is_first:
+        draw_log(folder)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What two steps of a training showed; `bytes` is the most memory in use, on the device."""
+
+    parameters: int
+    learning: int
+    micro_batch: int
+    passes: int
+    bytes: int
+    seconds_per_step: float
+    seconds: float  # of the whole training, held-out part included
+
+
+def rehearse(job: Job, ranks: Ranks, machine: Machine) -> Rehearsal:
+    """Take two steps and ask some held-out clips, on real data; nothing is written."""
+    training = Training(job, ranks, machine)
+    with torch.random.fork_rng(), training.loader() as batches:
+        training.take_step(batches)
+        begin = time.monotonic()
+        training.take_step(batches)
+        per_step = time.monotonic() - begin
+    seconds = per_step * job.recipe.steps
+    if training.heldout is not None:  # a pass forward is a third of one forward and back
+        asked = len(training.heldout) * (job.recipe.steps // job.recipe.eval_every)
+        seconds += asked * per_step / job.recipe.batch_size / 3
+    parameters = list(training.net.parameters())
+    return Rehearsal(
+        parameters=sum(p.numel() for p in parameters),
+        learning=sum(p.numel() for p in parameters if p.requires_grad),
+        micro_batch=training.micro_batch,
+        passes=training.passes,
+        bytes=_peak_bytes(ranks.device),
+        seconds_per_step=per_step,
+        seconds=seconds,
+    )
+
+
+class _Window:
+    """What was seen since the last row of the log."""
+
+    def __init__(self, job: Job, step: int) -> None:
+        self.job, self.first, self.steps = job, step, 0
+        self.begin = time.monotonic()
+        self.losses = np.zeros(len(job.tasks))
+        self.right = np.zeros(len(job.tasks))
+        self.counts = np.zeros(len(job.tasks))
+
+    @property
+    def is_long(self) -> bool:
+        return self.steps >= LOG_STEPS or time.monotonic() - self.begin >= LOG_S
+
+    def add(self, losses: list[float], right: list[int]) -> None:
+        batch_size = self.job.recipe.batch_size
+        self.counts += task_counts(self.first + self.steps, batch_size, len(self.job.tasks))
+        self.losses += losses
+        self.right += right
+        self.steps += 1
+        self.end = time.monotonic()
+
+    def tell(self, step: int, found: tuple[float, float] | None = None) -> Progress:
+        recipe, names = self.job.recipe, [task.name for task in self.job.tasks]
+        nan = [math.nan] * len(names)
+        steps_per_s = self.steps / max(self.end - self.begin, 1e-9) if self.steps else math.nan
+        losses = self.losses / self.steps if self.steps else nan
+        accuracies = self.right / self.counts if self.steps else nan
+        return Progress(
+            step=step,
+            steps=recipe.steps,
+            losses=dict(zip(names, map(float, losses), strict=True)),
+            accuracies=dict(zip(names, map(float, accuracies), strict=True)),
+            learning_rate=recipe.rate(step - 1),
+            samples_per_s=steps_per_s * recipe.batch_size,
+            seconds_left=(recipe.steps - step) / steps_per_s,
+            heldout_loss=None if found is None else found[0],
+            heldout_accuracy=None if found is None else found[1],
+        )
+
+
+def _ask_and_save(
+    training: Training, folder: Path, asked: Callable[[], int | None]
+) -> tuple[float, float] | None:
+    """Ask the held-out part and write the checkpoints that are due; None where there is no part."""
+    names = [LAST]
+    found = None
+    if training.heldout is None:
+        if training.step == training.job.recipe.steps:
+            names.append(BEST)
+    else:
+        found = training.ask_heldout(asked)
+        if found is None:  # stopped; asked again when it goes on
+            return None
+        loss, accuracy = found
+        best = training.progress.get("best")
+        if best is None or (accuracy, -loss) > (best["accuracy"], -best["loss"]):
+            best = {"step": training.step, "accuracy": accuracy, "loss": loss}
+            names.append(BEST)
+        training.progress = {"best": best, "heldout": {"accuracy": accuracy, "loss": loss}}
+    training.progress["saved"] = training.step
+    training.save(folder, *names)
+    return found
+
+
+@contextmanager
+def _stop_requests() -> Iterator[Callable[[], int | None]]:
+    """Note the first signal that asks to stop, instead of stopping at once; a call says which."""
+    noted: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        noted.append(signum)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {signum: signal.getsignal(signum) for signum in EXIT_STATUS} if is_main else {}
+    handlers = {s: handler for s, handler in handlers.items() if handler is not signal.SIG_IGN}
+    for signum in handlers:
+        signal.signal(signum, note)
+    try:
+        yield lambda: noted[0] if noted else None
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+
+
+def _where_to_start(folder: Path, start: Start) -> Path | None:
+    """The checkpoint to resume; UsageError where a new training would overwrite one."""
+    last = folder / LAST
+    if not last.exists():
+        return None
+    match start:
+        case "resume":
+            return last
+        case "overwrite":
+            for file in (folder / BEST, last):
+                file.unlink(missing_ok=True)
+            return None
+    raise UsageError(
+        f"{folder}: holds a training at step {read_checkpoint(last).step}: --resume goes on with "
+        "it, --overwrite begins anew, --out writes elsewhere"
+    )
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """The most memory that was in use: on a CUDA device by tensors, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux

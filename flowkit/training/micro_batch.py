@@ -1,0 +1,105 @@
+"""How many clips go through a network at once: what a pass needs, and what the device has."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import torch
+
+from flowkit.errors import UsageError
+from flowkit.networks.streams import StreamNet, count_parameters
+
+COPIES = 3  # of the weights, 4 bytes each, in training: they, their gradients, their momentum
+SHARE = 0.6  # of a CPU's free memory that a pass may take: the loader and the system need the rest
+
+
+def activation_bytes(net: StreamNet, shape: tuple[int, int, int]) -> int:
+    """Bytes that the backward pass of one clip of `shape` (C, h, w) keeps; nothing is computed."""
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage._cdata] = storage.nbytes()
+        kept.append(tensor)  # or its place would be taken again
+        return tensor
+
+    kept: list[torch.Tensor] = []
+    meta = copy.deepcopy(net).to("meta")
+    weights = {parameter.untyped_storage()._cdata for parameter in meta.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        meta(torch.empty(2, *shape, device="meta"))
+    return sum(size for key, size in saved.items() if key not in weights) // 2
+
+
+def fitting_micro_batch(
+    net: StreamNet, shape: tuple[int, int, int], share: int, device: torch.device, *, bf16: bool
+) -> int:
+    """The most clips of `shape` (C, h, w) a pass, at most `share`, that `device` has memory for.
+
+    On a CUDA device by trying; on a CPU by what the tensors take. The halves of `share` are tried
+    in turn. UsageError where not even one fits.
+    """
+    if device.type == "cuda":
+        return _try_micro_batch(net, shape, share, device, bf16=bf16)
+    free = SHARE * _free_bytes() - 4 * COPIES * count_parameters(net)
+    each = 2 * activation_bytes(net, shape)  # and the gradients of the activations
+    size = share
+    while size > 1 and size * each > free:
+        size = -(-size // 2)
+    if size * each > free:
+        raise UsageError(
+            f"{net.name}: one clip of {shape} needs {each / 2**30:.1f} GB beside the weights, "
+            f"{max(free, 0) / 2**30:.1f} GB are free: take a smaller network or crop"
+        )
+    return size
+
+
+def _try_micro_batch(
+    net: StreamNet, shape: tuple[int, int, int], share: int, device: torch.device, *, bf16: bool
+) -> int:
+    state = torch.cuda.get_rng_state(device)
+    momentum = [torch.zeros_like(parameter) for parameter in net.parameters()]
+    buffers = {name: value.clone() for name, value in net.named_buffers()}
+    size = share
+    try:
+        while True:
+            try:
+                with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+                    loss = net(torch.zeros(size, *shape, device=device)).sum()
+                loss.backward()
+                torch.cuda.synchronize(device)
+                return size
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise UsageError(
+                        f"{net.name}: not even one clip of {shape} fits on {device}: "
+                        "take a smaller network or crop"
+                    ) from error
+            size = -(-size // 2)
+            torch.cuda.empty_cache()
+    finally:
+        del momentum
+        net.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        torch.cuda.set_rng_state(state, device)
+        for name, value in net.named_buffers():  # batch statistics have seen zeros
+            value.copy_(buffers[name])
+
+
+def _free_bytes() -> int:
+    """Bytes of memory that this machine can still give; what a container allows, if it is less."""
+    free = [_meminfo()]
+    group = Path("/sys/fs/cgroup")
+    limit, used = group / "memory.max", group / "memory.current"
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        free.append(int(text) - int(used.read_text()))
+    return min(free)
+
+
+def _meminfo() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return int(rest.split()[0]) * 1024
+    raise UsageError("/proc/meminfo: names no MemAvailable: give --micro-batch")

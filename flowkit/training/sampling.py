@@ -1,0 +1,209 @@
+"""Which clips a step trains on: the data sets of all tasks, dealt into batches by number.
+
+Draw `d` of a training is one sample, of task `d mod T`; step `s` takes draws `s B` to
+`(s + 1) B - 1`. So a batch has the same clips on any number of processes and workers, and after any
+interruption, and every task has its own share of each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from flowkit.data.augment import Augmentation
+from flowkit.data.datasets import Stream, TrainingClips
+from flowkit.data.record_folders import Missing, RecordFolder
+from flowkit.data.splits import Split, first_names
+from flowkit.data.stacks import StackForm
+from flowkit.errors import RecordError, SplitError
+from flowkit.networks.checkpoints import flow_of
+from flowkit.records.reading import differences
+
+
+@dataclass(frozen=True)
+class Task:
+    """A data set with a head of its own, and maybe classes of another one beside its own.
+
+    The videos of `added`, all of its parts, train further classes of the same head: those whose
+    names the task does not have yet (`added_classes`).
+    """
+
+    name: str
+    split: Split
+    records: RecordFolder
+    added: tuple[Split, RecordFolder] | None = None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the head: the data set's own first."""
+        return self.split.classes + (added_classes(self.split, self.added[0]) if self.added else ())
+
+
+def added_classes(split: Split, other: Split) -> tuple[str, ...]:
+    """The classes of `other` that `split` has none of the same name for, spelled either way."""
+    there = {_plain(name) for name in split.classes}
+    return tuple(name for name in other.classes if _plain(name) not in there)
+
+
+def train_on_all(split: Split) -> Split:
+    """The split with all its videos in the training part, as auxiliary data sets are used."""
+    return replace(split, train=split.train + split.heldout + split.test, heldout=(), test=())
+
+
+class StepClips(Dataset[dict[str, Any]]):
+    """The samples of a training by draw number.
+
+    A sample is a dict of ``"spatial"`` or ``"temporal"`` as `TrainingClips` gives it, ``"label"``,
+    the place in the classes of its task, and ``"task"``, the place of that among `tasks`.
+    SplitError where a class has no video to train on.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        stream: Stream,
+        *,
+        form: StackForm | None,
+        augmentation: Augmentation,
+        seed: int,
+        missing: Missing = "error",
+    ) -> None:
+        self.stream, self.seed = stream, seed
+        self.sources: list[list[tuple[int, TrainingClips]]] = []  # of each task: (classes, clips)
+        for place, task in enumerate(tasks):
+            sets = [(task.split, task.records, task.split.classes)]
+            if task.added:
+                sets.append((*_added_videos(task), task.classes[len(task.split.classes) :]))
+            sources = []
+            for number, (split, records, classes) in enumerate(sets):
+                clips = TrainingClips(
+                    split,
+                    records,
+                    streams=(stream,),
+                    form=form,
+                    augmentation=augmentation,
+                    seed=int(np.random.SeedSequence((seed, place, number)).generate_state(1)[0]),
+                    missing=missing,
+                )
+                _check_classes(split, clips, classes)
+                sources.append((len(classes), clips))
+            self.sources.append(sources)
+
+    def __getitem__(self, draw: int) -> dict[str, Any]:
+        """Sample number `draw`, from 0."""
+        number, place = divmod(draw, len(self.sources))
+        sources = self.sources[place]
+        which = 0
+        if len(sources) > 1:  # uniformly across the classes of both
+            own, added = (classes for classes, _ in sources)
+            random = np.random.default_rng((self.seed, place, number))
+            which = int(random.integers(own + added) >= own)
+        sample = sources[which][1][number]
+        return sample | {"task": place}
+
+    def send_planes(self) -> bool:
+        """Give planes instead of flow stacks (`TrainingClips`), if all records hold them."""
+        sets = [clips for sources in self.sources for _, clips in sources]
+        if self.stream == "spatial" or any(
+            one.ranges is None
+            for clips in sets
+            for record in clips.records
+            for one in record.series
+        ):
+            return False
+        for clips in sets:
+            clips.as_planes = True
+        return True
+
+    @property
+    def counts(self) -> list[int]:
+        """The number of training videos of each task."""
+        return [sum(len(clips.videos) for _, clips in sources) for sources in self.sources]
+
+    @property
+    def skipped(self) -> int:
+        """Listed videos passed over for want of a record."""
+        return sum(clips.skipped for sources in self.sources for _, clips in sources)
+
+    def find_flow(self) -> dict[str, Any]:
+        """What all records were made with (`checkpoints.flow_of`); RecordError if they differ."""
+        records = [r for sources in self.sources for _, clips in sources for r in clips.records]
+        first = flow_of(records[0])
+        for record in records[1:]:
+            if found := differences(flow_of(record), first):
+                raise RecordError(
+                    f"{record.path}: its flow is not that of {records[0].path}: "
+                    + "; ".join(text.replace("asked for", "there") for text in found)
+                )
+        return first
+
+
+def draws_of_step(step: int, batch_size: int, rank: int, ranks: int) -> range:
+    """The draws of a step that process `rank` of `ranks` takes: shares alike to one draw."""
+    first = step * batch_size
+    return range(
+        first + rank * batch_size // ranks,
+        first + (rank + 1) * batch_size // ranks,
+    )
+
+
+def task_counts(step: int, batch_size: int, tasks: int) -> list[int]:
+    """How many draws of a step belong to each task."""
+    counts = Counter(draw % tasks for draw in range(step * batch_size, (step + 1) * batch_size))
+    return [counts[task] for task in range(tasks)]
+
+
+class MicroBatches:
+    """The draws of every pass of steps `first` to `last` - 1 of one process, in order.
+
+    For ``DataLoader(batch_sampler=...)``; `micro_batch` is the most samples of a pass.
+    """
+
+    def __init__(
+        self, first: int, last: int, batch_size: int, micro_batch: int, rank: int, ranks: int
+    ) -> None:
+        self.steps = range(first, last)
+        self.batch_size, self.micro_batch = batch_size, micro_batch
+        self.rank, self.ranks = rank, ranks
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            draws = draws_of_step(step, self.batch_size, self.rank, self.ranks)
+            for start in range(0, len(draws), self.micro_batch):
+                yield list(draws[start : start + self.micro_batch])
+
+    def passes(self, step: int) -> int:
+        """How many passes a step takes."""
+        return -(
+            -len(draws_of_step(step, self.batch_size, self.rank, self.ranks)) // self.micro_batch
+        )
+
+
+def _added_videos(task: Task) -> tuple[Split, RecordFolder]:
+    """All videos of the added classes as a training part, labeled by the classes of the task."""
+    assert task.added is not None
+    other, records = task.added
+    kept = set(added_classes(task.split, other))
+    videos = [video for video in train_on_all(other).train if video.class_name in kept]
+    return Split(other.name, task.classes, tuple(videos), (), ()), records
+
+
+def _check_classes(split: Split, clips: TrainingClips, classes: Sequence[str]) -> None:
+    """SplitError where one of `classes` has no training video."""
+    there = {video.class_name for video in clips.videos}
+    empty = [name for name in classes if name not in there]
+    if empty:
+        raise SplitError(
+            f"{split.name}: {len(empty)} of {len(classes)} classes have no video to train on: "
+            f"{first_names(empty)}"
+        )
+
+
+def _plain(name: str) -> str:
+    """A class name without case, blanks, "_" and "-": "Brush_hair" and "brush hair" are one."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum())

@@ -1,0 +1,339 @@
+"""One training, step by step: its network, optimizer and data, and how far it is."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Subset
+
+from flowkit.data.datasets import TestClips, collate, start_worker
+from flowkit.data.plane_batches import stack_planes
+from flowkit.errors import FlowkitError, UsageError
+from flowkit.networks.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    read_checkpoint,
+    read_tensors,
+    write_checkpoint,
+)
+from flowkit.records.reading import differences
+from flowkit.training.distributed import Ranks
+from flowkit.training.jobs import Job, Machine
+from flowkit.training.micro_batch import fitting_micro_batch
+from flowkit.training.sampling import MicroBatches, StepClips, task_counts
+
+log = logging.getLogger(__name__)
+
+EVAL_CLIPS = 32  # held-out clips of a pass
+GRACE_S = 60  # that a loader process lives on after SIGTERM, for the step to end
+OTHER_TASK = -100  # label of a clip for the heads of other tasks: cross_entropy leaves it out
+
+
+Batches = Iterator[dict[str, Any]]
+
+
+class TrainingError(FlowkitError, ArithmeticError):
+    """A training cannot go on: its loss is no number any more."""
+
+
+class Training:
+    """A training that is ready to take steps: network, optimizer, data, and how far it is.
+
+    `resume` is a checkpoint to go on from, ``last.json`` of the same job.
+    """
+
+    def __init__(
+        self, job: Job, ranks: Ranks, machine: Machine, *, resume: Path | None = None
+    ) -> None:
+        self.job, self.ranks, self.machine = job, ranks, machine
+        self.clips = StepClips(
+            job.tasks,
+            job.stream,
+            form=job.form,
+            augmentation=job.augmentation,
+            seed=job.seed,
+            missing=job.missing,
+        )
+        if ranks.device.type == "cuda":
+            self.clips.send_planes()  # and let the device make the stacks
+        self.heldout = _heldout_clips(job)
+        self.flow = None if job.form is None else self.clips.find_flow()
+        checkpoint = None if resume is None else _check_resumed(resume, job)
+        self.step = 0 if checkpoint is None else checkpoint.step
+        self.progress: dict[str, Any] = {} if checkpoint is None else checkpoint.progress
+        self.net = (job if checkpoint is None else checkpoint).build()
+        if resume is not None:
+            self.net.load_state_dict(read_tensors(resume, "weights"))
+        self.net.train().to(ranks.device)
+        if machine.channels_last:
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        recipe = job.recipe
+        self.optimizer = torch.optim.SGD(
+            self.net.parameters(),
+            recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
+        if resume is not None:
+            self._load_momentum(read_tensors(resume, "state"))
+        self._choose_what_learns()
+        self.micro_batch = self._fit_micro_batch()
+        self.batches = MicroBatches(
+            self.step, recipe.steps, recipe.batch_size, self.micro_batch, ranks.rank, ranks.size
+        )
+        if ranks.is_first and (self.passes > 1 or ranks.size > 1):
+            log.info(
+                "a batch of %d is made up on %d processes in %d passes of at most %d clips",
+                *(recipe.batch_size, ranks.size, self.passes, self.micro_batch),
+            )
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes of a step, on each process."""
+        return self.batches.passes(0)
+
+    def loader(self) -> AbstractContextManager[Batches]:
+        """The batches of all passes of all steps to come, loaded until the block ends."""
+        return _loading(self.clips, self, batch_sampler=self.batches)
+
+    def take_step(self, batches: Batches) -> tuple[list[float], list[int]]:
+        """One update; the mean loss and the number of right answers of each task."""
+        recipe, ranks, tasks = self.job.recipe, self.ranks, self.net.tasks
+        self._choose_what_learns()
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.rate(self.step)
+        torch.manual_seed(_seed(self.job.seed, self.step, ranks.rank))
+        counts = task_counts(self.step, recipe.batch_size, len(tasks))
+        self.optimizer.zero_grad(set_to_none=True)
+        told = torch.zeros(2, len(tasks), dtype=torch.float64, device=ranks.device)
+        passes = self.batches.passes(self.step)
+        for number in range(passes):
+            inputs, labels = self._to_device(_next_batch(batches))
+            is_last = number == passes - 1
+            is_shared = isinstance(self.model, DistributedDataParallel)
+            with self.model.no_sync() if is_shared and not is_last else nullcontext():  # type: ignore[operator]
+                with self._autocast():
+                    logits = self.model(inputs)
+                parts = self.net.split_logits(logits.float()).values()
+                sums = [
+                    cross_entropy(part, own, ignore_index=OTHER_TASK, reduction="sum")
+                    for part, own in zip(parts, labels, strict=True)
+                ]
+                loss = torch.stack([s / n for s, n in zip(sums, counts, strict=True)]).sum()
+                (loss * ranks.size).backward()  # processes are averaged
+            for place, (part, own) in enumerate(zip(parts, labels, strict=True)):
+                told[0, place] += sums[place].detach()
+                told[1, place] += (part.argmax(1) == own).sum()
+        sums_told, right = ranks.sum(told).tolist()
+        losses = [s / n for s, n in zip(sums_told, counts, strict=True)]
+        if not math.isfinite(sum(losses)):
+            raise TrainingError(
+                f"step {self.step}: the loss is {sum(losses)}; nothing was updated, the last "
+                f"checkpoint stays: lower the learning rate (--lr, {recipe.rate(self.step):g} now) "
+                "or limit the gradient (--clip-norm)"
+            )
+        if recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        return losses, [int(n) for n in right]
+
+    @torch.no_grad()
+    def ask_heldout(self, is_stopped: Callable[[], object]) -> tuple[float, float] | None:
+        """Mean loss and accuracy over the held-out videos of the first task.
+
+        A video's scores are the mean softmax of its clips. None where `is_stopped` says so
+        meanwhile (which a training of several processes does not ask).
+        """
+        assert self.heldout is not None
+        clips, ranks = self.heldout, self.ranks
+        own = Subset(clips, range(ranks.rank, len(clips), ranks.size))
+        classes = len(self.job.tasks[0].classes)
+        sums = torch.zeros(len(clips.videos), classes, dtype=torch.float64, device=ranks.device)
+        ranks.share(self.net.buffers())
+        self.net.eval()
+        with _loading(own, self, batch_size=EVAL_CLIPS) as batches:
+            for batch in batches:
+                if ranks.size == 1 and is_stopped():
+                    self.net.train()
+                    return None
+                inputs = self._inputs(batch[self.job.stream].flatten(0, 1))  # (B, 1, ...): a view
+                with self._autocast():
+                    logits = self.net(inputs)
+                first = self.net.split_logits(logits.float())[self.net.tasks[0]]
+                sums.index_add_(0, batch["video"].to(ranks.device), first.softmax(1).double())
+        self.net.train()
+        scores = ranks.sum(sums) / clips.moments
+        labels = torch.tensor(clips.labels, device=ranks.device)
+        right = scores.gather(1, labels[:, None]).clamp_min(1e-12)
+        return -right.log().mean().item(), (scores.argmax(1) == labels).double().mean().item()
+
+    def save(self, folder: Path, *names: str) -> None:
+        """Write a checkpoint of this step into `folder` under `names`."""
+        if self.ranks.is_first:
+            job = self.job
+            checkpoint = Checkpoint(
+                step=self.step,
+                stream=job.stream,
+                net=job.net,
+                channels=job.shape[0],
+                dropout=job.recipe.dropout,
+                tasks={task.name: task.classes for task in job.tasks},
+                short_side=job.augmentation.short_side,
+                crop=job.augmentation.crop,
+                form=job.form,
+                flow=self.flow,
+                training=job.describe(),
+                progress=self.progress,
+            )
+            write_checkpoint(folder, names, checkpoint, self.net.state_dict(), self._momentum())
+        self.ranks.wait()
+
+    def _choose_what_learns(self) -> None:
+        """Let learn what the recipe says of this step; on the first step and at a new phase."""
+        top_blocks = self.job.recipe.top_blocks_at(self.step)
+        if getattr(self, "top_blocks", "none yet") == top_blocks:
+            return
+        self.top_blocks = top_blocks
+        self.net.train_top(top_blocks)
+        model: nn.Module = torch.compile(self.net) if self.machine.compile else self.net  # type: ignore[assignment]
+        if self.ranks.size > 1:
+            devices = [self.ranks.device] if self.ranks.device.type == "cuda" else None
+            model = DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
+        self.model = model
+
+    def _fit_micro_batch(self) -> int:
+        share = -(-self.job.recipe.batch_size // self.ranks.size)
+        if self.job.recipe.batch_size < self.ranks.size:
+            raise UsageError(
+                f"expected a batch of at least one clip for each of {self.ranks.size} processes, "
+                f"got {self.job.recipe.batch_size}"
+            )
+        if self.machine.micro_batch is not None:
+            return min(share, self.machine.micro_batch)
+        device, bf16 = self.ranks.device, self.machine.bf16
+        fits = fitting_micro_batch(self.net, self.job.shape, share, device, bf16=bf16)
+        return int(-self.ranks.most(-fits))  # the least of all
+
+    def _momentum(self) -> dict[str, torch.Tensor]:
+        state = self.optimizer.state
+        return {
+            name: state[parameter]["momentum_buffer"]
+            for name, parameter in self.net.named_parameters()
+            if state[parameter].get("momentum_buffer") is not None
+        }
+
+    def _load_momentum(self, tensors: dict[str, torch.Tensor]) -> None:
+        parameters = dict(self.net.named_parameters())
+        for name, tensor in tensors.items():
+            if name not in parameters or parameters[name].shape != tensor.shape:
+                raise CheckpointError(f"momentum of {name}: the network has no such parameter")
+            own = torch.empty_like(parameters[name]).copy_(tensor)
+            self.optimizer.state[parameters[name]]["momentum_buffer"] = own
+
+    def _to_device(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Inputs (B, C, h, w), and labels (B,) for the head of each task."""
+        task, label = (batch[name].to(self.ranks.device) for name in ("task", "label"))
+        places = range(len(self.net.tasks))
+        labels = [torch.where(task == place, label, OTHER_TASK) for place in places]
+        given = batch[self.job.stream]
+        if self.job.form is not None and isinstance(given, list):
+            size = self.job.shape[1:]
+            given = stack_planes(given, form=self.job.form, size=size, device=self.ranks.device)
+        return self._inputs(given), labels
+
+    def _inputs(self, inputs: torch.Tensor) -> torch.Tensor:
+        layout = torch.channels_last if self.machine.channels_last else torch.contiguous_format
+        inputs = inputs.to(self.ranks.device, non_blocking=True)
+        return inputs.contiguous(memory_format=layout)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.machine.bf16)
+
+
+@contextmanager
+def _loading(clips: Any, training: Training, **order: Any) -> Iterator[Batches]:
+    """The batches of a loader, whose processes end with the block, even where it raises."""
+    workers = training.machine.workers
+    batches: Any = iter(
+        DataLoader(
+            clips,
+            num_workers=workers,
+            collate_fn=collate,
+            worker_init_fn=_start_worker,
+            pin_memory=training.ranks.device.type == "cuda",
+            generator=torch.Generator(),  # or it would take a number from the global one
+            **order,
+        )
+    )
+    try:
+        yield batches
+    finally:
+        if workers:  # an error's traceback would keep them
+            batches._shutdown_workers()
+
+
+def _start_worker(worker: int) -> None:
+    """A loader process: one thread, and its parent, not a signal, says when it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
+    start_worker(worker)
+
+
+def _next_batch(batches: Batches) -> dict[str, Any]:
+    """The next batch; an error of flowkit in a worker as it was there, without its traceback."""
+    try:
+        return next(batches)
+    except FlowkitError as error:
+        kind = type(error)
+        text = str(error).strip().splitlines()[-1]
+        raise kind(text.removeprefix(f"{kind.__module__}.{kind.__name__}: ")) from error
+
+
+def _heldout_clips(job: Job) -> TestClips | None:
+    task = job.tasks[0]
+    if not task.split.heldout:
+        return None
+    return TestClips(
+        task.split,
+        task.records,
+        streams=(job.stream,),
+        form=job.form,
+        part="heldout",
+        moments=job.eval_moments,
+        views="center",
+        crop=job.augmentation.crop,
+        short_side=job.augmentation.short_side,
+        missing=job.missing,
+    )
+
+
+def _check_resumed(path: Path, job: Job) -> Checkpoint:
+    checkpoint = read_checkpoint(path)
+    own = {"stream": checkpoint.stream, "net": checkpoint.net, **checkpoint.training}
+    asked = {"stream": job.stream, "net": job.net, **job.describe()}
+    forms = [None if form is None else asdict(form) for form in (checkpoint.form, job.form)]
+    found = differences({**own, "form": forms[0]}, {**asked, "form": forms[1]})
+    if found:
+        raise UsageError(
+            f"{path}: was begun otherwise: {'; '.join(found)}: "
+            "give the same options, or --overwrite"
+        )
+    return checkpoint
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,199 @@
+"""Open one video, iterate its frames, and account for every frame that it promises.
+
+A video is a file that FFmpeg reads or a folder of numbered images. Damage that leaves no sign and
+decodes to the full number of frames (a few changed bytes) cannot be seen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from itertools import chain, pairwise
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+
+from flowkit.errors import VideoError
+from flowkit.video.containers import signs_of_loss
+from flowkit.video.decoding import Decoder, Findings, check_size, decode_images, open_stream
+from flowkit.video.image_folders import MAX_FRAME_MPX, frame_files, image_size
+
+
+class Account(NamedTuple):
+    """Frames promised (None where the file cannot say) and frames got."""
+
+    expected: int | None
+    decoded: int
+
+
+class Video:
+    """An open video: its upright size, its frame rate, and its frames in one pass.
+
+    `size` is (H, W), `fps` in frames per second or None where none is stated. `account` and
+    `damage` are known once `frames` is exhausted; `damage` is None if every frame promised came,
+    else one line that says what is missing. Close it, or use it as a context manager.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        images: Generator[np.ndarray, None, None],
+        findings: Findings,
+        *,
+        fps: float | None,
+        keep_damaged: bool,
+    ) -> None:
+        first = next(images, None)
+        if first is None:
+            signs = "".join(f"; {sign}" for sign in findings.damage)
+            raise VideoError(f"{path}: expected a video, but not one frame can be decoded{signs}")
+        self.path = path
+        self.size: tuple[int, int] = (first.shape[0], first.shape[1])
+        self.fps = fps
+        self.account: Account | None = None
+        self.damage: str | None = None
+        self._images = images  # it owns the file
+        self._frames: Iterator[np.ndarray] | None = chain((first,), images)
+        self._findings = findings
+        self._keep_damaged = keep_damaged
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """Every frame, uint8 (H, W, 3) BGR, contiguous and the caller's own, in order of display.
+
+        At the end the account is made: VideoError if it shows damage, unless the video was opened
+        with `keep_damaged`. VideoError also where a frame has another size than those before it,
+        and where the frames were taken before.
+        """
+        if self._frames is None:
+            raise VideoError(f"{self.path}: its frames were taken already: open it again")
+        frames, self._frames = self._frames, None
+        decoded = 0
+        for image in frames:
+            if image.shape[:2] != self.size:
+                raise VideoError(
+                    f"{self.path}: expected frames of one size, but frame {decoded} is "
+                    f"{image.shape[:2]} and those before it {self.size} (height, width): "
+                    "split or rescale the video"
+                )
+            decoded += 1
+            yield image
+        if not self._findings.complete:
+            raise VideoError(f"{self.path}: closed after {decoded} frames, before its end")
+        self.account = Account(self._findings.expected, decoded)
+        self.damage = _damage(self.account, self._findings.damage)
+        if self.damage and not self._keep_damaged:
+            raise VideoError(
+                f"{self.path}: damaged: {self.damage} (keep_damaged takes the frames there are)"
+            )
+
+    def close(self) -> None:
+        """Let go of the file; further calls do nothing."""
+        self._images.close()
+
+    def __enter__(self) -> Video:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _damage(account: Account, signs: list[str]) -> str | None:
+    """The damage in one line, or None if the account is even and nothing else was seen."""
+    expected, decoded = account
+    if expected in (None, decoded) and not signs:
+        return None
+    of_expected = "" if expected is None else f" of {expected}"
+    return "; ".join([f"{decoded}{of_expected} frames decoded", *signs])
+
+
+def open_video(
+    path: str | os.PathLike[str],
+    *,
+    keep_damaged: bool = False,
+    decoder: Decoder = "cpu",
+    max_frame_mpx: float = MAX_FRAME_MPX,
+) -> Video:
+    """Open the video file, or the folder of numbered images, at `path`; no other file is opened.
+
+    VideoError if there is none, if it is a list of other files, if it has no video stream, if its
+    codec is unknown, if its frames have more than `max_frame_mpx` megapixels (seen before one is
+    decoded), or if not one frame can be decoded. With `keep_damaged`, damage is no error but a line
+    in `Video.damage`. The `decoder` "nvdec" is that of an NVIDIA card; images of a folder are
+    decoded on the CPU anyhow.
+    """
+    place = Path(os.path.abspath(path))  # FFmpeg reads a relative "a:b.avi" as protocol "a"
+    if place.is_dir():
+        return _open_folder(place, keep_damaged, max_frame_mpx)
+    if not place.is_file():
+        raise VideoError(f"{place}: expected a video file or a folder of frames, found neither")
+    return _open_file(place, keep_damaged, decoder, max_frame_mpx)
+
+
+def _open_file(path: Path, keep_damaged: bool, decoder: Decoder, max_frame_mpx: float) -> Video:
+    try:
+        findings = Findings(damage=signs_of_loss(path))
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be read: {error.strerror}") from error
+    container, stream = open_stream(path, findings, decoder, max_frame_mpx=max_frame_mpx)
+    rate = stream.average_rate or stream.guessed_rate
+    images = decode_images(container, stream, findings, max_frame_mpx)
+    return Video(
+        path, images, findings, fps=float(rate) if rate else None, keep_damaged=keep_damaged
+    )
+
+
+def _open_folder(folder: Path, keep_damaged: bool, max_frame_mpx: float) -> Video:
+    try:
+        files = frame_files(os.listdir(folder))
+    except OSError as error:
+        raise VideoError(f"{folder}: cannot be read: {error.strerror}") from error
+    if not files:
+        raise VideoError(
+            f"{folder}: expected numbered images of one name (img_00001.jpg, img_00002.jpg, ...), "
+            "found none"
+        )
+    findings = Findings(expected=files[-1][0] - files[0][0] + 1)
+    breaks = [(a, b) for (m, a), (n, b) in pairwise(files) if n != m + 1]
+    if breaks:
+        words = f"{breaks[0][0]} is followed by {breaks[0][1]}"
+        if not keep_damaged:
+            raise VideoError(f"{folder}: expected images numbered without a gap, but {words}")
+        findings.damage.append(f"breaks in the numbers: {len(breaks)} (first: {words})")
+    paths = [folder / name for _, name in files]
+    images = _read_images(paths, findings, keep_damaged, max_frame_mpx)
+    return Video(folder, images, findings, fps=None, keep_damaged=keep_damaged)
+
+
+def _read_images(
+    paths: list[Path], findings: Findings, keep_damaged: bool, max_frame_mpx: float
+) -> Generator[np.ndarray, None, None]:
+    """The images at `paths`, uint8 (H, W, 3) BGR; VideoError names the one that is none."""
+    from flowkit._cv2 import cv2
+
+    undecodable = []
+    for path in paths:
+        data = path.read_bytes()  # cv2.imread takes no name that is not UTF-8
+        image = None
+        if (size := image_size(data)) is not None:
+            check_size(path, size, max_frame_mpx)
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        if image is not None:
+            yield image
+        elif keep_damaged:
+            undecodable.append(path.name)
+        else:
+            raise VideoError(
+                f"{path}: expected an image, but it cannot be decoded as JPEG, PNG or BMP"
+            )
+    if undecodable:
+        findings.damage.append(
+            f"images that cannot be decoded: {len(undecodable):,} (first: {undecodable[0]})"
+        )
+    findings.complete = True

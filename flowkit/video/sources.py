@@ -1,0 +1,232 @@
+"""Find the videos under paths, and name the place of each one's record: folders, files, lists."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from flowkit.errors import UsageError
+from flowkit.video.image_folders import frame_files
+
+# What a folder is searched for; a file that is named itself may be called anything.
+VIDEO_EXTENSIONS = frozenset({
+    ".avi", ".divx", ".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mkv", ".webm", ".flv", ".f4v",
+    ".wmv", ".asf", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".vob", ".ts", ".mts", ".m2ts", ".ogv",
+    ".mxf", ".dv", ".rm", ".rmvb", ".gif", ".y4m", ".mjpg", ".mjpeg", ".h264", ".264", ".h265",
+    ".265", ".hevc",
+})  # fmt: skip
+LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list"})
+NAMED_AT_MOST = 5  # of the paths that an error could name
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be extracted, and where its record goes.
+
+    `path` is absolute: a video file, or a folder of frames. `id` is the '/'-separated place of
+    the record below the output folder: the path without the extension.
+    """
+
+    path: Path
+    id: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """Sources in natural order of their ids (v_2 before v_10), no two ids alike or nested.
+
+    `passed_over` counts the other files that lay in the folders, by extension (".csv"), and as
+    "no extension", "hidden" (names that begin with a dot) and "link loop".
+    """
+
+    sources: tuple[Source, ...]
+    passed_over: dict[str, int]
+
+
+def find_videos(
+    inputs: Sequence[str | Path],
+    *,
+    root: str | Path | None = None,
+    stdin: BinaryIO | None = None,
+) -> Found:
+    """Find the videos that `inputs` name; each input is one of
+
+    - a folder: every video file below it, and every folder below it (or itself) that holds two or
+      more numbered frames and no video; ids are paths relative to it, or to `root`;
+    - a video file: its id is its stem, or its path below `root`;
+    - a list (.txt, .lst, .list): a path a line, as if it were an input itself, looked for from the
+      working directory and then from `root`. Trailing columns of integers, blank lines and lines
+      that start with # count only where a file is called so;
+    - "-": the same from `stdin` (default: standard input), NUL-separated if it contains a NUL.
+
+    A path that several inputs name is one source, with the id that the first of them gives it.
+    Raises UsageError if a path does not exist or lies outside `root`, if two ids collide or one
+    lies inside the other's record, or if there is no video at all.
+    """
+    top = None if root is None else Path(os.path.abspath(root))
+    passed_over: Counter[str] = Counter()
+    sources: dict[Path, Source] = {}
+    for place in _places(inputs, top, stdin):
+        base = top or (place if place.is_dir() else place.parent)
+        videos = _walk(place, frozenset(), passed_over) if place.is_dir() else [place]
+        for path in videos:
+            sources.setdefault(path, Source(path, _id(path, base)))
+    over = {kind: count for kind, count in sorted(passed_over.items()) if count}
+    if not sources:
+        words = ", ".join(f"{count} {kind}" for kind, count in over.items())
+        raise UsageError(
+            f"expected videos or folders of numbered frames under {_some(inputs)}, found none "
+            f"(passed over: {words or 'nothing'})"
+        )
+    found = sorted(_without_collisions(sources.values()), key=lambda source: _natural(source.id))
+    return Found(tuple(found), over)
+
+
+# --- inputs to paths ------------------------------------------------------------------------------
+
+
+def _places(
+    inputs: Sequence[str | Path], root: Path | None, stdin: BinaryIO | None
+) -> Iterator[Path]:
+    """The absolute path of every file and folder that the inputs name; lists are unrolled."""
+    for name in map(str, inputs):
+        place = Path(os.path.abspath(name))
+        if name == "-":
+            yield from _listed((stdin or sys.stdin.buffer).read(), "standard input", root)
+        elif not os.path.exists(place):
+            raise UsageError(f"{name}: no such file or folder")
+        elif _is_list(place):
+            try:
+                data = place.read_bytes()
+            except OSError as error:
+                raise UsageError(f"{name}: cannot be read: {error.strerror}") from error
+            yield from _listed(data, name, root)
+        else:
+            yield place
+
+
+def _is_list(place: Path) -> bool:
+    return place.suffix.lower() in LIST_EXTENSIONS and not place.is_dir()
+
+
+def _listed(data: bytes, where: str, root: Path | None) -> list[Path]:
+    """The paths in a list; `where` names the list in the errors."""
+    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\0" if b"\0" in data else b"\n")
+    bases = [Path.cwd(), *([root] if root else [])]
+    places, missing = [], []
+    for line in map(os.fsdecode, lines):
+        place = _look_up(line, bases)
+        if place is None:
+            if line.strip() and not line.startswith("#"):
+                missing.append(line.strip())
+        elif _is_list(place):
+            raise UsageError(f"{where}: names a list, {place}: give that as an input of its own")
+        else:
+            places.append(place)
+    if missing:
+        raise UsageError(
+            f"{where}: {len(missing)} of {len(missing) + len(places)} paths do not exist, looked "
+            f"for from {' and '.join(map(str, bases))}: {_some(missing)}"
+        )
+    return places
+
+
+def _look_up(line: str, bases: list[Path]) -> Path | None:
+    """The path that a line names: as it stands, else stripped, else less its last columns."""
+    name: str | None = line
+    while name:
+        for base in bases:
+            place = Path(os.path.abspath(base / name))
+            if os.path.exists(place):
+                return place
+        shorter = re.sub(r"\s+-?[0-9]+\s*$", "", name) if name == name.strip() else name.strip()
+        name = shorter if shorter != name else None
+    return None
+
+
+# --- folders to paths -----------------------------------------------------------------------------
+
+
+def _walk(folder: Path, above: frozenset[str], passed_over: Counter[str]) -> Iterator[Path]:
+    """The video files and folders of frames under `folder`; links are followed, but not round.
+
+    `above` holds the real paths of the folders on the way here.
+    """
+    here = os.path.realpath(folder)
+    if here in above:
+        passed_over["link loop"] += 1
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        folders = [entry.name for entry in visible if entry.is_dir()]
+        files = [entry.name for entry in visible if not entry.is_dir()]
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be read: {error.strerror}") from error
+    passed_over["hidden"] += len(entries) - len(visible)
+    videos = [name for name in files if _extension(name) in VIDEO_EXTENSIONS]
+    frames = [] if videos else [name for _, name in frame_files(files)]
+    if len(frames) < 2:
+        frames = []  # a picture that happens to bear a number
+    else:
+        yield folder
+    yield from (folder / name for name in videos)
+    taken = {*videos, *frames}
+    passed_over.update(_extension(name) or "no extension" for name in files if name not in taken)
+    for name in folders:
+        yield from _walk(folder / name, above | {here}, passed_over)
+
+
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+# --- paths to ids ---------------------------------------------------------------------------------
+
+
+def _id(path: Path, base: Path) -> str:
+    """The '/'-separated path below `base` without the extension; a folder's own name at `base`."""
+    if path == base:
+        return path.name
+    try:
+        relative = path.relative_to(base)
+    except ValueError as error:
+        raise UsageError(f"{path}: expected a path below the root {base}") from error
+    return relative.as_posix() if path.is_dir() else os.path.splitext(relative.as_posix())[0]
+
+
+def _without_collisions(sources: Iterable[Source]) -> list[Source]:
+    """The sources, a file that two paths reach under one id once; no two records in one place."""
+    by_id: dict[str, Source] = {}
+    for source in sources:
+        first = by_id.setdefault(source.id, source)
+        if first is not source and os.path.realpath(first.path) != os.path.realpath(source.path):
+            raise UsageError(
+                f"{first.path} and {source.path} would both be recorded as {source.id}: rename "
+                "one, or, if they lie in different folders, name their common folder as the root"
+            )
+    for source in by_id.values():
+        for parent in PurePosixPath(source.id).parents:
+            if outer := by_id.get(str(parent)):
+                raise UsageError(
+                    f"{source.path} would be recorded as {source.id}, inside the record "
+                    f"{outer.id} of {outer.path}: rename one"
+                )
+    return list(by_id.values())
+
+
+def _natural(text: str) -> tuple[list[str | int], str]:
+    parts = re.split("([0-9]+)", text)  # every second one is a number
+    return [int(part) if k % 2 else part for k, part in enumerate(parts)], text
+
+
+def _some(names: Sequence[str | Path]) -> str:
+    more = len(names) - NAMED_AT_MOST
+    return ", ".join(map(str, names[:NAMED_AT_MOST])) + (f" and {more} more" if more > 0 else "")
