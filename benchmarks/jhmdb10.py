@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from flowkit.data.augment import Augmentation
-from flowkit.data.datasets import STREAMS, Stream
+from flowkit.data.clips import STREAMS, Stream
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.split_lists import ucf101_split
 from flowkit.data.splits import Split, hold_out

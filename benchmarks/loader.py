@@ -43,9 +43,10 @@ from flowkit.data.splits import Split, Video
 from flowkit.data.stacks import StackForm
 from flowkit.extraction.extract import extract_video
 from flowkit.extraction.request import Request
-from flowkit.flow import make_method
-from flowkit.flow.method import Series
-from flowkit.records.writing import RecordWriter, Storage
+from flowkit.flow.methods import make_method
+from flowkit.records.layout import Storage
+from flowkit.records.writing import RecordWriter
+from flowkit.series import Series
 from flowkit.synthetic import write_videos
 from flowkit.video.sources import Source
 

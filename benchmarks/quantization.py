@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from flowkit.extraction.extract import video_fields
-from flowkit.flow import METHODS, make_method
+from flowkit.flow.methods import make_method, methods_on
 from flowkit.records.formats import decode_field, encode_field
 from flowkit.video.sources import find_videos
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     default = Path(os.environ.get("FLOWKIT_DATA", "../shared/data"), "ucf101")
     parser.add_argument("videos", nargs="?", default=default, type=Path)
-    parser.add_argument("--method", default="tvl1", choices=METHODS)
+    parser.add_argument("--method", default="tvl1", choices=methods_on("cpu"))
     parser.add_argument("--fields", type=int, default=40)
     options = parser.parse_args()
 

@@ -21,8 +21,9 @@ import torch
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import Split, Video
 from flowkit.data.stacks import StackForm
-from flowkit.flow.method import Series
-from flowkit.records.writing import RecordWriter, Storage
+from flowkit.records.layout import Storage
+from flowkit.records.writing import RecordWriter
+from flowkit.series import Series
 from flowkit.training.distributed import Ranks, choose_device
 from flowkit.training.jobs import Job, Machine
 from flowkit.training.recipes import Recipe

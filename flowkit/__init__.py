@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 __all__ = ["make_method", "open_record", "video_fields"]
 
 _HOMES = {
-    "make_method": "flowkit.flow",
+    "make_method": "flowkit.flow.methods",
     "open_record": "flowkit.records.reading",
     "video_fields": "flowkit.extraction.extract",
 }

@@ -14,13 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import flowkit
-from flowkit.flow import (
-    CUDA_METHODS,
-    LEARNED_METHODS,
-    METHODS,
-    OPENCV_CUDA_METHODS,
-    make_method,
-)
+from flowkit.flow.methods import make_method, methods_on
 from flowkit.workers.machine import Disk, Machine, examine_disk, examine_machine
 
 if TYPE_CHECKING:
@@ -169,14 +163,14 @@ def examine(
         codecs=_attempt(_codecs)[0] or {},
     )
     measured = []
-    names = METHODS + (() if cuda.problem else CUDA_METHODS)
+    names = methods_on("cpu") + (() if cuda.problem else methods_on("cuda"))
     if facts.opencv and facts.opencv.cuda_flow and facts.opencv.cuda_devices:
-        names += OPENCV_CUDA_METHODS
+        names += methods_on("opencv-cuda")
     if weights:
-        names += LEARNED_METHODS
+        names += methods_on("torch")
     for name in names if speeds else ():
         tell(f"measuring {name}")
-        options = {"weights": weights} if name in LEARNED_METHODS else {}
+        options = {"weights": weights} if name in methods_on("torch") else {}
         rate, error = _attempt(
             lambda name=name, options=options: measure_speed(make_method(name, **options))  # type: ignore[misc]
         )

@@ -11,14 +11,14 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from flowkit.errors import UsageError
+from flowkit.video.writing import write_video
 
 MOTIONS = ("up", "down", "sideways", "spin", "grow")
 TEXTURES = ("stripes", "checks")
@@ -29,7 +29,6 @@ FRAME_COUNTS = (24, 40)  # fewest and most
 FPS = 25
 CLIPS_PER_GROUP = 2  # clips of one group share their scene, as UCF-101's do
 FILES = (("mp4", "libx264"), ("avi", "mpeg4"), ("mp4", "mpeg4"), ("avi", "mjpeg"))  # in turn
-BIT_RATE = {"b": "4000000"}  # bits/s: compression is hardly seen at these sizes
 CANVAS = 512  # px, square: the largest frame at its farthest, fastest and smallest stays inside
 SPEEDS = (1.0, 4.0)  # px a frame: translation, and the corners' motion is about as fast
 SPINS = (0.010, 0.025)  # rad a frame
@@ -107,38 +106,6 @@ def write_videos(
         video.path.parent.mkdir(parents=True, exist_ok=True)
         write_video(video.path, video.frames(), fps=FPS, codec=video.codec)
     return videos
-
-
-def write_video(
-    path: str | os.PathLike[str],
-    frames: Iterable[np.ndarray],
-    *,
-    fps: float,
-    codec: str = "libx264",
-    container_format: str | None = None,
-    options: dict[str, str] = BIT_RATE,
-) -> None:
-    """Encode `frames`, each uint8 (H, W, 3) BGR of one even size, as a video file by PyAV.
-
-    The container is the one that the name's ending asks for unless `container_format` names it;
-    `options` go to the encoder. The same frames give the same bytes, however many cores there are.
-    """
-    import av
-
-    # an absolute path, for a relative one with a colon would be read as a protocol
-    with av.open(os.path.abspath(path), "w", format=container_format) as container:
-        rate = Fraction(fps).limit_denominator(65535)
-        if codec == "libx264":  # with macroblock trees its output varies from run to run
-            options = {"mbtree": "0", **options}
-        stream = container.add_stream(codec, rate=rate, options=options)
-        assert isinstance(stream, av.VideoStream), f"{codec} is no video codec"
-        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        stream.codec_context.thread_count = 1  # some encoders' output depends on it
-        for index, frame in enumerate(frames):
-            if index == 0:
-                stream.height, stream.width = frame.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="bgr24")))
-        container.mux(stream.encode())
 
 
 def _plan(folder: Path, class_name: str, index: int, seed: int) -> SyntheticVideo:

@@ -180,7 +180,9 @@ def _find_runs(runs: Path) -> list[Path]:
 
 def _read_split(file: Path | None, run: Path) -> Split:
     """The split to score; UsageError where the run was trained on what is to be scored."""
-    from flowkit.data.splits import first_names, read_split
+
+    from flowkit.data.splits import read_split
+    from flowkit.documents import listed
     from flowkit.evaluation.scoring import trained_videos
     from flowkit.training.loop import SPLIT_FILE
 
@@ -191,7 +193,7 @@ def _read_split(file: Path | None, run: Path) -> Split:
     if seen := trained_videos(split, own):
         raise UsageError(
             f"{run} was trained on {len(seen)} of the test and held-out videos of {file}: "
-            f"{first_names(seen)}"
+            f"{listed(seen)}"
         )
     return split
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowkit.errors import FlowkitError, UsageError
-from flowkit.flow import METHODS, ONE_WORKER_METHODS
+from flowkit.flow.methods import METHODS
 from flowkit_cli import output
 from flowkit_cli.extract_totals import Totals
 from flowkit_cli.options import (
@@ -190,7 +190,7 @@ def extract(
     from flowkit.extraction.extract import extract as run
     from flowkit.extraction.plan import plan, take_shard
     from flowkit.extraction.request import Request
-    from flowkit.records.writing import Storage
+    from flowkit.records.layout import Storage
     from flowkit.video.sources import find_videos
 
     storage = Storage(
@@ -214,7 +214,7 @@ def extract(
     todo = plan(sources, out, request, overwrite=overwrite)
     if workers is None:
         per_core = WORKERS_A_CORE if on_cards else 1
-        workers = 1 if method in ONE_WORKER_METHODS else math.ceil(cores() * per_core)
+        workers = 1 if METHODS[method].one_worker else math.ceil(cores() * per_core)
     output.say(
         f"{output.count(len(sources), 'video')}, {len(todo):,} to do: "
         f"{method} to {out}{os.sep} with {output.count(workers, 'worker')}"
@@ -280,7 +280,11 @@ def extract(
 
 def _method_on_cards(method: str) -> str:
     if method not in (*GPU_METHODS, *GPU_METHODS.values()):
-        without = "it computes on the CPU" if method in METHODS else "it finds a card by itself"
+        without = (
+            "it computes on the CPU"
+            if METHODS[method].runs_on == "cpu"
+            else "it finds a card by itself"
+        )
         raise UsageError(
             f"--gpu: expected --method {' or '.join(GPU_METHODS)}, whose pairs go to cards by "
             f"batches, got {method}; leave --gpu out: {without}"

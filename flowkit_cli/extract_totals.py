@@ -10,7 +10,7 @@ from flowkit_cli import output
 if TYPE_CHECKING:
     from flowkit.extraction.extract import Outcome
     from flowkit.extraction.flow_processes import FlowProcesses
-    from flowkit.extraction.flow_server import Usage
+    from flowkit.extraction.messages import Usage
     from flowkit.extraction.throughput import Throughput
 
 

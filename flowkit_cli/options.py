@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from flowkit.flow import ALL_METHODS, make_method, method_class
 from flowkit.flow.method import FlowMethod
+from flowkit.flow.methods import METHODS, make_method, method_class
 from flowkit.video.image_folders import MAX_FRAME_MPX
 
 # The parameters of every flow method are options of their own: "--tvl1-tau", "--dis-patch-size".
@@ -73,7 +73,7 @@ def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
     )(command)
     return click.option(
         "--method",
-        type=click.Choice(ALL_METHODS),
+        type=click.Choice(tuple(METHODS)),
         default="tvl1",
         show_default=True,
         help="The flow.",
@@ -126,5 +126,5 @@ def _prefix(name: str) -> str | None:
 
 
 def _presets() -> str:
-    named = ((name, method_class(name).presets) for name in ALL_METHODS)
+    named = ((name, method_class(name).presets) for name in METHODS)
     return "; ".join(f"{name}: {', '.join(presets)}" for name, presets in named if presets)

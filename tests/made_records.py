@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flowkit.flow.method import Series
+from flowkit.records.layout import Storage
 from flowkit.records.reading import Record, open_record
-from flowkit.records.writing import RecordWriter, Storage
+from flowkit.records.writing import RecordWriter
+from flowkit.series import Series
 
 
 def write_record(

@@ -18,13 +18,14 @@ from flowkit import fields, quantize
 from flowkit._cv2 import cv2
 from flowkit.errors import DeviceMemoryError, FlowkitError, InstallError, UsageError
 from flowkit.extraction import flow_server
-from flowkit.flow import describe_method, tvl1, tvl1_kernels
+from flowkit.flow import tvl1, tvl1_kernels
 from flowkit.flow.cuda import batches as cuda_batches
 from flowkit.flow.cuda import device as cuda_device
 from flowkit.flow.cuda import farneback as cuda_farneback
 from flowkit.flow.cuda import images as cuda_images
 from flowkit.flow.cuda import tvl1 as cuda_tvl1
 from flowkit.flow.cuda.methods import CudaFarneback, CudaTVL1
+from flowkit.flow.methods import describe_method
 from flowkit.flow.tvl1 import TVL1
 
 SOLVERS = {CudaTVL1: cuda_tvl1.TVL1Batch, CudaFarneback: cuda_farneback.FarnebackBatch}

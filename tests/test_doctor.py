@@ -12,7 +12,7 @@ import pytest
 
 from flowkit import doctor
 from flowkit.doctor import Cuda, Facts, Library, OpenCV, Speed, find_problems
-from flowkit.flow import make_method
+from flowkit.flow.methods import make_method
 from flowkit.workers.machine import (
     Disk,
     Machine,

@@ -10,14 +10,9 @@ from made_raft import save_raft
 
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.fields import end_point_error, mirror, read_flo
-from flowkit.flow import (
-    LEARNED_METHODS,
-    METHODS,
-    OPENCV_CUDA_METHODS,
-    describe_method,
-    make_method,
-)
-from flowkit.flow.method import Series, consecutive, series_pairs
+from flowkit.flow.method import consecutive, series_pairs
+from flowkit.flow.methods import describe_method, make_method, methods_on
+from flowkit.series import Series
 
 # Mean end-point error in px of OpenCV 5.0 at its defaults, rounded up.
 ERROR_LIMITS = {
@@ -45,11 +40,11 @@ def random_raft(tmp_path_factory) -> str:
     return save_raft(tmp_path_factory.mktemp("raft") / "random.pth")
 
 
-@pytest.fixture(params=METHODS + LEARNED_METHODS + OPENCV_CUDA_METHODS)
+@pytest.fixture(params=methods_on("cpu", "torch", "opencv-cuda"))
 def method(request, monkeypatch):
-    if request.param in OPENCV_CUDA_METHODS:
+    if request.param in methods_on("opencv-cuda"):
         monkeypatch.setattr(cv2, "cuda", CudaDouble())
-    if request.param in LEARNED_METHODS:
+    if request.param in methods_on("torch"):
         weights = request.getfixturevalue("random_raft")
         return make_method(request.param, weights=weights, updates=2)
     return make_method(request.param)
@@ -58,7 +53,7 @@ def method(request, monkeypatch):
 @pytest.fixture
 def trained_method(method):
     """A method whose answer has something to do with the motion."""
-    if method.name in LEARNED_METHODS:
+    if method.name in methods_on("torch"):
         pytest.skip("random weights know no motion")
     return method
 

@@ -20,13 +20,14 @@ from flowkit.errors import FlowkitError, UsageError
 from flowkit.extraction.extract import extract
 from flowkit.extraction.flow_client import Layout, RemoteFlow
 from flowkit.extraction.flow_processes import FlowProcesses
-from flowkit.extraction.flow_server import Client, FlowServer, Solver, Usage, Work
+from flowkit.extraction.flow_server import Client, FlowServer, Solver
+from flowkit.extraction.messages import Usage, Work
 from flowkit.extraction.request import Request
 from flowkit.extraction.throughput import find_bottleneck
 from flowkit.flow.cuda import device
 from flowkit.flow.cuda.methods import CudaFarneback, CudaTVL1
+from flowkit.records.layout import Storage
 from flowkit.records.reading import open_record
-from flowkit.records.writing import Storage
 from flowkit.video.sources import Source
 
 FLOATS = Storage(format="npy", rgb=False)

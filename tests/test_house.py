@@ -12,34 +12,93 @@ MODULES = {
 }
 
 
-# The packages and single modules of flowkit/, the lowest first: imports run downwards only.
+# The packages and single modules of flowkit/, the lowest first: imports run downwards only. A file
+# of a package that may use more than the rest of it stands for itself.
 ORDER = (
-    "errors", "_cv2", "fields", "quantize", "workers", "video", "synthetic", "flow", "doctor",
-    "records", "pictures", "extraction", "data", "networks", "scores", "training", "evaluation",
+    "errors", "series", "documents", "_cv2", "fields", "quantize",
+    "workers", "video", "synthetic",
+    "flow", "flow/cuda", "flow/methods", "doctor",
+    "records", "pictures", "extraction",
+    "data", "networks", "scores", "training", "evaluation",
     "report",
 )  # fmt: skip
 
+# What a room may take from beyond its door; everything else it gets as records or as scores.
+DOORS = {
+    "networks": {"errors", "documents", "records", "data"},
+    "scores": {"errors", "documents", "data/splits"},
+    "report/figures": {"errors", "documents", "scores"},
+}
+
 
 def floor_of(module: str) -> int:
-    return ORDER.index(module.split("/")[0])
+    """The place in ORDER of a module or, where it has none of its own, of its package."""
+    while module not in ORDER:
+        module = module.rpartition("/")[0]
+    return ORDER.index(module)
 
 
 def imports(path: Path) -> set[str]:
-    """The modules of flowkit that a file imports anywhere in it, as paths below flowkit/."""
-    names = set()
+    """The modules of flowkit that a file imports anywhere in it, as paths below flowkit/.
+
+    Imports for types count as well. A package counts where a name is taken from itself.
+    """
+    found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    below = {name.removeprefix("flowkit.").replace(".", "/") for name in names}
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if as_path(full) in MODULES else node.module)
+    below = {as_path(name) for name in found}
     return {name if name in MODULES else f"{name}/__init__" for name in below} & set(MODULES)
+
+
+def as_path(name: str) -> str:
+    """A dotted name below flowkit as the path of its module, without ``.py``."""
+    return name.removeprefix("flowkit").lstrip(".").replace(".", "/")
+
+
+IMPORTS = {module: imports(path) - {"__init__"} for module, path in MODULES.items()}
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name != "__init__"])
 def test_a_module_imports_from_its_own_and_lower_packages_only(module):
-    for imported in imports(MODULES[module]) - {"__init__"}:
+    for imported in IMPORTS[module]:
         assert floor_of(imported) <= floor_of(module), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", list(MODULES))
+def test_no_module_is_needed_by_what_it_needs(module):
+    reached: set[str] = set()
+    ahead = list(IMPORTS[module])
+    while ahead:
+        one = ahead.pop()
+        if one not in reached:
+            reached.add(one)
+            ahead += IMPORTS[one]
+    assert module not in reached
+
+
+@pytest.mark.parametrize("room", DOORS)
+def test_rooms_meet_at_their_doors_only(room):
+    inside = [name for name in MODULES if name == room or name.startswith(f"{room}/")]
+    for module in inside:
+        for imported in IMPORTS[module]:
+            known = {imported, imported.split("/")[0]}
+            assert imported in inside or known & DOORS[room], f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.endswith("__init__")])
+def test_importing_a_package_costs_nothing(module):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    typing_only = [n for n in tree.body if isinstance(n, ast.If)]  # if TYPE_CHECKING
+    at_once = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    assert all(isinstance(n.test, ast.Name) and n.test.id == "TYPE_CHECKING" for n in typing_only)
+    for node in at_once:
+        assert isinstance(node, ast.ImportFrom)
+        assert node.module in ("__future__", "importlib", "typing"), ast.unparse(node)
 
 
 @pytest.mark.parametrize("module", list(MODULES))

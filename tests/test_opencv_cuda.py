@@ -10,15 +10,16 @@ import pytest
 from cuda_double import CudaDouble
 
 from flowkit.errors import UsageError
-from flowkit.flow import (
-    OPENCV_CUDA_METHODS,
+from flowkit.flow.method import series_pairs
+from flowkit.flow.methods import (
     describe_method,
     device_of,
     make_method,
+    methods_on,
     prepare_method,
 )
-from flowkit.flow.method import Series, series_pairs
 from flowkit.flow.opencv_cuda import HELD
+from flowkit.series import Series
 
 
 def texture(size=(64, 80), seed=0) -> np.ndarray:
@@ -42,7 +43,7 @@ def steps(double) -> list[str]:
     return [entry[0] for entry in double.log]
 
 
-@pytest.mark.parametrize("name", OPENCV_CUDA_METHODS)
+@pytest.mark.parametrize("name", methods_on("opencv-cuda"))
 def test_each_frame_of_a_video_is_uploaded_once(double, name):
     frames = [texture(seed=seed) for seed in range(4)]
     fields = list(make_method(name)(frames))
@@ -127,7 +128,7 @@ def test_parameters_reach_opencv_and_the_identity(double, name, parameters, ther
     assert device_of(method) == "cuda"
 
 
-@pytest.mark.parametrize("name", OPENCV_CUDA_METHODS)
+@pytest.mark.parametrize("name", methods_on("opencv-cuda"))
 def test_an_opencv_without_cuda_is_told_before_any_work(monkeypatch, name):
     class Plain:  # what the wheels of PyPI have
         def getCudaEnabledDeviceCount(self):
@@ -183,7 +184,7 @@ def test_the_build_says_that_it_needs_a_compiler(tmp_path):
 
 @pytest.fixture
 def card() -> None:
-    for name in OPENCV_CUDA_METHODS:
+    for name in methods_on("opencv-cuda"):
         try:
             prepare_method(make_method(name))
         except UsageError as error:
@@ -191,7 +192,7 @@ def card() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", OPENCV_CUDA_METHODS)
+@pytest.mark.parametrize("name", methods_on("opencv-cuda"))
 def test_on_a_card_a_shift_has_its_sign_and_every_run_the_same_answer(card, name):
     whole = texture((272, 356))
     frames = [whole[8 - t : 264 - t, 8 - 2 * t : 348 - 2 * t].copy() for t in range(4)]

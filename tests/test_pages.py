@@ -10,12 +10,13 @@ from flowkit._cv2 import cv2
 from flowkit.errors import RecordError, UsageError
 from flowkit.extraction.extract import extract_video
 from flowkit.extraction.request import Request
-from flowkit.flow import make_method
-from flowkit.flow.method import Series
+from flowkit.flow.methods import make_method
 from flowkit.pictures.colors import colorize, draw_arrows, wheel_legend
 from flowkit.pictures.sheets import Look, contact_sheet, full_scale, video_pages, write_view
+from flowkit.records.layout import Storage
 from flowkit.records.reading import open_record
-from flowkit.records.writing import RecordWriter, Storage
+from flowkit.records.writing import RecordWriter
+from flowkit.series import Series
 from flowkit.synthetic import write_videos
 from flowkit.video.sources import Source
 from flowkit_cli.view import view

@@ -18,13 +18,12 @@ from flowkit.evaluation.prediction import Predictor, video_request
 from flowkit.evaluation.scoring import Scorer, TestViews, score_part
 from flowkit.extraction.extract import extract_video
 from flowkit.extraction.request import Request
-from flowkit.flow import make_method
-from flowkit.flow.method import Series
-from flowkit.networks.checkpoints import flow_of
-from flowkit.records.reading import open_record
-from flowkit.records.writing import Storage
+from flowkit.flow.methods import make_method
+from flowkit.records.layout import Storage
+from flowkit.records.reading import flow_of, open_record
 from flowkit.scores.files import read_scores, softmax
 from flowkit.scores.fusion import Fusion, write_fusion
+from flowkit.series import Series
 from flowkit.video.sources import Source
 from flowkit_cli.predict import predict as predict_command
 

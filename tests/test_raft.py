@@ -19,7 +19,8 @@ from torchvision.transforms._presets import OpticalFlow
 from flowkit.errors import UsageError
 from flowkit.extraction.plan import plan
 from flowkit.extraction.request import Request
-from flowkit.flow import describe_method, device_of, make_method, prepare_method, raft
+from flowkit.flow import raft
+from flowkit.flow.methods import describe_method, device_of, make_method, prepare_method
 from flowkit.flow.raft import RAFT
 from flowkit.video.sources import Source
 

@@ -14,18 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flowkit.documents import differences
 from flowkit.errors import RecordError, UsageError
-from flowkit.flow.method import Series
 from flowkit.records import formats, zips
-from flowkit.records.reading import differences, find_records, open_record
+from flowkit.records.layout import Storage
+from flowkit.records.reading import find_records, open_record
 from flowkit.records.writing import (
     INCOMPLETE,
     RecordWriter,
-    Storage,
     pack_record,
     remove_leftovers,
     unpack_record,
 )
+from flowkit.series import Series
 
 FORWARD, BACKWARD = Series("forward", 1), Series("backward", 1)
 SIZE = (30, 41)

@@ -9,15 +9,8 @@ import pytest
 from flowkit._cv2 import cv2
 from flowkit.errors import UsageError
 from flowkit.fields import end_point_error
-from flowkit.synthetic import (
-    CLASSES,
-    FRAME_COUNTS,
-    GROWTHS,
-    SIZES,
-    SPEEDS,
-    write_video,
-    write_videos,
-)
+from flowkit.synthetic import CLASSES, FRAME_COUNTS, GROWTHS, SIZES, SPEEDS, write_videos
+from flowkit.video.writing import write_video
 
 
 def decode(path):

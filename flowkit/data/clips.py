@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from flowkit.errors import RecordError, UsageError
+
+Stream = Literal["spatial", "temporal"]
+STREAMS: tuple[Stream, ...] = ("spatial", "temporal")
 
 SHORT_SIDE = 256  # px of the rescaled frame that crops are cut from (Simonyan & Zisserman 2014)
 CROP = 224  # px, the networks' input

@@ -19,6 +19,8 @@ from flowkit.data.clips import (
     CROP,
     MOMENTS,
     SHORT_SIDE,
+    STREAMS,
+    Stream,
     View,
     center_view,
     random_clip,
@@ -31,9 +33,6 @@ from flowkit.data.splits import Split, Video
 from flowkit.data.stacks import StackForm, flow_stack, flow_stacks
 from flowkit.errors import RecordError, SplitError, UsageError
 from flowkit.records.reading import Record
-
-Stream = Literal["spatial", "temporal"]
-STREAMS: tuple[Stream, ...] = ("spatial", "temporal")
 
 
 class TrainingClips(Dataset[dict[str, Any]]):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from flowkit.data.splits import PARTS, Split, Video, first_names
+from flowkit.data.splits import PARTS, Split, Video
+from flowkit.documents import listed
 from flowkit.errors import RecordError, SplitError
 from flowkit.records.foreign import ZERO, find_foreign, open_foreign
 from flowkit.records.reading import Record, find_records, open_record
@@ -91,7 +92,7 @@ def match_records(
     if absent and missing == "error":
         raise SplitError(
             f"{len(absent)} of {len(absent) + len(found)} listed videos have no flow record: "
-            f"{first_names(absent)} (flowkit extract makes them; --missing skip goes on without)"
+            f"{listed(absent)} (flowkit extract makes them; --missing skip goes on without)"
         )
     return found
 
@@ -118,7 +119,7 @@ def check_split(
     if straddling := split.straddling_groups():
         raise SplitError(
             f"{split.name}: {len(straddling)} source groups have videos in two parts: "
-            f"{first_names(straddling)}"
+            f"{listed(straddling)}"
         )
     videos = [video for part in PARTS for video in split.part(part)]
     found = match_records(videos, folder.find(), missing=missing)

@@ -17,12 +17,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from flowkit.documents import listed
 from flowkit.errors import SplitError
 
 FORMAT = "flowkit split"
 VERSION = 1
 PARTS = ("train", "heldout", "test")
-NAMED = 5  # videos that an error names; it counts the others
 UCF_GROUP = re.compile(r"_(g\d+)_c\d+$")
 # HMDB-51: visible body part, camera motion, number of people, viewpoint, quality, clip number
 HMDB_FIELDS = re.compile(r"_[hulf]_(cm|nm)_np\d+_(ba|fr|le|ri)_(bad|med|goo)_\d+$")
@@ -62,7 +62,7 @@ class Split:
         unknown = sorted({video.class_name for video in videos} - set(self.classes))
         if unknown:
             raise SplitError(
-                f"{self.name}: videos of classes that are not listed: {first_names(unknown)}"
+                f"{self.name}: videos of classes that are not listed: {listed(unknown)}"
             )
 
     def part(self, part: str) -> tuple[Video, ...]:
@@ -180,12 +180,6 @@ def read_split(path: str | os.PathLike[str]) -> Split:
         raise SplitError(f"{path}: not of this format ({error!r})") from error
 
 
-def first_names(items: Sequence[str]) -> str:
-    """The first few of `items` by name, and how many more."""
-    more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
-    return ", ".join(items[:NAMED]) + more
-
-
 def _take_fold(
     videos: Sequence[Video], folds: int, fold: int, seed: int
 ) -> tuple[list[Video], list[Video]]:
@@ -227,4 +221,4 @@ def _take_fold(
 def _refuse_repeats(where: str, what: str, items: Sequence[str]) -> None:
     repeated = sorted(item for item, count in Counter(items).items() if count > 1)
     if repeated:
-        raise SplitError(f"{where}: {what} listed more than once: {first_names(repeated)}")
+        raise SplitError(f"{where}: {what} listed more than once: {listed(repeated)}")

@@ -22,8 +22,8 @@ from flowkit.fields import resize
 if TYPE_CHECKING:
     import torch
 
-    from flowkit.flow.method import Direction
     from flowkit.records.reading import Record
+    from flowkit.series import Direction
 
     Array = TypeVar("Array", np.ndarray, torch.Tensor)  # (B, ...) or one sample
 

@@ -17,23 +17,25 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from flowkit.documents import differences
 from flowkit.errors import UsageError, VideoError
 from flowkit.evaluation.scoring import Scorer
 from flowkit.extraction.request import Request, resize_frame, target_size
-from flowkit.flow import make_method
-from flowkit.flow.method import Pair, Series, series_pairs
-from flowkit.networks.checkpoints import ALIKE, Checkpoint
+from flowkit.flow.method import Pair, series_pairs
+from flowkit.flow.methods import make_method
+from flowkit.networks.checkpoints import Checkpoint
 from flowkit.pictures.colors import FAINT_INK, INK, PAPER
 from flowkit.pictures.lettering import fit, load_font
 from flowkit.pictures.sheets import Look, video_pages
 from flowkit.records import formats
-from flowkit.records.reading import Record, StoredSeries, differences
-from flowkit.records.writing import Storage, field_templates
+from flowkit.records.layout import Storage, field_templates
+from flowkit.records.reading import ALIKE, Record, StoredSeries
 from flowkit.scores.files import Scores, softmax
 from flowkit.scores.fusion import LINEAR, Fusion, fuse
-from flowkit.synthetic import write_video
+from flowkit.series import Series
 from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit.video.reading import open_video
+from flowkit.video.writing import write_video
 
 FPS = 25.0  # of an overlay, where the video does not say
 LINE, TEXT_PX, MARGIN = 22, 13, 8  # px, of the strip below an overlay's pages

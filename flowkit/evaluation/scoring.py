@@ -26,11 +26,12 @@ from flowkit.data.augment import frame_input
 from flowkit.data.clips import MOMENTS, Clip, View, center_view, spaced_clips, ten_views
 from flowkit.data.datasets import TestClips
 from flowkit.data.record_folders import Missing, RecordFolder
-from flowkit.data.splits import Split, first_names, read_split
+from flowkit.data.splits import Split, read_split
 from flowkit.data.stacks import StackForm, flip, flow_stack
+from flowkit.documents import differences, listed
 from flowkit.errors import SplitError, UsageError
 from flowkit.networks.checkpoints import checkpoint_path, load_net
-from flowkit.records.reading import Record, differences
+from flowkit.records.reading import Record
 from flowkit.scores.files import Scores, read_scores, write_scores
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ class Scorer:
         if unknown := [name for name in classes if name not in self.known]:
             raise UsageError(
                 f"{self.path}: was not trained on {len(unknown)} of {len(classes)} classes: "
-                f"{first_names(unknown)}"
+                f"{listed(unknown)}"
             )
         return [self.known.index(name) for name in classes]
 

@@ -18,13 +18,13 @@ from flowkit._cv2 import cv2
 from flowkit.errors import FlowkitError, VideoError
 from flowkit.extraction.flow_client import RemoteFlow
 from flowkit.extraction.flow_processes import FlowProcesses
-from flowkit.extraction.plan import source_bytes
 from flowkit.extraction.request import Request, resize_frame, target_size
-from flowkit.flow import device_of, prepare_method
-from flowkit.flow.method import FlowMethod, Pair, Series, consecutive, series_pairs
+from flowkit.flow.method import FlowMethod, Pair, consecutive, series_pairs
+from flowkit.flow.methods import device_of, prepare_method
 from flowkit.records.writing import RecordWriter, remove_leftovers
+from flowkit.series import Series
 from flowkit.video.reading import open_video
-from flowkit.video.sources import Source
+from flowkit.video.sources import Source, source_bytes
 from flowkit.workers.pool import Done, Failed, Progress, run_pool
 
 log = logging.getLogger("flowkit")

@@ -15,10 +15,10 @@ from types import TracebackType
 
 from flowkit.errors import UsageError
 from flowkit.extraction.flow_client import RemoteFlow
-from flowkit.extraction.flow_server import Halved, Usage, Work
+from flowkit.extraction.messages import Halved, Usage, Work
 from flowkit.flow.method import FlowMethod
 from flowkit.records.formats import PLANE_FORMATS
-from flowkit.records.writing import Storage
+from flowkit.records.layout import Storage
 from flowkit.workers.children import (
     dump_for_child,
     end_child,

@@ -25,44 +25,15 @@ from typing import Any, NoReturn
 import numpy as np
 
 from flowkit.errors import DeviceError, DeviceMemoryError
-from flowkit.extraction.flow_client import Answer, Computed
+from flowkit.extraction.messages import Answer, Computed, Halved, Usage, Work
 from flowkit.flow.cuda.batches import BATCH_PX, SLOTS, Size, batches, fetch_fields, fetch_planes
-from flowkit.flow.method import FlowMethod, Pair
+from flowkit.flow.method import Pair
 from flowkit.workers.children import live_for, load_from_parent, one_line
 
 HELLO_BYTES = 4096  # of a client's first message
 PEER = struct.Struct("3i")  # process, user and group at the other end of a socket, unix(7)
 SWITCH_S = 0.0005  # in which a thread gives way to another: launches must not wait for messages
 STATUS_LOST = 70  # exit status of a process that cannot go on: EX_SOFTWARE
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a flow process computes: fields, or planes under `bound` (None: their own ranges)."""
-
-    method: FlowMethod
-    quantized: bool
-    bound: float | None
-
-
-@dataclass
-class Usage:
-    """What a flow process did: seconds are from the first pair to the last result (`span_s`), and
-    those of them in which it had a batch to work on.
-    """
-
-    pairs: int = 0
-    batches: int = 0
-    span_s: float = 0.0
-    busy_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Halved:
-    """Memory ran out: batches now hold no more than so many pairs of frames of this size (H, W)."""
-
-    pairs: int
-    size: Size
 
 
 class Solver:

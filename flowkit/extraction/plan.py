@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flowkit.documents import differences
 from flowkit.errors import RecordError, UsageError
 from flowkit.extraction.request import Request
-from flowkit.records.reading import SIDECAR, differences, read_sidecar
-from flowkit.records.writing import record_folder
-from flowkit.video.sources import Source
+from flowkit.records.layout import record_folder
+from flowkit.records.reading import SIDECAR, read_sidecar
+from flowkit.video.sources import Source, source_bytes
 
 
 def plan(
@@ -122,11 +123,6 @@ def _existing(source: Source, place: Path, request: Request) -> str | None:
 
 def _source_now(source: Source) -> dict[str, Any]:
     return {"name": source.path.name, "bytes": source_bytes(source.path)}
-
-
-def source_bytes(path: Path) -> int | None:
-    """The size of a video file; None for a folder of frames."""
-    return None if path.is_dir() else path.stat().st_size
 
 
 def _is_foreign(place: Path) -> bool:

@@ -10,9 +10,10 @@ import numpy as np
 
 from flowkit._cv2 import cv2
 from flowkit.errors import UsageError
-from flowkit.flow import describe_method
-from flowkit.flow.method import FlowMethod, Series
-from flowkit.records.writing import Storage
+from flowkit.flow.method import FlowMethod
+from flowkit.flow.methods import describe_method
+from flowkit.records.layout import Storage
+from flowkit.series import Series
 from flowkit.video.image_folders import MAX_FRAME_MPX
 
 if TYPE_CHECKING:

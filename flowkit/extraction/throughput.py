@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flowkit.extraction.flow_server import Usage
+from flowkit.extraction.messages import Usage
 
 STAGES = ("decode", "flow", "encode", "write")
 BUSY = 0.85  # share of the time from which on a card is what the others wait for

@@ -60,6 +60,10 @@ class Farneback(FarnebackParameters):
                 "though OpenCV ignores them on the CPU"
             )
 
+    def prepare(self) -> None:
+        """Compile, or load from disk, what it runs: once in a parent, before its workers start."""
+        warm_up()
+
     def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The n-1 fields of n gray or BGR frames, lazily."""
         return self.fields(consecutive(frames))

@@ -5,16 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from flowkit.errors import FlowkitError, UsageError
+from flowkit.series import Series
 
 if TYPE_CHECKING:  # the command line reads parameters without numpy
     import numpy as np
 
 Pair = tuple["np.ndarray", "np.ndarray"]  # two gray frames, uint8 (H, W)
-Direction = Literal["forward", "backward"]
 
 
 class FlowMethod(Protocol):
@@ -33,14 +32,6 @@ class FlowMethod(Protocol):
 
         Lazy, but a method may read some pairs ahead, to compute them in one batch.
         """
-
-
-@dataclass(frozen=True)
-class Series:
-    """One sequence of fields in a record: from every frame t to t + step, or back."""
-
-    direction: Direction
-    step: int
 
 
 def parameter(default: Any, text: str, *, at_least: float | None = None) -> Any:

@@ -41,6 +41,10 @@ class OpenCVCudaTVL1(TVL1Parameters):
         """The field of each pair of gray frames, float32 (H, W, 2) px; UsageError without CUDA."""
         return _fields(self.name, self.algorithm, pairs)
 
+    def prepare(self) -> None:
+        """UsageError where OpenCV cannot compute it here."""
+        open_opencv_cuda(self.name, self.algorithm)
+
     def algorithm(self, cv2: Any) -> Any:
         """OpenCV's object with these parameters."""
         return cv2.cuda.OpticalFlowDual_TVL1_create(
@@ -81,6 +85,10 @@ class OpenCVCudaFarneback(FarnebackParameters):
         """The field of each pair of gray frames, float32 (H, W, 2) px; UsageError without CUDA."""
         return _fields(self.name, self.algorithm, pairs)
 
+    def prepare(self) -> None:
+        """UsageError where OpenCV cannot compute it here."""
+        open_opencv_cuda(self.name, self.algorithm)
+
     def algorithm(self, cv2: Any) -> Any:
         """OpenCV's object with these parameters."""
         return cv2.cuda.FarnebackOpticalFlow_create(**self.opencv_arguments(cv2))
@@ -118,6 +126,10 @@ class OpenCVCudaBrox:
     def fields(self, pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
         """The field of each pair of gray frames, float32 (H, W, 2) px; UsageError without CUDA."""
         return _fields(self.name, self.algorithm, pairs, unit_range=True)
+
+    def prepare(self) -> None:
+        """UsageError where OpenCV cannot compute it here."""
+        open_opencv_cuda(self.name, self.algorithm)
 
     def algorithm(self, cv2: Any) -> Any:
         """OpenCV's object with these parameters."""

@@ -33,6 +33,13 @@ class MedianTVL1Parameters(TVL1Parameters):
 
 
 @dataclass(frozen=True)
+class CudaTVL1Parameters(MedianTVL1Parameters):
+    """Of flowkit's TV-L1 on a GPU, which can follow the conventions of OpenCV's on a GPU too."""
+
+    like_opencv_cuda: bool = parameter(False, "OpenCV CUDA's sampling, resizing and stop test.")
+
+
+@dataclass(frozen=True)
 class FarnebackParameters:
     """Of Farneback's polynomial expansion (SCIA 2003, doi 10.1007/3-540-45103-X_50)."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import pickle
 from collections.abc import Iterable, Iterator
@@ -60,6 +61,18 @@ class RAFT:
             )
         object.__setattr__(self, "sha256", digest)
 
+    def prepare(self) -> None:
+        """UsageError where the weights do not fit, InstallError where torch cannot be imported."""
+        load_network(self.weights, self.sha256, "cpu")
+
+    def identity(self) -> dict[str, Any]:
+        """The parameters; of the file its name and checksum, wherever it lies."""
+        return {**dataclasses.asdict(self), "weights": Path(self.weights).name}
+
+    def device(self) -> str:
+        """The device that RAFT computes on: "cuda" if torch can use one, else "cpu"."""
+        return "cuda" if _torch().cuda.is_available() else "cpu"
+
     def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The n-1 fields of n gray or BGR frames, lazily."""
         return self.fields(consecutive(frames))
@@ -70,14 +83,9 @@ class RAFT:
         Reads a batch of up to eight pairs ahead; a batch ends where the size changes. InstallError
         where torch or torchvision cannot be imported.
         """
-        network = load_network(self.weights, self.sha256, device())
+        network = load_network(self.weights, self.sha256, self.device())
         for batch in _batches(pairs):
             yield from _compute(network, batch, self.updates)
-
-
-def device() -> str:
-    """The device that RAFT computes on: "cuda" if torch can use one, else "cpu"."""
-    return "cuda" if _torch().cuda.is_available() else "cpu"
 
 
 @lru_cache(maxsize=1)

@@ -66,6 +66,10 @@ class TVL1(MedianTVL1Parameters):
                 "tvl1-opencv takes others"
             )
 
+    def prepare(self) -> None:
+        """Compile, or load from disk, what it runs: once in a parent, before its workers start."""
+        warm_up()
+
     def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The n-1 fields of n gray or BGR frames, lazily."""
         return self.fields(consecutive(frames))

@@ -21,16 +21,14 @@ from safetensors.torch import load_file, save_file
 
 import flowkit
 from flowkit.data.stacks import StackForm
+from flowkit.documents import differences
 from flowkit.errors import FlowkitError, RecordError
 from flowkit.networks.streams import Stream, StreamNet, build_stream
-from flowkit.records.reading import Record, differences
+from flowkit.records.reading import Record, flow_of
 
 FORMAT = "flowkit checkpoint"
 VERSION = 1
 BEST, LAST = "best.json", "last.json"
-FLOW_KEYS = ("method", "resize", "bound", "format", "quality")  # of a record's request
-# Formats that decode to the same fields, since they keep the same 8-bit planes or floats.
-ALIKE = {"png": "lossless planes", "lz4": "lossless planes", "npy": "floats", "flo": "floats"}
 
 
 class CheckpointError(FlowkitError, ValueError):
@@ -86,18 +84,6 @@ class Checkpoint:
                 f"{record.path}: its flow is not what the network was trained on: "
                 + "; ".join(text.replace("asked for", "in training") for text in found)
             )
-
-
-def flow_of(record: Record) -> dict[str, Any]:
-    """What of a record's making changes the values of its fields; JSON values."""
-    sidecar = record.sidecar
-    if "foreign" in sidecar:
-        return {"foreign": sidecar["foreign"]}
-    flow = {key: sidecar["request"].get(key) for key in FLOW_KEYS}
-    flow["format"] = ALIKE.get(flow["format"], flow["format"])
-    if flow["format"] != "jpg":
-        flow["quality"] = None
-    return flow
 
 
 def write_checkpoint(

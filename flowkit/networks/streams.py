@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from flowkit.data.datasets import STREAMS, Stream
+from flowkit.data.clips import STREAMS, Stream
 from flowkit.errors import InstallError, UsageError
 
 NETS = ("cnn-m-2048", "vgg16", "resnet18", "resnet50", "inception-v3", "small")

@@ -18,7 +18,6 @@ from PIL import Image, ImageDraw
 from flowkit._cv2 import cv2
 from flowkit.errors import UsageError
 from flowkit.fields import UNKNOWN_FLOW
-from flowkit.flow.method import Direction
 from flowkit.pictures.colors import (
     FAINT_INK,
     INK,
@@ -30,7 +29,8 @@ from flowkit.pictures.colors import (
 )
 from flowkit.pictures.lettering import fit, load_font
 from flowkit.records.reading import Record
-from flowkit.synthetic import write_video
+from flowkit.series import Direction
+from flowkit.video.writing import write_video
 
 STYLES = ("color", "arrows")
 ENDINGS = (".mp4", ".gif", ".png")

@@ -20,9 +20,9 @@ import numpy as np
 
 from flowkit._cv2 import cv2
 from flowkit.errors import RecordError, UsageError
-from flowkit.flow.method import Direction
 from flowkit.quantize import CODES
 from flowkit.records.reading import FORMAT, SIDECAR, Record, StoredSeries
+from flowkit.series import Direction
 
 ZERO = CODES / 2  # the zero of tools that round: theirs lies between two codes
 COLOR_LEVELS = 4  # between the channels of a gray plane saved in color, at most

@@ -19,8 +19,8 @@ import numpy as np
 
 from flowkit._cv2 import cv2
 from flowkit.errors import RecordError
-from flowkit.flow.method import Direction
 from flowkit.records import formats, zips
+from flowkit.series import Direction
 
 SIDECAR = "record.json"
 FORMAT = "flowkit flow record"
@@ -227,24 +227,6 @@ def find_records(folder: str | os.PathLike[str]) -> Iterator[Path]:
             yield Path(entry.path)
 
 
-def differences(existing: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two requests: "name: 20 on disk, 15 asked for", nested names dotted.
-
-    Of two methods only the names: the parameters of one say nothing of the other.
-    """
-    found = []
-    for key in dict.fromkeys([*existing, *wanted]):
-        one, other = existing.get(key), wanted.get(key)
-        if isinstance(one, dict) and isinstance(other, dict):
-            if one.get("name") == other.get("name"):
-                found += differences(one, other, f"{prefix}{key}.")
-                continue
-            one, other = one.get("name"), other.get("name")
-        if one != other:
-            found.append(f"{prefix}{key}: {json.dumps(one)} on disk, {json.dumps(other)} asked for")
-    return found
-
-
 def _parse_sidecar(path: Path, members: dict[str, zips.Place] | None) -> dict[str, Any]:
     if members is None:
         data: formats.Data = _read_file(f"{path}/{SIDECAR}")
@@ -286,3 +268,22 @@ def _read_file(path: str) -> bytes:
             return file.readall()
     except FileNotFoundError as error:
         raise RecordError(f"{path}: file is missing") from error
+
+
+FLOW_KEYS = ("method", "resize", "bound", "format", "quality")  # of a record's request
+
+
+# Formats that decode to the same fields, since they keep the same 8-bit planes or floats.
+ALIKE = {"png": "lossless planes", "lz4": "lossless planes", "npy": "floats", "flo": "floats"}
+
+
+def flow_of(record: Record) -> dict[str, Any]:
+    """What of a record's making changes the values of its fields; JSON values."""
+    sidecar = record.sidecar
+    if "foreign" in sidecar:
+        return {"foreign": sidecar["foreign"]}
+    flow = {key: sidecar["request"].get(key) for key in FLOW_KEYS}
+    flow["format"] = ALIKE.get(flow["format"], flow["format"])
+    if flow["format"] != "jpg":
+        flow["quality"] = None
+    return flow

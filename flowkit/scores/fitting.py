@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flowkit.data.splits import source_group
+from flowkit.documents import listed
 from flowkit.errors import UsageError
 from flowkit.scores.files import Scores, align, softmax
 from flowkit.scores.fusion import LINEAR, Fusion, features
-from flowkit.scores.npz import ScoresError, listed
+from flowkit.scores.npz import ScoresError
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression

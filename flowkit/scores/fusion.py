@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from flowkit.documents import listed
 from flowkit.errors import UsageError
 from flowkit.scores.files import Scores, align, softmax
-from flowkit.scores.npz import ScoresError, listed, read_arrays, write_arrays
+from flowkit.scores.npz import ScoresError, read_arrays, write_arrays
 
 METHODS = ("average", "weighted", "svm", "logistic", "max", "vote")
 LINEAR = ("svm", "logistic")

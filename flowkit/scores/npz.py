@@ -8,17 +8,17 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
 
+from flowkit.documents import listed
 from flowkit.errors import FlowkitError
 
 MAX_BYTES = 1 << 31  # of all arrays of a file, unpacked: 4 million videos of 100 classes
 LAST_CODE = 0x10FFFF  # of Unicode; NumPy crashes on what is above
-NAMED = 5  # names that an error lists; it counts the others
 
 
 class ScoresError(FlowkitError, ValueError):
@@ -84,13 +84,6 @@ def read_arrays(
     if not isinstance(meta, dict):
         refuse(f"expected meta to be a JSON object, got {type(meta).__name__}")
     return arrays, meta
-
-
-def listed(items: Iterable[str]) -> str:
-    """The first few of `items`, and how many more."""
-    items = list(items)
-    more = f" and {len(items) - NAMED} more" if len(items) > NAMED else ""
-    return ", ".join(items[:NAMED]) + more
 
 
 def _parse_array(data: bytes, name: str, kind: str) -> np.ndarray:

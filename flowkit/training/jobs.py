@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flowkit.data.augment import Augmentation
-from flowkit.data.datasets import Stream
+from flowkit.data.clips import Stream
 from flowkit.data.record_folders import Missing
 from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError

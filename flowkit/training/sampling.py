@@ -16,13 +16,14 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from flowkit.data.augment import Augmentation
-from flowkit.data.datasets import Stream, TrainingClips
+from flowkit.data.clips import Stream
+from flowkit.data.datasets import TrainingClips
 from flowkit.data.record_folders import Missing, RecordFolder
-from flowkit.data.splits import Split, first_names
+from flowkit.data.splits import Split
 from flowkit.data.stacks import StackForm
+from flowkit.documents import differences, listed
 from flowkit.errors import RecordError, SplitError
-from flowkit.networks.checkpoints import flow_of
-from flowkit.records.reading import differences
+from flowkit.records.reading import flow_of
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ def _check_classes(split: Split, clips: TrainingClips, classes: Sequence[str]) -
     if empty:
         raise SplitError(
             f"{split.name}: {len(empty)} of {len(classes)} classes have no video to train on: "
-            f"{first_names(empty)}"
+            f"{listed(empty)}"
         )
 
 

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Subset
 
 from flowkit.data.datasets import TestClips, collate, start_worker
 from flowkit.data.plane_batches import stack_planes
+from flowkit.documents import differences
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.networks.checkpoints import (
     Checkpoint,
@@ -28,7 +29,6 @@ from flowkit.networks.checkpoints import (
     read_tensors,
     write_checkpoint,
 )
-from flowkit.records.reading import differences
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
 from flowkit.training.micro_batch import fitting_micro_batch

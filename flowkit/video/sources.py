@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from flowkit.documents import listed
 from flowkit.errors import UsageError
 from flowkit.video.image_folders import frame_files
 
@@ -23,7 +24,6 @@ VIDEO_EXTENSIONS = frozenset({
     ".265", ".hevc",
 })  # fmt: skip
 LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list"})
-NAMED_AT_MOST = 5  # of the paths that an error could name
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def find_videos(
     if not sources:
         words = ", ".join(f"{count} {kind}" for kind, count in over.items())
         raise UsageError(
-            f"expected videos or folders of numbered frames under {_some(inputs)}, found none "
+            f"expected videos or folders of numbered frames under {listed(inputs)}, found none "
             f"(passed over: {words or 'nothing'})"
         )
     found = sorted(_without_collisions(sources.values()), key=lambda source: _natural(source.id))
@@ -133,7 +133,7 @@ def _listed(data: bytes, where: str, root: Path | None) -> list[Path]:
     if missing:
         raise UsageError(
             f"{where}: {len(missing)} of {len(missing) + len(places)} paths do not exist, looked "
-            f"for from {' and '.join(map(str, bases))}: {_some(missing)}"
+            f"for from {' and '.join(map(str, bases))}: {listed(missing)}"
         )
     return places
 
@@ -227,6 +227,6 @@ def _natural(text: str) -> tuple[list[str | int], str]:
     return [int(part) if k % 2 else part for k, part in enumerate(parts)], text
 
 
-def _some(names: Sequence[str | Path]) -> str:
-    more = len(names) - NAMED_AT_MOST
-    return ", ".join(map(str, names[:NAMED_AT_MOST])) + (f" and {more} more" if more > 0 else "")
+def source_bytes(path: Path) -> int | None:
+    """The size of a video file; None for a folder of frames."""
+    return None if path.is_dir() else path.stat().st_size

@@ -13,7 +13,7 @@ from flowkit.flow.cuda.images import BLOCK, Flow, blocks_of, pitch_of
 
 if TYPE_CHECKING:
     from flowkit.flow.cuda.device import Queue
-    from flowkit.flow.cuda.methods import CudaFarneback
+    from flowkit.flow.parameters import FarnebackParameters
 
 SOURCE = images.SOURCE + farneback_kernels.SOURCE
 SMALLEST_SIDE = 32  # px: OpenCV makes no level with a shorter side
@@ -38,7 +38,7 @@ class Level:
         return self.height * self.pitch
 
 
-def pyramid(method: CudaFarneback, height: int, width: int) -> list[Level]:
+def pyramid(method: FarnebackParameters, height: int, width: int) -> list[Level]:
     """The levels, finest first."""
     levels, scale = [Level(height, width, 1.0)], 1.0
     while len(levels) <= method.levels:
@@ -95,7 +95,7 @@ class FarnebackBatch:
     bytes_a_px = 140  # of memory, results included, for a pixel of a pair
 
     def __init__(
-        self, queue: Queue, method: CudaFarneback, size: tuple[int, int], pairs: int
+        self, queue: Queue, method: FarnebackParameters, size: tuple[int, int], pairs: int
     ) -> None:
         self.queue, self.method, self.size, self.capacity = queue, method, size, pairs
         self.levels = pyramid(method, *size)

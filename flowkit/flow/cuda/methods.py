@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from flowkit.errors import UsageError
-from flowkit.flow.method import Pair, check_parameters, consecutive, parameter
-from flowkit.flow.parameters import FarnebackParameters, MedianTVL1Parameters
+from flowkit.errors import FlowkitError, UsageError
+from flowkit.flow.method import Pair, check_parameters, consecutive
+from flowkit.flow.parameters import CudaTVL1Parameters, FarnebackParameters
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CudaTVL1(MedianTVL1Parameters):
+class CudaTVL1(CudaTVL1Parameters):
     """TV-L1 on an NVIDIA card: `flowkit.flow.tvl1.TVL1`, parameters and defaults included.
 
     The same algorithm with the same exact stop test, in sums of another order: it agrees with the
@@ -41,8 +41,6 @@ class CudaTVL1(MedianTVL1Parameters):
         },
     }
 
-    like_opencv_cuda: bool = parameter(False, "OpenCV CUDA's sampling, resizing and stop test.")
-
     def __post_init__(self) -> None:
         check_parameters(self)
         if not self.scale_step < 1:
@@ -53,6 +51,10 @@ class CudaTVL1(MedianTVL1Parameters):
             )
         if self.like_opencv_cuda and self.median_filtering != 1:
             raise UsageError("tvl1-cuda: like_opencv_cuda has no median: median_filtering 1")
+
+    def prepare(self) -> None:
+        """UsageError where no GPU can be used."""
+        _open_card(self.name)
 
     def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The n-1 fields of n gray or BGR frames, lazily."""
@@ -109,6 +111,10 @@ class CudaFarneback(FarnebackParameters):
                 f"farneback-cuda: fast_pyramids needs pyr_scale 0.5, got {self.pyr_scale}"
             )
 
+    def prepare(self) -> None:
+        """UsageError where no GPU can be used."""
+        _open_card(self.name)
+
     def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The n-1 fields of n gray or BGR frames, lazily."""
         return self.fields(consecutive(frames))
@@ -132,3 +138,12 @@ class CudaFarneback(FarnebackParameters):
         from flowkit.flow.cuda import batches, farneback
 
         return batches.open_slot(self, farneback.SOURCE, farneback.FarnebackBatch, fetch)
+
+
+def _open_card(name: str) -> None:
+    from flowkit.flow.cuda import device, tvl1
+
+    try:
+        device.open_card(tvl1.SOURCE)
+    except FlowkitError as error:
+        raise UsageError(f"--method {name}: {error}") from error

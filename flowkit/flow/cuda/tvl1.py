@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from flowkit.flow.cuda.device import Queue, Reading
-    from flowkit.flow.cuda.methods import CudaTVL1
+    from flowkit.flow.parameters import CudaTVL1Parameters
 
 SOURCE = images.SOURCE + tvl1_kernels.SOURCE
 SMALLEST_SIDE = 16  # px: OpenCV drops a level of the pyramid with a shorter side
@@ -39,7 +39,7 @@ class Level:
         return self.height * self.pitch
 
 
-def pyramid(method: CudaTVL1, height: int, width: int) -> list[Level]:
+def pyramid(method: CudaTVL1Parameters, height: int, width: int) -> list[Level]:
     """The scales, finest first."""
     levels = [Level(height, width, 0)]
     while len(levels) < method.nscales:
@@ -62,7 +62,9 @@ class TVL1Batch:
 
     bytes_a_px = 120  # of memory, results included, for a pixel of a pair
 
-    def __init__(self, queue: Queue, method: CudaTVL1, size: tuple[int, int], pairs: int) -> None:
+    def __init__(
+        self, queue: Queue, method: CudaTVL1Parameters, size: tuple[int, int], pairs: int
+    ) -> None:
         self.queue, self.method, self.size, self.capacity = queue, method, size, pairs
         self.levels = pyramid(method, *size)
         finest = self.levels[0]

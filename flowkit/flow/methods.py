@@ -1,0 +1,105 @@
+"""The flow methods by name, in one table, and what is done with any of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+from flowkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from flowkit.flow.method import FlowMethod
+
+
+@dataclass(frozen=True)
+class MethodFacts:
+    """Where the class of a flow method is, and what it computes on.
+
+    `runs_on` is "cpu"; "cuda" for flowkit's kernels, which a flow process runs for all workers;
+    "opencv-cuda" for an OpenCV built with CUDA; "torch" for a network, on a GPU if there is one.
+    `one_worker`: one process of it fills the machine, a GPU or all cores by threads.
+    """
+
+    home: str  # "module:Class", imported when the method is asked for
+    runs_on: Literal["cpu", "cuda", "opencv-cuda", "torch"] = "cpu"
+    one_worker: bool = False
+
+
+METHODS = {
+    "tvl1": MethodFacts("flowkit.flow.tvl1:TVL1"),
+    "tvl1-opencv": MethodFacts("flowkit.flow.opencv:OpenCVTVL1"),
+    "farneback": MethodFacts("flowkit.flow.farneback:Farneback"),
+    "farneback-opencv": MethodFacts("flowkit.flow.opencv:OpenCVFarneback"),
+    "dis": MethodFacts("flowkit.flow.opencv:DIS"),
+    "tvl1-cuda": MethodFacts("flowkit.flow.cuda.methods:CudaTVL1", "cuda"),
+    "farneback-cuda": MethodFacts("flowkit.flow.cuda.methods:CudaFarneback", "cuda"),
+    "tvl1-opencv-cuda": MethodFacts(
+        "flowkit.flow.opencv_cuda:OpenCVCudaTVL1", "opencv-cuda", one_worker=True
+    ),
+    "farneback-opencv-cuda": MethodFacts(
+        "flowkit.flow.opencv_cuda:OpenCVCudaFarneback", "opencv-cuda", one_worker=True
+    ),
+    "brox-opencv-cuda": MethodFacts(
+        "flowkit.flow.opencv_cuda:OpenCVCudaBrox", "opencv-cuda", one_worker=True
+    ),
+    "raft": MethodFacts("flowkit.flow.raft:RAFT", "torch", one_worker=True),
+}
+
+
+def methods_on(*places: str) -> tuple[str, ...]:
+    """The names of the methods that run on any of `places`, as `MethodFacts.runs_on` has them."""
+    return tuple(name for name, facts in METHODS.items() if facts.runs_on in places)
+
+
+def method_class(name: str) -> type[FlowMethod]:
+    """The class of a flow method by its name; UsageError names those there are."""
+    if name not in METHODS:
+        raise UsageError(f"expected a method of {', '.join(METHODS)}, got {name!r}")
+    module, _, class_name = METHODS[name].home.partition(":")
+    return getattr(import_module(module), class_name)
+
+
+def make_method(name: str, *, preset: str | None = None, **parameters: Any) -> FlowMethod:
+    """A flow method by name, with its defaults, a preset's values over them, then `parameters`.
+
+    UsageError for a name, a preset or a parameter that there is not, or a value out of range.
+    """
+    chosen = method_class(name)
+    if preset is not None and preset not in chosen.presets:
+        there = ", ".join(chosen.presets) or "none"
+        raise UsageError(f"method {name} has no preset {preset!r}; it has: {there}")
+    unknown = set(parameters) - {field.name for field in dataclasses.fields(chosen)}
+    if unknown:
+        raise UsageError(f"method {name} has no parameter {', '.join(sorted(unknown))}")
+    return chosen(**{**(chosen.presets[preset] if preset else {}), **parameters})
+
+
+def prepare_method(method: FlowMethod) -> None:
+    """Compile or load, once for all, what every worker would otherwise do for itself.
+
+    Calls the method's own ``prepare()`` where it has one. UsageError where it cannot compute here,
+    a CUDA method without a GPU or weights that do not fit, before any work.
+    """
+    prepare = getattr(method, "prepare", None)
+    if prepare is not None:
+        prepare()
+
+
+def describe_method(method: FlowMethod) -> dict[str, Any]:
+    """The identity of a method as the sidecar holds it: its name and every parameter.
+
+    A method may give its parameters itself, by ``identity()``.
+    """
+    identity = getattr(method, "identity", None)
+    parameters = dataclasses.asdict(method) if identity is None else identity()
+    return {"name": method.name, **parameters}
+
+
+def device_of(method: FlowMethod) -> str:
+    """The kind of device that a method computes on here: "cuda" or "cpu"."""
+    device = getattr(method, "device", None)
+    if device is not None:
+        return device()
+    return "cuda" if method.name in methods_on("cuda", "opencv-cuda") else "cpu"
