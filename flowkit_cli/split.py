@@ -47,7 +47,15 @@ def split() -> None:
 )
 @click.option("--test", "test_list", type=PATH, help="With --kind list: the list of test videos.")
 @click.option(
-    "--classes", type=PATH, help="With --kind list: class names, one a line, by label from 0."
+    "--classes",
+    type=PATH,
+    help="With --kind list: class names, one per line, by label; maybe numbered.",
+)
+@click.option(
+    "--labels-from",
+    type=click.IntRange(0, 1),
+    help="With --kind list: the label of the first class.  [default: the first number of "
+    "--classes, unless there is a label 0; else 0]",
 )
 @click.option(
     "--folds",
@@ -81,6 +89,7 @@ def make(
     number: int,
     test_list: Path | None,
     classes: Path | None,
+    labels_from: int | None,
     folds: int,
     by_video: bool,
     heldout_folds: int,
@@ -116,7 +125,7 @@ def make(
         case "list":
             if test_list is None:
                 raise UsageError("--kind list needs the list of test videos: --test FILE")
-            made = list_split(source, test_list, classes=classes)
+            made = list_split(source, test_list, classes=classes, labels_from=labels_from)
         case "folders":
             ids = folder_ids(RecordFolder(source, layout))
             made = folder_split(ids, folds=folds, fold=number - 1, seed=seed, by_video=by_video)

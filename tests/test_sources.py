@@ -202,6 +202,60 @@ def test_mark_of_byte_order_is_no_part_of_the_first_name(tmp_path):
     assert ids(listed) == ["a"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_lists_of_two_byte_letters_are_read_by_their_mark(tmp_path, encoding):
+    touch(tmp_path, "\u00fc.avi", "\u8df3.avi")
+    listed = tmp_path / "list.txt"
+    mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"
+    text = f"{mark}{tmp_path}/\u00fc.avi\r\n{tmp_path}/\u8df3.avi\r\n"
+    listed.write_bytes(text.encode(encoding))
+    assert ids(listed) == ["\u00fc", "\u8df3"]
+    listed.write_bytes(text.encode(encoding)[:-1])
+    with pytest.raises(UsageError, match=r"list.txt: damaged UTF-.*save it as UTF-8"):
+        find_videos([listed])
+
+
+def test_a_list_of_single_letters_may_be_utf_16_without_a_mark(tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_bytes("abcd.avi\n".encode("utf-16-le"))
+    with pytest.raises(UsageError, match="UTF-16 without a byte order mark: save it as UTF-8"):
+        find_videos([listed])
+
+
+@pytest.mark.parametrize("line", ['"a b.avi"', "'a b.avi'", ' "a b.avi" ', '"a b.avi" 7'])
+def test_quotes_about_a_line_are_taken_off(tmp_path, monkeypatch, line):
+    touch(tmp_path, "a b.avi")
+    monkeypatch.chdir(tmp_path)
+    assert ids(write_list(tmp_path / "list.txt", line)) == ["a b"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "jump/a.avi\nrun/b, c.avi,\n".replace("run/b, c.avi,", '"run/b, c.avi"'),
+        'class,File,label\njump,jump/a.avi,0\nrun,"run/b, c.avi",1\n',
+        "class;path\r\njump;jump/a.avi\r\nrun;run/b, c.avi\r\n",
+        "video\tlabel\njump/a.avi\t0\nrun/b, c.avi\t1\n",
+        "jump/a.avi,0\n\nrun/b.avi,1\n".replace("run/b.avi", '"run/b, c.avi"'),
+    ],
+)
+def test_tables_name_their_videos_in_one_column(tmp_path, monkeypatch, text):
+    touch(tmp_path, "jump/a.avi", "run/b, c.avi")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.csv").write_text(text)
+    assert ids("list.csv", root=".") == ["jump/a", "run/b, c"]
+
+
+def test_tables_without_videos_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.csv").write_text("class,file\nrun,a.avi\n")
+    with pytest.raises(UsageError, match=r"list.csv: 1 of 1 paths do not exist.*: a.avi"):
+        find_videos(["list.csv"])
+    (tmp_path / "list.csv").write_text("x" * 200_000)
+    with pytest.raises(UsageError, match=r"list.csv: expected a table"):
+        find_videos(["list.csv"])
+
+
 @pytest.mark.parametrize("line", ["v_x.avi 1", "v_x.avi\t12 3", "v_x.avi 1 ", " v_x.avi -1"])
 def test_trailing_columns_of_integers_are_dropped(tmp_path, monkeypatch, line):
     touch(tmp_path, "v_x.avi")
@@ -209,7 +263,7 @@ def test_trailing_columns_of_integers_are_dropped(tmp_path, monkeypatch, line):
     assert ids(write_list(tmp_path / "list.txt", line)) == ["v_x"]
 
 
-@pytest.mark.parametrize("name", ["walk 2 5", "#a.avi", " a.avi", "a.avi ", "a 1"])
+@pytest.mark.parametrize("name", ["walk 2 5", "#a.avi", " a.avi", "a.avi ", "a 1", '"a.avi"'])
 def test_line_is_taken_as_it_stands_where_a_file_is_called_so(tmp_path, monkeypatch, name):
     touch(tmp_path, name, "walk", "a.avi", "a")
     monkeypatch.chdir(tmp_path)
@@ -325,6 +379,15 @@ def test_every_real_clip_is_found(real_data):
     found = find_videos([real_data / "jhmdb10"])
     assert len(found.sources) == 468
     assert found.passed_over == {".csv": 1, ".txt": 3}
+
+
+def test_real_table_names_its_clips(real_data):
+    root = real_data / "ucf101"
+    rows = (root / "clips.csv").read_text().splitlines()[1:]
+    there = [row for row in rows if (root / row.partition(",")[0]).exists()]
+    if len(there) < len(rows):
+        pytest.skip(f"{len(there)} of {len(rows)} clips of the table are there")
+    assert len(ids(root / "clips.csv", root=root)) == len(rows) > 0
 
 
 def test_real_list_names_its_clips(real_data):

@@ -258,6 +258,97 @@ def test_lists_without_class_folders_take_their_names_from_a_file(tmp_path):
         assert split.test[0].class_name == "throw"
 
 
+NAMES = "jump\nclimb\nrun\n"  # the last class has no videos in the lists of these tests
+NUMBERED = "1 jump\n2 climb\n3 run\n"
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "options"),
+    [
+        (NAMES, (0, 1), {}),
+        (NAMES, (1, 2), {"labels_from": 1}),
+        (NUMBERED, (1, 2), {}),
+        (NUMBERED, (0, 1), {}),  # a label 0 says so
+        (NUMBERED, (0, 1), {"labels_from": 0}),
+        ("0 jump\n1 climb\n2 run\n", (0, 1), {}),
+    ],
+)
+def test_a_video_has_the_class_of_its_folder_however_labels_count(tmp_path, names, labels, options):
+    lines = [f"jump/a 9 {labels[0]}\n", f"climb/b 9 {labels[1]}\n"]
+    train = write(tmp_path / "train.txt", "".join(lines))
+    test = write(tmp_path / "test.txt", f"/data/climb/part1/c 9 {labels[1]}\n")
+    file = write(tmp_path / "names.txt", names)
+    split = list_split(train, test, classes=file, **options)
+    assert split.classes == ("jump", "climb", "run")
+    assert [video.class_name for video in split.train + split.test] == ["jump", "climb", "climb"]
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "test", "message"),
+    [
+        (NAMES, (1, 2), 2, r"train.txt, line 1: label 1 is 'climb' in .*from 0, but the folder"),
+        (NAMES, (1, 2), 2, r"'jump'; labels look counted from 1: --labels-from 1 says so"),
+        (
+            NAMES,
+            (0, 1),
+            2,
+            r"test.txt, line 1: .*; this list looks counted from 1, but not the oth",
+        ),
+        (NAMES, (0, 7), 1, r"train.txt, line 2: label 7, but .* 3 classes, counted from 0$"),
+        (NUMBERED, (1, 2), 1, r"test.txt, line 1: label 1 is 'jump' in .*from 1, but"),
+    ],
+)
+def test_labels_that_contradict_the_folders_are_refused(tmp_path, names, train, test, message):
+    lines = [f"jump/a 9 {train[0]}\n", f"climb/b 9 {train[1]}\n"]
+    lists = (
+        write(tmp_path / "train.txt", "".join(lines)),
+        write(tmp_path / "test.txt", f"climb/c 9 {test}\n"),
+    )
+    with raises(message):
+        list_split(*lists, classes=write(tmp_path / "names.txt", names))
+
+
+def test_labels_of_class_folders_may_count_from_1(tmp_path):
+    train = write(tmp_path / "train.txt", "jump/a 9 1\nclimb/b 9 2\n")
+    test = write(tmp_path / "test.txt", "jump/c 9 1\n")
+    with raises("a class folder for each label from 0 to 2.*; if labels count from 1: --labels-f"):
+        list_split(train, test)
+    assert list_split(train, test, labels_from=1).classes == ("jump", "climb")
+
+
+def test_lists_with_an_offset_are_refused(tmp_path):
+    train = write(tmp_path / "train.txt", "climb/a 2 5 0\njump/b 2 5 1\n")
+    with raises("train.txt, line 1: .* got four columns"):
+        list_split(train, train)
+    test = write(tmp_path / "test.txt", '"climb/a 2" 5 0\n\'jump/b c\' 5 1\n"climb/d" 7 0\n')
+    assert [
+        video.id for video in list_split(test, write(tmp_path / "b.txt", "jump/x 1 1")).train
+    ] == [
+        "climb/a 2",
+        "jump/b c",
+        "climb/d",
+    ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        'file,label\nrun/\u00fc 1.avi,0\n"jump/b, c.avi",1\n',
+        "file;label\r\nrun/\u00fc 1.avi;0\r\njump/b, c.avi;1\r\n",
+    ],
+)
+def test_tables_are_read_as_lists_are(tmp_path, text, encoding):
+    train, test = tmp_path / "train.csv", tmp_path / "test.csv"
+    train.write_bytes(text.encode(encoding))
+    test.write_bytes("run/d.avi,9,0\njump/e.avi,8,1\n".encode(encoding))
+    split = list_split(train, test)
+    assert [video.id for video in split.train] == ["run/\u00fc 1", "jump/b, c"]
+    assert [(video.id, video.listed_count) for video in split.test] == [("run/d", 9), ("jump/e", 8)]
+    train.write_bytes("run/\u00fc 1.avi 0\njump/b c.avi 1\n".encode(encoding))  # without commas
+    assert [video.id for video in list_split(train, test).train] == ["run/\u00fc 1", "jump/b c"]
+
+
 def ucf_lists(
     tmp_path, index="1 Run\r\n2 Jump\r\n", train="Run/a.avi 1\r\n", test="Jump/b.avi\r\n"
 ):
@@ -310,7 +401,7 @@ def test_list_files_that_do_not_agree_are_refused(tmp_path):
     }.items():
         with raises(message):
             list_split(good, write(tmp_path / "bad.txt", text))
-    with raises("label 1, but only 1 classes"):
+    with raises(r"good.txt, line 2: label 1, but .*names.txt has 1 classes, counted from 0"):
         list_split(good, good, classes=write(tmp_path / "names.txt", "run\n"))
     with raises("cannot be read"):
         list_split(good, tmp_path / "none.txt")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from flowkit.data.splits import Split, Video, source_group
 from flowkit.errors import SplitError
-from flowkit.video.sources import VIDEO_EXTENSIONS
+from flowkit.video.sources import VIDEO_EXTENSIONS, decode_list, table_rows, unquote
 
 
 def ucf101_split(folder: str | os.PathLike[str], number: int = 1) -> Split:
@@ -19,7 +21,7 @@ def ucf101_split(folder: str | os.PathLike[str], number: int = 1) -> Split:
     where a file is missing or a line does not agree with classInd.
     """
     index = _only(folder, "*classInd.txt")
-    classes = _class_names(index)
+    classes, _ = _class_names(index)
     parts = []
     for part in ("train", "test"):
         path = _only(folder, f"*{part}list{number:02d}.txt")
@@ -27,6 +29,7 @@ def ucf101_split(folder: str | os.PathLike[str], number: int = 1) -> Split:
         for where, line in _lines(path):
             start, _, label = line.rpartition(" ")
             file, label = (start, label) if start and label.isdecimal() else (line, "")
+            file = unquote(file.strip())
             class_name = PurePosixPath(file).parent.name
             if class_name not in classes:
                 raise SplitError(f"{where}: class {class_name!r} is not in {index}")
@@ -67,34 +70,107 @@ def list_split(
     test: str | os.PathLike[str],
     *,
     classes: str | os.PathLike[str] | None = None,
+    labels_from: int | None = None,
 ) -> Split:
     """The split of two list files as mmaction2 and TSN write them; nothing is held out.
 
-    Lines are "path count label" or, for video files, "path label", labels from 0. `classes` is a
-    file of class names, one a line in the order of the labels, maybe numbered; without it the
-    paths must lie in class folders, one a label. Of absolute paths the last two parts are the id.
+    Lines are "path count label" or, for video files, "path label"; a .csv has these as columns.
+    `classes` is a file of class names, one per line in the order of the labels, maybe numbered;
+    without it the paths must lie in class folders, one for each label. Of absolute paths the last
+    two parts are the id. `labels_from` is the label of the first class; if it is None, labels
+    count as a numbered file of names does, unless there is a label 0, else from 0. SplitError
+    where a label is none of a class, or a video lies in the folder of another class than its
+    label says.
     """
-    listed = [_list_lines(Path(path)) for path in (train, test)]
-    if classes is not None:
-        names = _class_names(Path(classes))
+    lists = {Path(path): _list_lines(Path(path)) for path in (train, test)}
+    lines = [line for listed in lists.values() for line in listed]
+    if classes is None:
+        names = _folder_names(Path(train), lines, labels_from or 0)
+        first = labels_from or 0
     else:
-        folders: dict[int, set[str]] = {}
-        for id, label, _ in listed[0] + listed[1]:
-            folders.setdefault(label, set()).add(PurePosixPath(id).parent.name)
-        one_each = [folders.get(label, set()) for label in range(max(folders) + 1)]
-        names = [next(iter(folder)) for folder in one_each if len(folder) == 1]
-        if len(set(names)) != len(one_each) or "" in names:
-            raise SplitError(
-                f"{train}: expected a class folder for each label from 0 to {max(folders)}, and "
-                "one only; give the file of class names"
-            )
-    parts = []
-    for path, lines in zip((train, test), listed, strict=True):
-        largest = max(label for _, label, _ in lines)
-        if largest >= len(names):
-            raise SplitError(f"{path}: label {largest}, but only {len(names)} classes (from 0)")
-        parts.append(tuple(_video(id, names[label], count) for id, label, count in lines))
+        names, number = _class_names(Path(classes))
+        first = labels_from if labels_from is not None else number or 0
+        if labels_from is None and any(line.label == 0 for line in lines):
+            first = 0
+        for listed in lists.values():
+            _check_labels(listed, lines, names, first, Path(classes))
+    parts = [
+        tuple(_video(line.id, names[line.label - first], line.count) for line in listed)
+        for listed in (lists[Path(train)], lists[Path(test)])
+    ]
     return Split(Path(train).stem, tuple(names), parts[0], (), parts[1])
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A line of a list: where it stands, the video's id, its label and its count, if any."""
+
+    where: str
+    id: str
+    label: int
+    count: int | None
+
+
+def _folder_names(train: Path, lines: Sequence[_Listed], first: int) -> list[str]:
+    """The class names, by label, out of the folders that the videos lie in."""
+    folders: dict[int, set[str]] = {}
+    for line in lines:
+        folders.setdefault(line.label, set()).add(PurePosixPath(line.id).parent.name)
+    one_each = [folders.get(label, set()) for label in range(first, max(folders) + 1)]
+    names = [next(iter(folder)) for folder in one_each if len(folder) == 1]
+    if len(set(names)) != len(one_each) or "" in names or min(folders) < first:
+        counted = "; if labels count from 1: --labels-from 1" if min(folders) == 1 > first else ""
+        raise SplitError(
+            f"{train}: expected a class folder for each label from {first} to {max(folders)}, and "
+            f"one only; give the file of class names{counted}"
+        )
+    return names
+
+
+def _check_labels(
+    listed: Sequence[_Listed],
+    lines: Sequence[_Listed],
+    names: list[str],
+    first: int,
+    file: Path,
+) -> None:
+    """SplitError where a label of a list is of no class or contradicts the video's folder.
+
+    `lines` are those of both lists, `file` holds the names.
+    """
+    wrong = next((line for line in listed if not _fits(line, names, first)), None)
+    if wrong is None:
+        return
+    other = 1 - first
+    hint = ""
+    if all(_fits(line, names, other) for line in lines):
+        hint = f"; labels look counted from {other}: --labels-from {other} says so"
+    elif all(_fits(line, names, other) for line in listed):
+        hint = f"; this list looks counted from {other}, but not the other one: make them agree"
+    if not 0 <= wrong.label - first < len(names):
+        raise SplitError(
+            f"{wrong.where}: label {wrong.label}, but {file} has {len(names)} classes, counted "
+            f"from {first}{hint}"
+        )
+    raise SplitError(
+        f"{wrong.where}: label {wrong.label} is {names[wrong.label - first]!r} in {file}, counted "
+        f"from {first}, but the folder is {_class_folder(wrong.id, names)!r}{hint}"
+    )
+
+
+def _fits(line: _Listed, names: list[str], first: int) -> bool:
+    place = line.label - first
+    return (
+        0 <= place < len(names)
+        and (_class_folder(line.id, names) or names[place]).casefold() == names[place].casefold()
+    )
+
+
+def _class_folder(id: str, names: list[str]) -> str | None:
+    """The folder nearest to the video that is called like a class."""
+    spelled = {name.casefold() for name in names}
+    folders = reversed(PurePosixPath(id).parent.parts)
+    return next((folder for folder in folders if folder.casefold() in spelled), None)
 
 
 def _only(folder: str | os.PathLike[str], pattern: str) -> Path:
@@ -104,48 +180,72 @@ def _only(folder: str | os.PathLike[str], pattern: str) -> Path:
     return found[0]
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Each line that says something, without blanks at its ends, after where it stands."""
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        return decode_list(path.read_bytes(), str(path))
     except OSError as error:
         raise SplitError(f"{path}: cannot be read ({error.strerror})") from error
-    for number, line in enumerate(text.split("\n"), start=1):
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Each line that says something, without blanks at its ends, after where it stands."""
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if stripped := line.strip():
             yield f"{path}, line {number}", stripped
 
 
-def _class_names(path: Path) -> list[str]:
-    """Class names in order: "NAME" a line, or "NUMBER NAME", from 0 or 1 without gaps."""
+def _class_names(path: Path) -> tuple[list[str], int | None]:
+    """Class names in order, "NAME" or "NUMBER NAME" in a line, and the first of the numbers.
+
+    Numbers go from 0 or 1 without gaps; None where there are none.
+    """
     lines = [line for _, line in _lines(path)]
     numbered = [line.split(" ", 1) for line in lines]
-    if all(len(words) == 2 and words[0].isdecimal() for words in numbered):
-        numbers = [int(words[0]) for words in numbered]
-        if numbers != list(range(numbers[0], numbers[0] + len(lines))) or numbers[0] > 1:
-            raise SplitError(f"{path}: expected classes numbered from 1 (or 0) without gaps")
-        lines = [words[1].strip() for words in numbered]
     if not lines:
         raise SplitError(f"{path}: expected class names, got an empty file")
-    return lines
+    if not all(len(words) == 2 and words[0].isdecimal() for words in numbered):
+        return lines, None
+    numbers = [int(words[0]) for words in numbered]
+    if numbers != list(range(numbers[0], numbers[0] + len(lines))) or numbers[0] > 1:
+        raise SplitError(f"{path}: expected classes numbered from 1 (or 0) without gaps")
+    return [words[1].strip() for words in numbered], numbers[0]
 
 
-def _list_lines(path: Path) -> list[tuple[str, int, int | None]]:
-    """(id, label, count or None) of each line of a list file."""
-    found: list[tuple[str, int, int | None]] = []
-    for where, line in _lines(path):
-        file, _, label = line.rpartition(" ")
-        start, _, count = file.rpartition(" ")
-        if not file or not label.isdecimal():
-            raise SplitError(f'{where}: expected "path count label" or "path label", got {line!r}')
-        if start and count.isdecimal():
-            found.append((_id(start), int(label), int(count)))
-        else:
-            found.append((_id(file), int(label), None))
-    if not found:
+def _list_lines(path: Path) -> list[_Listed]:
+    """The lines of a list file."""
+    rows = _rows(path)
+    if not rows:
         raise SplitError(f"{path}: expected a list of videos, got an empty file")
-    if len({count is None for _, _, count in found}) > 1:
+    if all(len(columns) == 3 and re.search(r"\s\d+$", columns[0]) for _, columns in rows):
+        raise SplitError(
+            f'{rows[0][0]}: expected "path count label", got four columns (an offset before the '
+            'count is not read); of a path that ends so, write "PATH" count label'
+        )
+    found = []
+    for where, columns in rows:
+        numbers = columns[1:]
+        if len(numbers) not in (1, 2) or not all(number.isdecimal() for number in numbers):
+            line = " ".join(columns)
+            raise SplitError(f'{where}: expected "path count label" or "path label", got {line!r}')
+        count = int(numbers[0]) if len(numbers) == 2 else None
+        found.append(_Listed(where, _id(unquote(columns[0])), int(numbers[-1]), count))
+    if len({line.count is None for line in found}) > 1:
         raise SplitError(f'{path}: expected all lines "path count label", or all "path label"')
     return found
+
+
+def _rows(path: Path) -> list[tuple[str, list[str]]]:
+    """The columns of each line, after where it stands: the path and what follows it."""
+    table = table_rows(_text(path), str(path)) if path.suffix.lower() == ".csv" else []
+    if any(len(row) > 1 for row in table):
+        header = not table[0][-1].strip().isdecimal()
+        return [
+            (f"{path}, row {number}", [cell.strip() for cell in row])
+            for number, row in enumerate(table, start=1)
+        ][header:]
+    line_form = re.compile(r"(\"[^\"]+\"|'[^']+'|.+?)((?:\s+\d+){0,2})")
+    matches = [(where, line_form.fullmatch(line)) for where, line in _lines(path)]
+    return [(where, [one[1], *one[2].split()]) for where, one in matches if one]
 
 
 def _id(file: str) -> str:

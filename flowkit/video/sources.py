@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import csv
 import os
 import re
 import sys
@@ -23,7 +24,15 @@ VIDEO_EXTENSIONS = frozenset({
     ".mxf", ".dv", ".rm", ".rmvb", ".gif", ".y4m", ".mjpg", ".mjpeg", ".h264", ".264", ".h265",
     ".265", ".hevc",
 })  # fmt: skip
-LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list"})
+LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list", ".csv"})
+COLUMNS = ("path", "file", "filename", "file_name", "video", "video_path")  # of a .csv: the paths
+MARKS = {  # byte order marks; that of UTF-32 begins like that of UTF-16
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 @dataclass(frozen=True)
@@ -61,10 +70,12 @@ def find_videos(
     - a folder: every video file below it, and every folder below it (or itself) that holds two or
       more numbered frames and no video; ids are paths relative to it, or to `root`;
     - a video file: its id is its stem, or its path below `root`;
-    - a list (.txt, .lst, .list): a path a line, as if it were an input itself, looked for from the
-      working directory and then from `root`. Trailing columns of integers, blank lines and lines
-      that start with # count only where a file is called so;
-    - "-": the same from `stdin` (default: standard input), NUL-separated if it contains a NUL.
+    - a list (.txt, .lst, .list): one path per line, as if it were an input itself, looked for from
+      the working directory and then from `root`. Quotes around a line, trailing columns of
+      integers, blank lines and lines that start with # count only where a file is called so;
+    - a table (.csv): the paths in its column called path, file, filename or video, else in the
+      first one;
+    - "-": a list from `stdin` (default: standard input), NUL-separated if it contains a NUL.
 
     A path that several inputs name is one source, with the id that the first of them gives it.
     Raises UsageError if a path does not exist or lies outside `root`, if two ids collide or one
@@ -116,12 +127,58 @@ def _is_list(place: Path) -> bool:
     return place.suffix.lower() in LIST_EXTENSIONS and not place.is_dir()
 
 
+def decode_list(data: bytes, where: str) -> str:
+    """The text of a list, by its byte order mark, else UTF-8; other bytes of names are kept.
+
+    UsageError, which names the list by `where`, if it is not what its mark says.
+    """
+    encoding = next((name for mark, name in MARKS.items() if data.startswith(mark)), None)
+    if encoding in (None, "utf-8-sig"):
+        return os.fsdecode(data.removeprefix(codecs.BOM_UTF8))
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where}: damaged {encoding.upper()}: save it as UTF-8") from error
+
+
+def table_rows(text: str, where: str) -> list[list[str]]:
+    """The rows of a .csv that say something; separated by what its first line has most of."""
+    first = text.lstrip().partition("\n")[0]
+    separator = max(",;\t", key=first.count)
+    try:
+        return [row for row in csv.reader(text.splitlines(), delimiter=separator) if any(row)]
+    except csv.Error as error:
+        raise UsageError(
+            f"{where}: expected a table of comma-separated values ({error})"
+        ) from error
+
+
+def unquote(text: str) -> str:
+    """The text without the quotes that stand around the whole of it."""
+    quoted = len(text) > 2 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if quoted else text
+
+
+def _lines(data: bytes, where: str) -> list[str]:
+    text = decode_list(data, where)
+    if where.lower().endswith(".csv"):
+        return _path_column(table_rows(text, where))
+    return text.split("\0" if "\0" in text else "\n")
+
+
+def _path_column(rows: list[list[str]]) -> list[str]:
+    """The paths of a table: the column that its header calls so, else the first one."""
+    header = [cell.strip().casefold() for cell in rows[0]] if rows else []
+    named = [header.index(name) for name in COLUMNS if name in header]
+    column = named[0] if named else 0
+    return [row[column] for row in rows[bool(named) :] if len(row) > column]
+
+
 def _listed(data: bytes, where: str, root: Path | None) -> list[Path]:
     """The paths in a list; `where` names the list in the errors."""
-    lines = data.removeprefix(codecs.BOM_UTF8).split(b"\0" if b"\0" in data else b"\n")
     bases = [Path.cwd(), *([root] if root else [])]
     places, missing = [], []
-    for line in map(os.fsdecode, lines):
+    for line in _lines(data, where):
         place = _look_up(line, bases)
         if place is None:
             if line.strip() and not line.startswith("#"):
@@ -131,22 +188,28 @@ def _listed(data: bytes, where: str, root: Path | None) -> list[Path]:
         else:
             places.append(place)
     if missing:
+        letters = all(len(line) == 1 for line in missing)
         raise UsageError(
             f"{where}: {len(missing)} of {len(missing) + len(places)} paths do not exist, looked "
             f"for from {' and '.join(map(str, bases))}: {listed(missing)}"
+            + (" (if it is UTF-16 without a byte order mark: save it as UTF-8)" * letters)
         )
     return places
 
 
 def _look_up(line: str, bases: list[Path]) -> Path | None:
-    """The path that a line names: as it stands, else stripped, else less its last columns."""
+    """The path that a line names: as it stands, else less blanks, quotes, its last columns."""
     name: str | None = line
     while name:
         for base in bases:
             place = Path(os.path.abspath(base / name))
             if os.path.exists(place):
                 return place
-        shorter = re.sub(r"\s+-?[0-9]+\s*$", "", name) if name == name.strip() else name.strip()
+        shorter = name.strip()
+        if shorter == name:
+            shorter = unquote(name)
+        if shorter == name:
+            shorter = re.sub(r"\s+-?[0-9]+$", "", name)
         name = shorter if shorter != name else None
     return None
 
