@@ -125,8 +125,8 @@ def fuse(
     fusions.write_fusion(fitted, fusion)
     place = {"out": str(out), "fitted": str(fitted), **fused.meta["fusion"]}
     if (fused.labels >= 0).any():
-        name = stream_name(out)
-        report = evaluate({**streams, name if name not in streams else str(out): fused})
+        name = stream_name(out) if stream_name(out) not in streams else str(out)
+        report = evaluate({**streams, name: fused}, method=name)
         if as_json:
             figures = report_json([report])["splits"][0]
             place |= {key: figures[key] for key in ("split", "videos", "methods", "comparisons")}

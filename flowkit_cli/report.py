@@ -33,7 +33,7 @@ from flowkit_cli.options import json_option
     "--method",
     metavar="NAME",
     help="The stream or fusion whose confusions and mistakes are shown.  "
-    "[default: the last fusion, else the best stream]",
+    "[default: the one of the highest top-1]",
 )
 @click.option(
     "--mistakes",

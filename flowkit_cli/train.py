@@ -56,7 +56,7 @@ def spatial(**options: Any) -> None:
     """Train the spatial stream, on single frames.
 
     Reads the frames in flow/, writes runs/spatial/: best.json and last.json with their weights,
-    log.csv, curves.png. SIGTERM saves and ends with exit status 75; --resume goes on.
+    log.csv, curves.svg. SIGTERM saves and ends with exit status 75; --resume goes on.
     """
     _train("spatial", options)
 
@@ -88,7 +88,7 @@ def temporal(
     """Train the temporal stream, on stacks of L displacement fields.
 
     Reads flow/, writes runs/temporal/: best.json and last.json with their weights, log.csv,
-    curves.png. SIGTERM saves and ends with exit status 75; --resume goes on.
+    curves.svg. SIGTERM saves and ends with exit status 75; --resume goes on.
     """
     from flowkit.data.stacks import StackForm
 

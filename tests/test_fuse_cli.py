@@ -121,7 +121,7 @@ def test_json_says_what_was_done_and_how_well(project):
     data = json.loads(line)
     assert (data["out"], data["method"]) == ("runs/fused/scores-test.npz", "weighted")
     assert sum(data["weights"].values()) == pytest.approx(1)
-    report = evaluate({**streams(), "fused": read_scores(data["out"])})
+    report = evaluate({**streams(), "fused": read_scores(data["out"])}, method="fused")
     assert data["methods"]["fused"]["top1"]["value"] == report.methods["fused"].top1.value
     assert data["comparisons"][1]["p_value"] == report.comparisons[1].p_value
 

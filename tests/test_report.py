@@ -1,11 +1,13 @@
 """Every figure of the report against scikit-learn, SciPy or a hand, and the page as it is read."""
 
+import base64
 import csv
 import json
 import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.resources import files
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,6 +23,9 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
+from flowkit._cv2 import cv2
+from flowkit.pictures.curves import curve_chart, draw_curves, round_values
+from flowkit.report.charts import method_marks
 from flowkit.report.extras import read_curves, read_pictures
 from flowkit.report.figures import (
     PUBLISHED,
@@ -29,6 +34,7 @@ from flowkit.report.figures import (
     data_set,
     evaluate,
     evaluate_files,
+    group_by_class,
     mcnemar,
     mean_class_rate,
     mean_table,
@@ -209,13 +215,26 @@ def test_videos_without_a_label_are_left_out_and_counted(streams):
         evaluate(nothing)
 
 
-def test_details_are_of_the_fusion_else_of_the_best(streams):
-    assert evaluate(streams).method == "fused"
-    alone = {name: streams[name] for name in ("temporal", "spatial")}
-    assert evaluate(alone).method == "temporal"
-    assert evaluate(streams, method="spatial").method == "spatial"
+def test_details_are_of_the_best_method_whatever_its_name_and_place(streams):
+    best = streams["fused"]
+    for order in (("a", "m", "z"), ("z", "m", "a"), ("m", "z", "a")):
+        named = dict(zip(order, (best, streams["spatial"], streams["temporal"]), strict=True))
+        report = evaluate(dict(sorted(named.items())))
+        assert report.method == order[0]
+        assert report.reason == "the highest top-1 of 3 methods on these videos"
+    alone = evaluate({"spatial": streams["spatial"]})
+    assert (alone.method, alone.reason) == ("spatial", "the only method")
+    report = evaluate(streams, method="spatial")
+    assert (report.method, report.reason) == ("spatial", "as asked for")
+    assert "in detail: spatial, as asked for" in as_text([report])
     with pytest.raises(ScoresError, match="expected a method of spatial, temporal, fused, got 'x'"):
         evaluate(streams, method="x")
+
+
+def test_of_methods_that_are_equally_right_the_first_is_shown_and_said_to_share(streams):
+    report = evaluate({"b": streams["fused"], "a": streams["fused"], "c": streams["spatial"]})
+    assert report.method == "b"
+    assert report.reason == "one of 2 methods that share the highest top-1 of 3"
 
 
 def write_all(folder, streams):
@@ -307,7 +326,29 @@ def test_text_is_in_percent_with_intervals(report):
     assert (
         f"fused against spatial: {len(comparison.gained)} gained, {len(comparison.lost)} lost"
     ) in text
-    assert f"\n  + {comparison.gained[0]}\n" in text
+    groups = group_by_class(report, comparison.gained)
+    for class_name, videos in groups[:5]:
+        assert f"\n  + {class_name}: {len(videos)} ({videos[0]}" in text
+
+
+def test_gains_are_grouped_by_class_the_largest_first(report):
+    videos = [video for one in report.comparisons for video in one.gained]
+    groups = group_by_class(report, videos)
+    assert sorted(video for _, own in groups for video in own) == sorted(videos)
+    assert [len(own) for _, own in groups] == sorted((len(own) for _, own in groups), reverse=True)
+    assert len({name for name, _ in groups}) == len(groups)
+    assert all(video.startswith(f"{name}/") for name, own in groups for video in own)
+
+
+def test_a_list_of_gains_names_each_class_once(report):
+    lines = [line for line in as_text([report]).splitlines() if line.startswith("  + class")]
+    by_method = len(report.comparisons)
+    named = [line.partition(":")[0] for line in lines]
+    assert all(named.count(name) <= by_method for name in named)
+    text = page([report])
+    for items in re.findall(r'<ul class="videos">(.*?)</ul>', text, re.DOTALL):
+        classes = re.findall(r"<li><b>(.*?)</b>", items)
+        assert len(classes) == len(set(classes))
 
 
 class Reader(HTMLParser):
@@ -350,7 +391,16 @@ class Reader(HTMLParser):
 
 
 def svgs(text):
-    return [ElementTree.fromstring(one) for one in re.findall(r"<svg.*?</svg>", text, re.DOTALL)]
+    """The outermost SVG elements of a page."""
+    found, begins = [], []
+    for tag in re.finditer(r"<svg|</svg>", text):
+        if tag[0] == "<svg":
+            begins.append(tag.start())
+        elif len(begins) > 1:
+            begins.pop()
+        else:
+            found.append(ElementTree.fromstring(text[begins.pop() : tag.end()]))
+    return found
 
 
 def test_page_stands_alone(report):
@@ -390,16 +440,29 @@ def test_charts_draw_the_figures(report):
     assert len(right) + len(wrong) == np.count_nonzero(report.confusion)
     numbers = [int(t.text) for t in matrix.iter("text") if "number" in t.get("class", "")]
     assert sum(numbers) == 144
-    [classes] = charts["classes"]
-    rates = sorted((rate.value for rate in class_rates(report, "fused").values()), reverse=True)
-    tracks = [float(r.get("width")) for r in classes.iter("rect") if r.get("class") == "track"]
-    bars = [float(r.get("width")) for r in classes.iter("rect") if "bar" in r.get("class")]
-    assert np.array(bars) / tracks == pytest.approx(rates, abs=1e-3)
+    rates = {name: class_rates(report, name) for name in report.methods}
+    drawn = {svg.find("title").text.partition(",")[0]: svg for svg in charts["classes"]}
+    assert set(drawn) == set(MANY)
+    best_first = [rates["fused"][name].value for name in drawn]
+    assert best_first == sorted(best_first, reverse=True)
+    marks = method_marks(report)
+    for name, svg in drawn.items():
+        [bar] = [r for r in svg.iter("rect") if "bar" in r.get("class")]
+        assert share(bar.get("width")) == pytest.approx(rates["fused"][name].value, abs=1e-4)
+        dots = {use.get("href"): share(use.get("x")) for use in svg.iter("use")}
+        assert dots == {
+            f"#{marks[method].shape}": pytest.approx(rates[method][name].value, abs=1e-4)
+            for method in ("spatial", "temporal")
+        }
     assert len(charts["interval"]) == 3
     for svg in charts["gains"]:
-        widths = {r.get("class"): float(r.get("width")) for r in svg.iter("rect")}
+        widths = {r.get("class"): share(r.get("width")) for r in svg.iter("rect")}
         lost, gained = (int(text.text[1:]) for text in svg.iter("text"))
         assert widths["gained"] / widths["lost"] == pytest.approx(gained / lost, rel=0.01)
+
+
+def share(percent):
+    return float(percent.removesuffix("%")) / 100
 
 
 def test_page_of_many_classes_and_splits(three):
@@ -412,8 +475,82 @@ def test_page_of_many_classes_and_splits(three):
     assert "Spatial stream ConvNet 73.0" in reader.text
     matrices = [svg for svg in svgs(text) if svg.get("class") == "matrix"]
     assert not any("number" in t.get("class", "") for t in matrices[-1].iter("text"))
+    columns = [t for t in matrices[-1].iter("text") if t.get("class") == "faint"]
+    assert [t.text for t in columns] == ["20", "40", "60", "80", "100"]
+    assert columns[0].find("title").text == "c019"
     bars = [svg for svg in svgs(text) if svg.get("class") == "classes"]
-    assert sum("bar" in r.get("class") for svg in bars[-2:] for r in svg.iter("rect")) == 101
+    assert sum("c0" in svg.find("title").text for svg in bars) == 100
+
+
+def test_top_5_is_a_headline_only_among_many_classes():
+    def tiles(count):
+        classes = [f"c{k:02d}" for k in range(count)]
+        text = Reader(page([evaluate({"one": make_scores(classes=classes, per_class=2)})])).text
+        return text.partition("Methods")[0], text.partition("What")[0]
+
+    for count, headline, column in ((4, False, False), (12, False, True), (20, True, True)):
+        top, table = tiles(count)
+        assert ("top-5" in top) == headline
+        assert ("Top-5" in table) == column
+
+
+def test_methods_differ_in_color_and_in_shape():
+    streams = {f"m{k:02d}": make_scores(seed=k) for k in range(20)}
+    marks = method_marks(evaluate(streams))
+    assert len(set(marks.values())) == 20
+    eight = list(marks.values())[:8]
+    assert len({mark.color for mark in eight}) == len({mark.shape for mark in eight}) == 8
+
+
+# Machado, Oliveira & Fernandes 2009, doi 10.1109/TVCG.2009.113, table 1, severity 1: linear RGB as
+# seen without the cones for long, middle and short waves.
+VISION = {
+    "all cones": np.eye(3),
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+
+
+def palettes():
+    """sRGB, 0 to 1, of the colors m0 to m7 and of the ground below them, for light and dark."""
+    css = files("flowkit").joinpath("report", "page.css").read_text()
+    for scheme in re.findall(r":root \{(.*?)\}", css, re.DOTALL):
+        values = dict(re.findall(r"--(\w+): #(\w{6})", scheme))
+        names = [f"m{k}" for k in range(8)] + ["card"]
+        yield (
+            np.array([[int(values[name][k : k + 2], 16) for k in (0, 2, 4)] for name in names])
+            / 255
+        )
+
+
+def linear(colors):
+    return np.where(colors <= 0.04045, colors / 12.92, ((colors + 0.055) / 1.055) ** 2.4)
+
+
+@pytest.mark.parametrize("colors", list(palettes()), ids=["light", "dark"])
+def test_colors_differ_from_each_other_and_from_the_ground_for_every_eye(colors):
+    luminance = linear(colors) @ (0.2126, 0.7152, 0.0722)
+    high, low = np.maximum(luminance[:8], luminance[8]), np.minimum(luminance[:8], luminance[8])
+    assert ((high + 0.05) / (low + 0.05) >= 3).all()  # WCAG 2.2, 1.4.11: graphics
+    for vision in VISION.values():
+        seen = np.clip(linear(colors[:8]) @ np.transpose(vision), 0, 1)
+        encoded = np.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
+        lab = cv2.cvtColor(encoded[None].astype(np.float32), cv2.COLOR_RGB2Lab)[0]
+        apart = np.linalg.norm(lab[:, None] - lab, axis=2)[np.triu_indices(8, 1)]
+        assert apart.min() > 15  # a difference of 2.3 is just noticeable
 
 
 HOSTILE = '</title><script>alert(1)</script>" onload="x'
@@ -474,10 +611,6 @@ def test_a_damaged_record_costs_only_its_own_picture(tmp_path, report):
 
 
 def decode(uri):
-    import base64
-
-    import cv2
-
     data = base64.b64decode(uri.partition(",")[2])
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
 
@@ -501,7 +634,38 @@ def test_curves_are_the_losses_and_accuracies_of_a_run(tmp_path, report):
     [line] = charts[0].iter("polyline")
     (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in line.get("points").split())
     assert x0 < x1 and y0 < y1  # the loss goes down, and y grows downward
-    assert len(list(charts[1].iter("circle"))) == 1
+    [dot] = charts[1].iter("polyline")
+    assert "dot" in dot.get("class")
+
+
+def test_curves_of_a_chart_differ_in_color_and_dashes():
+    names = [f"task {k} loss" for k in range(8)]
+    chart = ElementTree.fromstring(
+        curve_chart({name: [(1, 2), (2, 1)] for name in names}, percent=False)
+    )
+    styles = [line.get("class") for line in chart.iter("polyline")]
+    assert len(set(styles)) == 8
+    assert [line.find("title").text for line in chart.iter("polyline")] == names
+
+
+def test_numbers_beside_a_chart_are_round_and_reach_its_top():
+    assert round_values(10) == [0, 2.5, 5, 7.5, 10]
+    assert round_values(0.9) == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    for high in (1e-12, 0.03, 2.31, 77, 12345):
+        values = round_values(high)
+        assert values[0] == 0 and values[-1] >= high * 0.999 and 3 <= len(values) <= 8
+
+
+def test_a_picture_of_curves_is_one_svg_with_a_panel_each():
+    curve = [(0, 2.0), (10, 0.5)]
+    text = draw_curves(
+        {"loss": {"training": curve, "held out": []}, "accuracy": {"training": []}},
+        percent=["accuracy"],
+    )
+    picture = ElementTree.fromstring(text)
+    assert picture.tag.endswith("}svg")
+    texts = [one.text for one in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"loss", "accuracy", "training", "2"} <= set(texts) and "held out" not in texts
 
 
 def test_long_curves_are_thinned_to_means(tmp_path):

@@ -70,7 +70,7 @@ def test_both_streams_train_where_they_are_expected(place, one_thread):
     assert "on cpu; processes: 1, loader workers of each: 0" in result.stderr
     assert "held out" in result.stderr
     made = {path.name for path in (place / "runs/temporal").iterdir()}
-    assert made >= {"best.json", "last.json", "log.csv", "curves.png", "split.json"}
+    assert made >= {"best.json", "last.json", "log.csv", "curves.svg", "split.json"}
 
     split = read_split(place / "runs/split.json")
     assert split.heldout

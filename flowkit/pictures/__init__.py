@@ -1,1 +1,1 @@
-"""Fields and records to look at: colors, contact sheets, overlays."""
+"""Fields, records and trainings to look at: colors, contact sheets, curves, letters."""

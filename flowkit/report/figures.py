@@ -93,7 +93,7 @@ class Mistake:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """Methods on one part of one split. `method` is the one that the details are of.
+    """Methods on one part of one split. `method` is the one that the details are of, by `reason`.
 
     `confusion`, int64 (K, K), counts videos by true class (row) and predicted class (column).
     `comparisons` are of `method` with each of the others.
@@ -107,6 +107,7 @@ class Report:
     unlabeled: int
     methods: dict[str, Method]
     method: str
+    reason: str
     confusion: np.ndarray
     comparisons: tuple[Comparison, ...]
 
@@ -144,8 +145,8 @@ def evaluate_files(
 def evaluate(streams: Mapping[str, Scores], *, method: str | None = None) -> Report:
     """The report of the methods `streams` on the videos that they all score.
 
-    `method` names the one that confusions and comparisons are of; by default the last fusion, or
-    without one the best. ScoresError where they do not fit together or no video has a label.
+    `method` names the one that confusions and comparisons are of; by default the one of the highest
+    top-1. ScoresError where they do not fit together or no video has a label.
     """
     if method is not None and method not in streams:
         raise ScoresError(f"expected a method of {', '.join(streams)}, got {method!r}")
@@ -156,10 +157,7 @@ def evaluate(streams: Mapping[str, Scores], *, method: str | None = None) -> Rep
         raise ScoresError(f"none of the {len(first.videos)} videos has a label: nothing to report")
     labels = first.labels[rows]
     methods = {name: _judge(name, scores, rows, labels) for name, scores in aligned.items()}
-    if method is None:
-        fusions = [name for name, scores in aligned.items() if "fusion" in scores.meta]
-        best = max(methods, key=lambda name: methods[name].top1.value)
-        method = fusions[-1] if fusions else best
+    method, reason = (method, "as asked for") if method else _best(methods)
     confusion = np.zeros((len(first.classes),) * 2, np.int64)
     np.add.at(confusion, (labels, methods[method].predicted), 1)
     videos = tuple(first.videos[row] for row in rows)
@@ -173,6 +171,7 @@ def evaluate(streams: Mapping[str, Scores], *, method: str | None = None) -> Rep
         unlabeled=len(first.videos) - len(rows),
         methods=methods,
         method=method,
+        reason=reason,
         confusion=confusion,
         comparisons=tuple(
             compare(methods[method], other, videos)
@@ -245,6 +244,15 @@ def confusions(report: Report) -> list[tuple[str, str, int]]:
     return sorted(found, key=lambda one: (-one[2], one[0], one[1]))
 
 
+def group_by_class(report: Report, videos: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Some videos of a report by their true class, the class with the most of them first."""
+    labels = dict(zip(report.videos, report.labels.tolist(), strict=True))
+    groups: dict[str, list[str]] = {}
+    for video in videos:
+        groups.setdefault(report.classes[labels[video]], []).append(video)
+    return sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+
+
 def mistakes(report: Report) -> list[Mistake]:
     """The videos that the report's method tells wrong, the surest first."""
     chosen = report.methods[report.method]
@@ -301,6 +309,20 @@ def data_set(split: str) -> str:
     """The data set of a split, by its name without the number at the end."""
     name, _, number = split.rpartition("-")
     return name if name and number.isdigit() else split
+
+
+def _best(methods: Mapping[str, Method]) -> tuple[str, str]:
+    """The name of the method with the highest top-1, and that as a reason to read.
+
+    Between equals the one of the higher mean class accuracy, then the one that comes first.
+    """
+    best = max(methods.values(), key=lambda one: (one.top1.value, one.mean_class.value))
+    if len(methods) == 1:
+        return best.name, "the only method"
+    equals = sum(one.top1.value == best.top1.value for one in methods.values())
+    if equals == 1:
+        return best.name, f"the highest top-1 of {len(methods)} methods on these videos"
+    return best.name, f"one of {equals} methods that share the highest top-1 of {len(methods)}"
 
 
 def _judge(name: str, scores: Scores, rows: np.ndarray, labels: np.ndarray) -> Method:

@@ -13,11 +13,12 @@ from flowkit.report.figures import (
     class_rates,
     confusions,
     data_set,
+    group_by_class,
     mean_table,
     mistakes,
 )
 
-SHOWN = 5  # videos of a list
+SHOWN = 5  # classes of a list of videos
 SHOWN_CONFUSIONS = 10
 
 
@@ -52,6 +53,7 @@ def _report_json(report: Report) -> dict[str, Any]:
             for name, method in report.methods.items()
         },
         "method": report.method,
+        "reason": report.reason,
         "comparisons": [asdict(comparison) for comparison in report.comparisons],
         "per_class": [
             {
@@ -109,16 +111,13 @@ def p_text(p_value: float) -> str:
 
 
 def _report_text(report: Report) -> str:
-    lines = [methods_text(report), ""]
+    lines = [methods_text(report), "", f"in detail: {report.method}, {report.reason}"]
     for one in report.comparisons:
         lines.append(
             f"{one.method} against {one.other}: {len(one.gained)} gained, {len(one.lost)} lost, "
             f"McNemar {p_text(one.p_value)}"
         )
-        for sign, videos in (("+", one.gained), ("-", one.lost)):
-            lines += [f"  {sign} {video}" for video in videos[:SHOWN]]
-            if len(videos) > SHOWN:
-                lines.append(f"  {sign} and {len(videos) - SHOWN:,} more")
+        lines += _videos_text(report, "+", one.gained) + _videos_text(report, "-", one.lost)
     names = max(map(len, (*report.classes, "class")))
     widths = {name: max(len(name), 5) for name in report.methods}
     heads = "  ".join(f"{name:>{width}}" for name, width in widths.items())
@@ -139,6 +138,20 @@ def _report_text(report: Report) -> str:
             for truth, predicted, count in found[:SHOWN_CONFUSIONS]
         ]
     return "\n".join(lines)
+
+
+def _videos_text(report: Report, sign: str, videos: Sequence[str]) -> list[str]:
+    """A line for each class of the videos, with their number and the first of them."""
+    groups = group_by_class(report, videos)
+    lines = [
+        f"  {sign} {class_name}: {len(own):,} ({own[0]}{', ...' if len(own) > 1 else ''})"
+        for class_name, own in groups[:SHOWN]
+    ]
+    if left := groups[SHOWN:]:
+        lines.append(
+            f"  {sign} and {sum(len(own) for _, own in left):,} of {len(left)} more classes"
+        )
+    return lines
 
 
 def _mean_text(reports: Sequence[Report]) -> str:

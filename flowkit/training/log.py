@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import csv
 import importlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from flowkit.errors import InstallError
-from flowkit.training.curves import Curve, draw_curves
+from flowkit.pictures.curves import draw_curves
 
-CSV_FILE, CURVES_FILE, TENSORBOARD_FOLDER = "log.csv", "curves.png", "tensorboard"
+CSV_FILE, CURVES_FILE, TENSORBOARD_FOLDER = "log.csv", "curves.svg", "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,17 @@ def draw_log(folder: Path) -> Path:
     rows = read_log(folder)
 
     def points(column: str) -> list[tuple[float, float]]:
-        return [(float(row["step"]), float(row[column])) for row in rows if row[column]]
+        values = [(float(row["step"]), float(row[column])) for row in rows if row[column]]
+        return [point for point in values if math.isfinite(point[1])]
 
-    panels = [
-        (title, [Curve("training", points(title)), Curve("held out", points(f"heldout_{title}"))])
-        for title in ("loss", "accuracy")
-    ]
-    picture = draw_curves(panels)
-    picture.save(folder / CURVES_FILE)
+    picture = draw_curves(
+        {
+            title: {"training": points(title), "held out": points(f"heldout_{title}")}
+            for title in ("loss", "accuracy")
+        },
+        percent=["accuracy"],
+    )
+    (folder / CURVES_FILE).write_text(picture, encoding="utf-8")
     return folder / CURVES_FILE
 
 
