@@ -28,6 +28,11 @@ def texture(size=(56, 72), seed=0) -> np.ndarray:
     return cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
 
 
+def cropped_texture(size, seed=0) -> np.ndarray:
+    """A texture of exactly this size (H, W)."""
+    return texture(size, seed)[: size[0], : size[1]].copy()
+
+
 def shifted(dx: int, dy: int, count=3) -> list[np.ndarray]:
     """Frames of a texture that moves dx px right and dy px down a frame."""
     whole = texture()
@@ -186,6 +191,44 @@ def test_ground_truth(real_data, name, scene):
     assert error < ERROR_LIMITS[name][scene]
 
 
+TOO_SMALL = [  # (H, W), the least shorter side and the patch, in px
+    ((8, 64), 16, 8),
+    ((8, 8), 12, 8),
+    ((8, 1000), 256, 8),
+    ((24, 100), 32, 8),
+    ((7, 200), 12, 8),
+]
+
+
+@pytest.mark.parametrize(("size", "least", "patch"), TOO_SMALL)
+def test_dis_refuses_frames_on_which_opencv_crashes(size, least, patch):
+    """24 x 100 px among them: what counts is the height at the coarsest scale of the width."""
+    height, width = size
+    message = rf"dis: .* at least {least} px on the .*of {patch} px.*, got {width}x{height} px"
+    with pytest.raises(FlowkitError, match=message):
+        list(make_method("dis").fields([(np.zeros(size, np.uint8),) * 2]))
+
+
+@pytest.mark.parametrize("size", [(16, 64), (12, 12), (64, 8), (32, 100), (256, 1000), (240, 320)])
+def test_dis_takes_the_smallest_frames_that_opencv_takes(size):
+    first, second = (cropped_texture(size, seed) for seed in (1, 2))
+    [field] = make_method("dis")([first, second])
+    assert (field == opencv_by_hand("dis").calc(first, second, None)).all()
+
+
+def test_dis_gives_a_pair_the_same_field_wherever_it_stands():
+    """On small frames OpenCV changes scales and patch, and its object keeps them."""
+    pair = (cropped_texture((28, 40), 1), cropped_texture((28, 40), 2))
+    first, second = make_method("dis").fields([pair] * 2)
+    assert (first == second).all()
+
+
+def test_dis_refuses_a_stride_beyond_the_patch_that_opencv_takes_on_small_frames():
+    method = make_method("dis", patch_size=16, patch_stride=12)
+    with pytest.raises(FlowkitError, match="patch_stride of at most 8 for frames of 48x32 px"):
+        list(method.fields([(cropped_texture((32, 48)),) * 2]))
+
+
 def test_one_pass_serves_every_series():
     frames = [np.full((4, 4), value, np.uint8) for value in range(4)]
     series = [Series("forward", 1), Series("backward", 1), Series("forward", 3)]
@@ -217,6 +260,17 @@ def test_color_frames_are_turned_gray_as_opencv_does():
         (lambda: make_method("dis", preset="slow"), "no preset 'slow'; it has: ultrafast, fast"),
         (lambda: make_method("dis", tau=1), "method dis has no parameter tau"),
         (lambda: make_method("farneback", levels=0), "levels of at least 1, got 0"),
+        (lambda: make_method("farneback-opencv", poly_n=10**6), "poly_n of at most 101, got 1000"),
+        (lambda: make_method("farneback-opencv", win_size=2**31), "win_size of at most 1001"),
+        (lambda: make_method("farneback", poly_sigma=float("nan")), "at least 0, got nan"),
+        (lambda: make_method("farneback", poly_sigma=float("inf")), "at most 1000, got inf"),
+        (lambda: make_method("dis", patch_stride=100), "patch_stride from 1 to the 8 px of patch"),
+        (lambda: make_method("dis", refinement_epsilon=0), "epsilon of at least 0.0001, got 0"),
+        (
+            lambda: make_method("dis", refinement_alpha=1e38),
+            "alpha of at most 10000.0, got 1e",
+        ),
+        (lambda: make_method("dis", coarsest_scale=1), "coarsest_scale -1 or of at least 2, the"),
     ],
 )
 def test_unfit_requests_are_refused(call, message):

@@ -34,19 +34,26 @@ class FlowMethod(Protocol):
         """
 
 
-def parameter(default: Any, text: str, *, at_least: float | None = None) -> Any:
-    """A dataclass field with the help text and lower limit of a flow method's parameter."""
-    return dataclasses.field(default=default, metadata={"help": text, "at_least": at_least})
+def parameter(
+    default: Any, text: str, *, at_least: float | None = None, at_most: float | None = None
+) -> Any:
+    """A dataclass field with the help text and the limits of a flow method's parameter."""
+    limits = {"at_least": at_least, "at_most": at_most}
+    return dataclasses.field(default=default, metadata={"help": text, **limits})
 
 
 def check_parameters(method: FlowMethod) -> None:
-    """Raise UsageError if a parameter is below its limit; for ``__post_init__``."""
+    """Raise UsageError if a parameter is outside its limits; for ``__post_init__``."""
     for field in dataclasses.fields(method):
-        value, at_least = getattr(method, field.name), field.metadata["at_least"]
+        value = getattr(method, field.name)
+        at_least, at_most = field.metadata["at_least"], field.metadata["at_most"]
         if at_least is not None and not value >= at_least:
-            raise UsageError(
-                f"{method.name}: expected {field.name} of at least {at_least}, got {value}"
-            )
+            limit = f"at least {at_least}"
+        elif at_most is not None and not value <= at_most:
+            limit = f"at most {at_most}"
+        else:
+            continue
+        raise UsageError(f"{method.name}: expected {field.name} of {limit}, got {value}")
 
 
 def to_gray(frame: np.ndarray) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from flowkit.errors import FlowkitError, UsageError
 from flowkit.flow.method import Pair, check_pair, check_parameters, consecutive, parameter
 from flowkit.flow.parameters import FarnebackParameters, MedianTVL1Parameters
 
@@ -85,7 +87,8 @@ class OpenCVFarneback(FarnebackParameters):
 class DIS:
     """Dense inverse search by ``cv2.DISOpticalFlow`` (Kroeger et al., ECCV 2016).
 
-    doi 10.1007/978-3-319-46493-0_29; the defaults are those of OpenCV's "fast" preset.
+    doi 10.1007/978-3-319-46493-0_29; the defaults are those of OpenCV's "fast" preset. Within the
+    limits of its parameters, and for frames that `fields` takes, OpenCV does not crash.
     """
 
     name: ClassVar[str] = "dis"
@@ -95,25 +98,89 @@ class DIS:
         "medium": {"finest_scale": 1, "patch_stride": 3, "gradient_descent_iterations": 25},
     }
 
-    finest_scale: int = parameter(2, "Finest level computed; 0 is full size.", at_least=0)
-    coarsest_scale: int = parameter(-1, "Coarsest level; -1 chooses by the size.", at_least=-1)
-    patch_size: int = parameter(8, "Side of a patch in px.", at_least=1)
+    finest_scale: int = parameter(
+        2, "Finest level computed; 0 is full size.", at_least=0, at_most=20
+    )
+    coarsest_scale: int = parameter(
+        -1, "Coarsest level; -1 chooses by the size.", at_least=-1, at_most=20
+    )
+    patch_size: int = parameter(8, "Side of a patch in px.", at_least=1, at_most=1024)
     patch_stride: int = parameter(4, "Stride of the patches in px.", at_least=1)
-    gradient_descent_iterations: int = parameter(16, "Iterations of the search.", at_least=1)
+    gradient_descent_iterations: int = parameter(
+        16, "Iterations of the search.", at_least=1, at_most=10_000
+    )
     mean_normalization: bool = parameter(True, "Take each patch's mean out.")
     spatial_propagation: bool = parameter(True, "Propagate good vectors to neighbors.")
-    refinement_iterations: int = parameter(5, "Variational refinement steps.", at_least=0)
-    refinement_alpha: float = parameter(20.0, "Weight of smoothness.", at_least=0)
-    refinement_delta: float = parameter(5.0, "Weight of color constancy.", at_least=0)
-    refinement_gamma: float = parameter(10.0, "Weight of gradient constancy.", at_least=0)
-    refinement_epsilon: float = parameter(0.01, "Epsilon of the robust norm.", at_least=0)
+    refinement_iterations: int = parameter(
+        5, "Variational refinement steps.", at_least=0, at_most=10_000
+    )
+    refinement_alpha: float = parameter(20.0, "Weight of smoothness.", at_least=0, at_most=1e4)
+    refinement_delta: float = parameter(5.0, "Weight of color constancy.", at_least=0, at_most=1e4)
+    refinement_gamma: float = parameter(
+        10.0, "Weight of gradient constancy.", at_least=0, at_most=1e4
+    )
+    refinement_epsilon: float = parameter(
+        0.01, "Epsilon of the robust norm.", at_least=1e-4, at_most=1e4
+    )
 
     def __post_init__(self) -> None:
         check_parameters(self)
+        if -1 < self.coarsest_scale < self.finest_scale:
+            raise UsageError(
+                f"dis: expected coarsest_scale -1 or of at least {self.finest_scale}, "
+                f"the finest_scale, got {self.coarsest_scale}"
+            )
+        if self.patch_stride > self.patch_size:
+            raise UsageError(
+                f"dis: expected patch_stride from 1 to the {self.patch_size} px of patch_size, "
+                f"got {self.patch_stride}"
+            )
 
     def fields(self, pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
-        """The field of each pair of gray frames, float32 (H, W, 2) px."""
-        return _fields(self._algorithm, pairs)
+        """The field of each pair of gray frames, float32 (H, W, 2) px.
+
+        FlowkitError where the frames are too small or too narrow for OpenCV, which would crash.
+        """
+        size: tuple[int, ...] = ()
+        for first, second in pairs:
+            check_pair(first, second)
+            if first.shape != size:
+                size = first.shape
+                adapts = self._check_size(*size)
+                algorithm = self._algorithm()
+            yield algorithm.calc(first, second, None)
+            if adapts:  # and the object keeps what it chose, so that the next pair would differ
+                algorithm = self._algorithm()
+
+    def _check_size(self, height: int, width: int) -> bool:
+        """Refuse frames that crash OpenCV; True where it replaces scales and patch by its own.
+
+        As `cv2.DISOpticalFlow.calc` chooses them (4.5 to 5.1): a coarsest scale by both sides; but
+        where that is finer than `finest_scale`, patch and scales by the width alone.
+        """
+        short, long = min(height, width), max(height, width)
+        patch = self.patch_size
+        scale = -1
+        if short >= patch and long >= 2**0.5 * patch:
+            by_motion = int(math.log2(long / (4 * patch)) + 0.5)  # a quarter of the longer side
+            scale = min(by_motion, int(math.log2(short // patch)))
+        adapts = 0 <= scale < self.finest_scale
+        if adapts:
+            patch = 12 if self.finest_scale in (3, 4) else 8
+            scale = max(0, math.floor(math.log2(2 * width / (5 * patch))))
+        least = math.ceil(2**0.5 * patch) if scale < 0 else patch << scale
+        if scale < 0 or short < least:
+            raise FlowkitError(
+                f"dis: expected frames of at least {least} px on the shorter side "
+                f"(patches of {patch} px at scale {max(scale, 0)}), got {width}x{height} px: "
+                "--resize enlarges them, or take another method"
+            )
+        if self.patch_stride > patch:
+            raise FlowkitError(
+                f"dis: expected patch_stride of at most {patch} for frames of {width}x{height} px, "
+                f"whose patches OpenCV makes of {patch} px, got {self.patch_stride}"
+            )
+        return adapts
 
     def _algorithm(self) -> Any:
         from flowkit._cv2 import cv2
@@ -141,7 +208,7 @@ class DIS:
 def _fields(create: Callable[[], Any], pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
     """The field of each pair by an OpenCV algorithm, a new one wherever the size changes.
 
-    The objects of TV-L1 and DIS keep fewer levels for good after one small frame.
+    The object of TV-L1 keeps fewer levels for good after one small frame.
     """
     size: tuple[int, ...] = ()
     algorithm: Any = None

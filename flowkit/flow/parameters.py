@@ -41,15 +41,20 @@ class CudaTVL1Parameters(MedianTVL1Parameters):
 
 @dataclass(frozen=True)
 class FarnebackParameters:
-    """Of Farneback's polynomial expansion (SCIA 2003, doi 10.1007/3-540-45103-X_50)."""
+    """Of Farneback's polynomial expansion (SCIA 2003, doi 10.1007/3-540-45103-X_50).
 
-    levels: int = parameter(5, "Levels of the pyramid.", at_least=1)
+    The upper limits are far above any use; far beyond them OpenCV fails or does not end.
+    """
+
+    levels: int = parameter(5, "Levels of the pyramid.", at_least=1, at_most=100)
     pyr_scale: float = parameter(0.5, "Size of a level against the finer one.", at_least=0.1)
     fast_pyramids: bool = parameter(False, "Pyramids by pyrDown; needs pyr_scale 0.5.")
-    win_size: int = parameter(13, "Side of the averaging window in px.", at_least=1)
-    iterations: int = parameter(10, "Iterations a level.", at_least=1)
-    poly_n: int = parameter(5, "Neighborhood of the expansion: 5 or 7.", at_least=3)
-    poly_sigma: float = parameter(1.1, "Sigma of the expansion: 1.1 for 5, 1.5 for 7.", at_least=0)
+    win_size: int = parameter(13, "Side of the averaging window in px.", at_least=1, at_most=1001)
+    iterations: int = parameter(10, "Iterations a level.", at_least=1, at_most=10_000)
+    poly_n: int = parameter(5, "Neighborhood of the expansion: 5 or 7.", at_least=3, at_most=101)
+    poly_sigma: float = parameter(
+        1.1, "Sigma of the expansion: 1.1 for 5, 1.5 for 7.", at_least=0, at_most=1000
+    )
     gaussian: bool = parameter(False, "Gaussian instead of box window: slower, more accurate.")
 
     def opencv_arguments(self, cv2: Any) -> dict[str, Any]:
