@@ -10,7 +10,7 @@ from flowkit.data.clips import (
     center_view,
     chosen_clip,
     corner_view,
-    random_clip,
+    random_clips,
     random_view,
     rescaled_size,
     spaced_clips,
@@ -26,15 +26,27 @@ def rng(seed=0):
 @pytest.mark.parametrize("field_count, step", [(10, 1), (11, 1), (40, 1), (40, 3), (28, 3)])
 def test_random_clips_fit_and_start_everywhere_they_can(field_count, step):
     random = rng()
-    clips = [random_clip("a", field_count, 10, random, step=step) for _ in range(2000)]
+    clips = [random_clips("a", field_count, 10, random, step=step)[0] for _ in range(2000)]
     assert all(max(clip.fields(10**9)) < field_count for clip in clips)  # none is looped
     starts = np.unique([clip.start for clip in clips])
     np.testing.assert_array_equal(starts, np.arange(field_count - 9 * step))
 
 
+@pytest.mark.parametrize("frames", [9, 10, 11, 25])  # with 0, 1, 2 and 16 places
+def test_segments_give_a_clip_of_each_equal_part(frames):
+    starts = max(frames - 10 + 1, 1)
+    random = rng()
+    drawn = [random_clips("a", frames, 10, random, segments=3) for _ in range(500)]
+    for part in range(3):
+        found = {clips[part].start for clips in drawn}
+        first, last = part * starts // 3, (part + 1) * starts // 3
+        assert found == set(range(first, max(last, first + 1)))
+    assert all(len(clips) == 3 for clips in drawn)
+
+
 def test_random_clips_start_at_all_frames_alike():
     random = rng()
-    starts = [random_clip("a", 14, 10, random).start for _ in range(5000)]
+    starts = [random_clips("a", 14, 10, random)[0].start for _ in range(5000)]
     assert np.abs(np.bincount(starts) / 5000 - 0.2).max() < 0.03
 
 
@@ -58,7 +70,7 @@ def test_short_video_is_looped_from_its_first_field():
     assert clip.start == 0
     assert clip.fields(4) == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
     assert clip.frame(4) == 1  # frame 5 of the looped video, the one that field 5 starts from
-    assert random_clip("a", 4, 10, rng()) == clip
+    assert random_clips("a", 4, 10, rng())[0] == clip
 
 
 def test_halves_go_both_ways_from_the_middle_frame_over_the_frames_of_the_clip():
@@ -132,14 +144,15 @@ def test_the_same_seed_gives_the_same_addresses():
     def draw(seed):
         random = rng(seed)
         return [
-            (random_clip("a", 99, 10, random), random_view((240, 320), random)) for _ in range(9)
+            (random_clips("a", 99, 10, random)[0], random_view((240, 320), random))
+            for _ in range(9)
         ]
 
     assert draw(7) == draw(7) != draw(8)
 
 
 def test_addresses_are_integers():
-    clip, view = random_clip("a", 99, 10, rng()), corner_view((240, 320), rng(), sides=SCALES)
+    clip, view = random_clips("a", 99, 10, rng())[0], corner_view((240, 320), rng(), sides=SCALES)
     assert type(clip.start) is int and type(spaced_clips("a", 99, 10)[3].start) is int
     assert all(type(number) is int for number in (view.top, view.left, view.height, *view.frame))
 
@@ -153,7 +166,8 @@ def test_chosen_clips_fit_or_are_refused():
 
 
 REFUSED = {
-    "a length and a step of at least 1": lambda: random_clip("a", 9, 0, rng()),
+    "at least one segment": lambda: random_clips("a", 99, 10, rng(), segments=0),
+    "a length and a step of at least 1": lambda: random_clips("a", 9, 0, rng())[0],
     "at least one moment": lambda: spaced_clips("a", 9, 5, moments=0),
     r"crop within the rescaled frame of 200x267 \(HxW\), got 224x224": lambda: ten_views(
         (240, 320), short_side=200
@@ -171,6 +185,6 @@ def test_addresses_that_cannot_be_are_refused(message):
 
 def test_video_without_fields_is_an_error_that_names_it():
     with pytest.raises(RecordError, match="jump/a: expected at least one field"):
-        random_clip("jump/a", 0, 10, rng())
+        random_clips("jump/a", 0, 10, rng())[0]
     with pytest.raises(RecordError, match="jump/a: expected at least one field"):
         Clip("jump/a", 0, 10).fields(0)

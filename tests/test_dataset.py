@@ -79,6 +79,20 @@ def test_frame_and_stack_of_a_sample_are_of_one_moment(split, folder):
     assert len(starts) > 10
 
 
+def test_segments_of_a_draw_are_clips_of_one_video_in_order_changed_alike(split, folder):
+    form = StackForm(2, mean_subtract=False)
+    clips = training(split, folder, form=form, segments=3, augmentation=SMALL)
+    parts = np.zeros((40, 3))
+    for draw in range(40):
+        samples = [clips[3 * draw + part] for part in range(3)]
+        assert len({sample["label"] for sample in samples}) == 1
+        moved = np.array([float(sample["temporal"][0].mean()) for sample in samples])
+        assert len(set(np.sign(moved[np.abs(moved) > 0.5]))) <= 1  # flipped all or none
+        parts[draw] = np.abs(moved)  # field k of a video is k px to the right
+    assert (np.diff(parts, axis=1) > -0.3).all()
+    assert parts[:, 2].max() > parts[:, 0].max() + 1
+
+
 def test_classes_are_drawn_alike_whatever_their_number_of_videos(split, folder):
     clips = training(split, folder, streams=("spatial",))
     labels = [clips[draw]["label"] for draw in range(400)]

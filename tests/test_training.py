@@ -149,6 +149,11 @@ def test_processes_and_passes_share_a_batch_without_loss_or_repeat(ranks, micro_
         assert len(share) == passes(3) + passes(4)
 
 
+def test_the_segments_of_a_draw_are_never_parted():
+    (first, second) = MicroBatches(1, 2, 4, 3, 0, 1, segments=2)
+    assert (first, second) == ([8, 9, 10, 11, 12, 13], [14, 15])
+
+
 def test_every_task_has_its_share_of_every_batch():
     assert [task_counts(step, 7, 2) for step in (0, 1)] == [[4, 3], [3, 4]]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -98,12 +99,26 @@ def chosen_clip(video: str, field_count: int, length: int, start: int, *, step: 
     return Clip(video, start, length, step)
 
 
-def random_clip(
-    video: str, field_count: int, length: int, random: np.random.Generator, *, step: int = 1
-) -> Clip:
-    """A clip that starts at any frame where it fits, all alike; at frame 0 of a short video."""
+def random_clips(
+    video: str,
+    field_count: int,
+    length: int,
+    random: np.random.Generator,
+    *,
+    segments: int = 1,
+    step: int = 1,
+) -> list[Clip]:
+    """A clip out of each of `segments` equal parts of a video, in order, at any start alike.
+
+    The parts divide the frames where a clip fits (Wang et al. 2016, arXiv:1608.00859, section 3.1);
+    of fewer frames than parts some are taken again. A clip of a short video starts at frame 0.
+    """
+    if segments < 1:
+        raise UsageError(f"expected at least one segment, got {segments}")
     starts = _starts(video, field_count, length, step)
-    return Clip(video, int(random.integers(starts)), length, step)
+    edges = [part * starts // segments for part in range(segments + 1)]
+    chosen = [int(random.integers(first, max(last, first + 1))) for first, last in pairwise(edges)]
+    return [Clip(video, start, length, step) for start in chosen]
 
 
 def spaced_clips(

@@ -23,7 +23,7 @@ from flowkit.data.clips import (
     Stream,
     View,
     center_view,
-    random_clip,
+    random_clips,
     spaced_clips,
     ten_views,
 )
@@ -43,6 +43,9 @@ class TrainingClips(Dataset[dict[str, Any]]):
     ``"temporal"``, float32 (2L, crop, crop) in px, as far as asked for, and ``"label"``. Both are
     of one clip: the frame is its middle one. `skipped` counts videos passed over for want of a
     record.
+
+    With several `segments`, draw `d` is the samples ``d * segments`` to ``(d + 1) * segments - 1``:
+    a clip out of each equal part of one video, in order, all changed alike.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class TrainingClips(Dataset[dict[str, Any]]):
         streams: Sequence[Stream] = ("temporal",),
         form: StackForm | None = None,
         augmentation: Augmentation | None = None,
+        segments: int = 1,
         part: str = "train",
         seed: int = 0,
         missing: Missing = "error",
@@ -60,7 +64,7 @@ class TrainingClips(Dataset[dict[str, Any]]):
     ) -> None:
         self.streams, self.form = _checked(streams), form or StackForm()
         self.augmentation = augmentation or Augmentation()
-        self.seed, self.as_planes = seed, as_planes
+        self.segments, self.seed, self.as_planes = segments, seed, as_planes
         self.videos, self.records, self.skipped = _open_all(split, part, records, missing)
         _check_records(self.records, self.streams, self.form)
         self.labels = split.labels(self.videos)
@@ -69,14 +73,22 @@ class TrainingClips(Dataset[dict[str, Any]]):
             for wanted in sorted(set(self.labels))
         ]
 
-    def __getitem__(self, draw: int) -> dict[str, Any]:
-        """Sample number `draw`, from 0."""
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        """Sample number `number`, from 0."""
+        draw, segment = divmod(number, self.segments)
         random = np.random.default_rng((self.seed, draw))
         alike = self.by_label[int(random.integers(len(self.by_label)))]
         place = alike[int(random.integers(len(alike)))]
         record, form = self.records[place], self.form
         count = record.frame_count - form.step
-        clip = random_clip(self.videos[place].id, count, form.length, random, step=form.step)
+        clip = random_clips(
+            self.videos[place].id,
+            count,
+            form.length,
+            random,
+            segments=self.segments,
+            step=form.step,
+        )[segment]
         view, color = self.augmentation.draw(record.size, random)
         size = (self.augmentation.crop, self.augmentation.crop)
         sample: dict[str, Any] = {"label": self.labels[place]}

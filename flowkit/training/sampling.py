@@ -2,7 +2,8 @@
 
 Draw `d` of a training is one sample, of task `d mod T`; step `s` takes draws `s B` to
 `(s + 1) B - 1`. So a batch has the same clips on any number of processes and workers, and after any
-interruption, and every task has its own share of each.
+interruption, and every task has its own share of each. With K segments a draw is K samples, numbers
+`d K` to `(d + 1) K - 1`: a clip out of each of K equal parts of one video.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def train_on_all(split: Split) -> Split:
 
 
 class StepClips(Dataset[dict[str, Any]]):
-    """The samples of a training by draw number.
+    """The samples of a training by number.
 
     A sample is a dict of ``"spatial"`` or ``"temporal"`` as `TrainingClips` gives it, ``"label"``,
     the place in the classes of its task, and ``"task"``, the place of that among `tasks`.
@@ -72,9 +73,10 @@ class StepClips(Dataset[dict[str, Any]]):
         form: StackForm | None,
         augmentation: Augmentation,
         seed: int,
+        segments: int = 1,
         missing: Missing = "error",
     ) -> None:
-        self.stream, self.seed = stream, seed
+        self.stream, self.seed, self.segments = stream, seed, segments
         self.sources: list[list[tuple[int, TrainingClips]]] = []  # of each task: (classes, clips)
         for place, task in enumerate(tasks):
             sets = [(task.split, task.records, task.split.classes)]
@@ -88,6 +90,7 @@ class StepClips(Dataset[dict[str, Any]]):
                     streams=(stream,),
                     form=form,
                     augmentation=augmentation,
+                    segments=segments,
                     seed=int(np.random.SeedSequence((seed, place, number)).generate_state(1)[0]),
                     missing=missing,
                 )
@@ -95,8 +98,9 @@ class StepClips(Dataset[dict[str, Any]]):
                 sources.append((len(classes), clips))
             self.sources.append(sources)
 
-    def __getitem__(self, draw: int) -> dict[str, Any]:
-        """Sample number `draw`, from 0."""
+    def __getitem__(self, sample: int) -> dict[str, Any]:
+        """Sample number `sample`, from 0."""
+        draw, segment = divmod(sample, self.segments)
         number, place = divmod(draw, len(self.sources))
         sources = self.sources[place]
         which = 0
@@ -104,8 +108,8 @@ class StepClips(Dataset[dict[str, Any]]):
             own, added = (classes for classes, _ in sources)
             random = np.random.default_rng((self.seed, place, number))
             which = int(random.integers(own + added) >= own)
-        sample = sources[which][1][number]
-        return sample | {"task": place}
+        clips = sources[which][1]
+        return clips[number * self.segments + segment] | {"task": place}
 
     def send_planes(self) -> bool:
         """Give planes instead of flow stacks (`TrainingClips`), if all records hold them."""
@@ -160,15 +164,24 @@ def task_counts(step: int, batch_size: int, tasks: int) -> list[int]:
 
 
 class MicroBatches:
-    """The draws of every pass of steps `first` to `last` - 1 of one process, in order.
+    """The samples of every pass of steps `first` to `last` - 1 of one process, in order.
 
-    For ``DataLoader(batch_sampler=...)``; `micro_batch` is the most samples of a pass.
+    For ``DataLoader(batch_sampler=...)``; `micro_batch` is the most draws of a pass, of `segments`
+    samples each.
     """
 
     def __init__(
-        self, first: int, last: int, batch_size: int, micro_batch: int, rank: int, ranks: int
+        self,
+        first: int,
+        last: int,
+        batch_size: int,
+        micro_batch: int,
+        rank: int,
+        ranks: int,
+        *,
+        segments: int = 1,
     ) -> None:
-        self.steps = range(first, last)
+        self.steps, self.segments = range(first, last), segments
         self.batch_size, self.micro_batch = batch_size, micro_batch
         self.rank, self.ranks = rank, ranks
 
@@ -176,7 +189,8 @@ class MicroBatches:
         for step in self.steps:
             draws = draws_of_step(step, self.batch_size, self.rank, self.ranks)
             for start in range(0, len(draws), self.micro_batch):
-                yield list(draws[start : start + self.micro_batch])
+                part = draws[start : start + self.micro_batch]
+                yield list(range(part[0] * self.segments, (part[-1] + 1) * self.segments))
 
     def passes(self, step: int) -> int:
         """How many passes a step takes."""
