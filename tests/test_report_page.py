@@ -71,9 +71,13 @@ function measure(frame, width) {
   frame.style.height = doc.documentElement.scrollHeight + "px";
   if (doc.documentElement.scrollWidth > width)
     wrong.push(`the page is ${doc.documentElement.scrollWidth} px wide`);
-  for (const element of doc.querySelectorAll("body *"))
-    if (["auto", "scroll"].includes(win.getComputedStyle(element).overflowX)
-        && element.scrollWidth > element.clientWidth) wrong.push(`${element.className} scrolls`);
+  for (const element of doc.querySelectorAll("body *")) {
+    const {overflowX, textOverflow} = win.getComputedStyle(element);
+    if (overflowX === "visible" || element.scrollWidth <= element.clientWidth) continue;
+    if (overflowX !== "hidden") wrong.push(`${element.className} scrolls`);
+    else if (textOverflow !== "ellipsis" || !element.title)
+      wrong.push(`cut off: ${element.textContent.trim()}`);
+  }
   const walker = doc.createTreeWalker(doc.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const node = walker.currentNode, parent = node.parentElement, text = node.data.trim();
@@ -167,7 +171,7 @@ def look(folder, text, scheme):
     command = [BROWSER, "--headless", "--disable-gpu", f"--user-data-dir={folder / 'user'}"]
     command += ["--no-sandbox"] * (os.geteuid() == 0)
     command += [f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}", "--dump-dom"]
-    done = subprocess.run([*command, file], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([*command, file], capture_output=True, text=True, timeout=300, check=True)
     [found] = re.findall(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)
     return json.loads(unescape(found))
 
@@ -188,9 +192,11 @@ def test_what_is_wrong_is_found(tmp_path):
         "<p style='position: absolute; top: 3px'>two</p><p style='width: 2000px'>wide</p>"
         "<p style='color: #999'>faint</p><svg width='100' height='20'>"
         "<rect width='100' height='20' fill='#333'/><text y='15'>dark</text></svg>"
+        "<p style='width: 30px; overflow: hidden; white-space: nowrap'>a long name</p>"
     )
     for one in look(tmp_path, bad, "light").values():
         said = " ".join(one["wrong"])
+        assert "cut off: a long name" in said
         assert "px wide" in said and "one and two overlap" in said
         assert re.search(r"contrast 2\.\d\d: faint", said)
         assert re.search(r"contrast 1\.\d\d: dark", said)

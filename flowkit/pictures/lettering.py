@@ -23,7 +23,7 @@ PROBE_PX = 16  # size at which letters are told from the box of a missing one
 @cache
 def load_font(px: int) -> ImageFont.FreeTypeFont:
     """The font at a height of `px`."""
-    data = files("flowkit").joinpath("pictures", FONT_FILE).read_bytes()
+    data = files("flowkit.pictures").joinpath(FONT_FILE).read_bytes()
     return ImageFont.truetype(BytesIO(data), px, layout_engine=ImageFont.Layout.BASIC)
 
 

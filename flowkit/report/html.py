@@ -142,11 +142,14 @@ def _split_values(report: Report, extras: Extras) -> dict[str, Any]:
             (
                 one,
                 gains_chart(len(one.gained), len(one.lost), len(report.videos), largest),
-                [("gained", one.gained), ("lost", one.lost)],
+                [
+                    (what, len(videos), group_by_class(report, videos))
+                    for what, videos in (("gained", one.gained), ("lost", one.lost))
+                    if videos
+                ],
             )
             for one in report.comparisons
         ],
-        "group": lambda videos: group_by_class(report, videos),
         "columns": class_columns(report, marks),
         "matrix": confusion_matrix(report),
         "confusions": confusions(report)[:SHOWN_CONFUSIONS],
