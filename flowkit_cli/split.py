@@ -64,6 +64,12 @@ def split() -> None:
     show_default=True,
     help="With --kind folders: into how many folds, one of which is the test part.",
 )
+@click.option(
+    "--parts",
+    type=click.Choice(["above", "below", "none"]),
+    help="With --kind folders: where folders called train, val and test, which then say the "
+    "parts, lie: above or below the class folders; none: they are class folders.",
+)
 @click.option("--by-video", is_flag=True, help="With --kind folders: groups in names mean nothing.")
 @click.option(
     "--heldout-folds",
@@ -91,6 +97,7 @@ def make(
     classes: Path | None,
     labels_from: int | None,
     folds: int,
+    parts: Literal["above", "below", "none"] | None,
     by_video: bool,
     heldout_folds: int,
     heldout_number: int,
@@ -107,12 +114,14 @@ def make(
 
     \b
     flowkit split make flow --folds 4 --number 1
+    flowkit split make videos --parts below                 CLASS/train/*, CLASS/test/*
     flowkit split make testTrainMulti_7030_splits --kind hmdb51 --number 2 --out runs/split2.json
     flowkit split make train.txt --kind list --test val.txt --classes names.txt
     """
     from flowkit.data.record_folders import RecordFolder, folder_ids
     from flowkit.data.split_lists import hmdb51_split, list_split, ucf101_split
     from flowkit.data.splits import folder_split, hold_out, write_split
+    from flowkit.documents import listed
     from flowkit.errors import UsageError
 
     if out.exists() and not overwrite:
@@ -128,11 +137,20 @@ def make(
             made = list_split(source, test_list, classes=classes, labels_from=labels_from)
         case "folders":
             ids = folder_ids(RecordFolder(source, layout))
-            made = folder_split(ids, folds=folds, fold=number - 1, seed=seed, by_video=by_video)
-    if heldout_folds:
+            made = folder_split(
+                ids, folds=folds, fold=number - 1, seed=seed, by_video=by_video, parts=parts
+            )
+    if heldout_folds and not made.heldout:
         made = hold_out(made, folds=heldout_folds, fold=heldout_number - 1, seed=seed)
     write_split(out, made)
     output.result(f"{out}: {_summary(made)}")
+    output.result(f"classes: {listed(made.classes)}")
+    output.result(_groups(made))
+    if straddling := made.straddling_groups():
+        output.say(
+            f"of {output.count(len(straddling), 'source group')} videos lie in two parts: "
+            f"{listed(straddling)}; flowkit split check refuses that"
+        )
 
 
 @split.command()
@@ -175,7 +193,7 @@ def check(
         read, RecordFolder(records, layout, bound, zero), length=length, missing=missing
     )
     output.result(f"{split_file}: {_summary(read)}")
-    output.result("no source group has videos in two parts")
+    output.result(f"{_groups(read)}; none has videos in two parts")
     sizes = ", ".join(f"{count:,} of {w}x{h}" for (h, w), count in found.sizes.items())
     output.result(f"records: {sizes} px (WxH), {found.missing:,} missing")
     output.result(
@@ -190,3 +208,14 @@ def _summary(made: Split) -> str:
         for part in ("train", "heldout", "test")
     )
     return f"{made.name}: {len(made.classes)} classes; {parts}"
+
+
+def _groups(made: Split) -> str:
+    """How many source groups the videos are of, and what it means where names carry none."""
+    videos, groups = made.group_counts()
+    if groups < videos:
+        return f"{output.count(videos, 'video')} of {output.count(groups, 'source group')}"
+    return (
+        f"{output.count(videos, 'video')}, each a source group of its own: names carry no groups, "
+        "so parts of one recording may lie on two sides"
+    )

@@ -135,6 +135,14 @@ def test_listed_counts_may_be_of_frames_or_of_fields_but_not_mixed(tmp_path):
         check_split(made_split(a=12, b=6), folder)
 
 
+def test_records_of_several_methods_are_refused_as_training_refuses_them(tmp_path):
+    folder = made_folder(tmp_path)
+    shutil.rmtree(tmp_path / "jump")
+    write_record(tmp_path, "jump/a", fields(12), format="jpg", bound=20)
+    with pytest.raises(RecordError, match=r"run/b.zip: its flow is not that of .*jump/a: .*format"):
+        check_split(made_split(), folder)
+
+
 def test_groups_on_both_sides_are_an_error(tmp_path):
     videos = (Video("run/b", "run", "g01"), Video("run/c", "run", "g01"))
     split = Split("leaky", ("run",), videos[:1], (), videos[1:])

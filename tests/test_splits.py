@@ -192,6 +192,51 @@ def test_splitting_by_video_ignores_groups_where_that_is_asked_for():
     assert Counter(video.class_name for video in split.test) == {"c0": 2, "c1": 2, "c2": 2}
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["jump/train/a", "jump/test/b", "run/train/c"],
+        ["train/jump/a", "test/jump/b"],
+        ["Train/jump/a", "Train/run/b"],
+        ["ucf/validation/jump/a", "ucf/training/run/b"],
+        ["train/a", "test/b"],
+        ["jump/train/a", "jump/test/b", "run/c"],
+    ],
+)
+def test_folders_called_like_parts_are_asked_about(ids):
+    with raises(r"folders called \w.*which level is the class\? --parts above"):
+        folder_split(ids)
+
+
+def test_one_class_may_be_called_like_a_part():
+    """Vehicles: car, train, bus."""
+    ids = [f"{name}/{k}" for name in ("car", "train", "bus") for k in range(8)]
+    assert folder_split(ids).classes == ("bus", "car", "train")
+    ids = [f"{name}/{k}" for name in ("test", "train") for k in range(8)]
+    assert folder_split(ids, parts="none").classes == ("test", "train")
+
+
+def part_ids(split):
+    return [[video.id for video in split.part(part)] for part in ("train", "heldout", "test")]
+
+
+def test_the_users_own_division_is_taken_where_it_is_said_where_it_lies():
+    below = folder_split(["jump/Train/a", "jump/val/b", "run/test/d", "run/train/c"], parts="below")
+    assert below.classes == ("jump", "run")
+    assert part_ids(below) == [["jump/Train/a", "run/train/c"], ["jump/val/b"], ["run/test/d"]]
+    above = folder_split(["x/train/jump/a", "x/val/jump/b", "x/train/run/c"], parts="above")
+    assert above.classes == ("jump", "run")  # of train and val, val is what is tested on
+    assert part_ids(above) == [["x/train/jump/a", "x/train/run/c"], [], ["x/val/jump/b"]]
+    with raises("jump/a: expected CLASS/PART/VIDEO, a part called train, "):
+        folder_split(["jump/a"], parts="below")
+    with raises("train/a: expected PART/CLASS/VIDEO"):
+        folder_split(["train/a"], parts="above")
+
+
+def test_groups_are_counted_within_their_classes():
+    assert folder_split(made_ids(classes=2, groups=8, clips=3)).group_counts() == (48, 16)
+
+
 def made_split():
     train = tuple(Video(id, id.split("/")[0], id) for id in ("run/a", "jump/b"))
     test = (Video("jump/\udcff#;c", "jump", "g", 7),)

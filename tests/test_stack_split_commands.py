@@ -1,6 +1,9 @@
 """`flowkit stack` and `flowkit split`: what they write, what they say, what they refuse."""
 
 import json
+import os
+import re
+from pathlib import Path
 
 import click
 import numpy as np
@@ -75,15 +78,17 @@ def test_stack_refuses_what_cannot_be(folder):
 
 def test_split_of_class_folders_is_written_and_checked(folder):
     done = run(split, "make")
-    assert done.output == (
-        "runs/split.json: folders-1: 2 classes; train 12 videos, heldout 4 videos, test 8 videos\n"
-    )
+    assert done.output.splitlines() == [
+        "runs/split.json: folders-1: 2 classes; train 12 videos, heldout 4 videos, test 8 videos",
+        "classes: jump, run",
+        "24 videos of 12 source groups",
+    ]
     made = read_split("runs/split.json")
     assert made.classes == ("jump", "run") and made.straddling_groups() == []
     lines = run(split, "check").output.splitlines()
-    assert lines[0] == done.output.strip()
+    assert lines[0] == done.output.splitlines()[0]
     assert lines[1:] == [
-        "no source group has videos in two parts",
+        "24 videos of 12 source groups; none has videos in two parts",
         "records: 24 of 9x6 px (WxH), 0 missing",
         "without frames: 24; without backward fields: 0; shorter than 10 fields, so looped: 4",
     ]
@@ -106,6 +111,32 @@ def test_options_of_the_split_come_through(folder):
     assert made.train[0].group == made.train[0].id
     run(split, "make", "flow", "--out", "b.json", "--folds", 3, "--seed", 5, "--heldout-number", 2)
     assert read_split("b.json").test != made.test
+
+
+def test_where_names_carry_no_groups_it_is_said(folder):
+    for name in ("jump", "run"):
+        for part in range(12):
+            path = folder / "videos" / name / f"interview{part // 3}_part{part % 3}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+    done = run(split, "make", "videos")
+    assert "24 videos, each a source group of its own: names carry no groups" in done.output
+    assert "parts of one recording may lie on two sides" in done.output
+
+
+def test_the_users_own_parts_are_asked_about_and_taken(folder):
+    for name in ("jump", "run"):
+        for part in ("train", "test"):
+            for k in range(4):
+                path = folder / "videos" / name / part / f"v_{name}_g0{k}_c01.mp4"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+    refused("folders called test, train.*--parts above", split, "make", "videos", error=SplitError)
+    options = ("--parts", "below", "--heldout-folds", 0)
+    done = run(split, "make", "videos", *options)
+    assert "2 classes; train 8 videos, heldout 0 videos, test 8 videos" in done.stdout
+    assert "classes: jump, run\n" in done.stdout
+    assert "of 8 source groups videos lie in two parts: jump: g00" in done.stderr
 
 
 def test_missing_records_stop_the_check_or_are_counted(folder):
@@ -150,6 +181,32 @@ def test_info_says_that_there_is_nothing_and_goes_on(folder):
     done = run(info, "empty", "flow/odd")
     assert (done.exit_code, done.stdout) == (1, "")
     assert "empty: no flow records" in done.stderr and "flow/odd: record.json" in done.stderr
+
+
+def test_the_python_of_the_guide_runs(folder):
+    """Each block as it stands, but for its sizes and its device."""
+    text = (Path(__file__).parents[1] / "docs/stacks.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for name in (f"{c}/{k}" for c in ("jump", "run") for k in "abcd"):
+        fields, frames = np.ones((12, 6, 9, 2), np.float32), np.zeros((13, 6, 9, 3), np.uint8)
+        write_record(folder / "guide/flow", name, fields, frames=frames, format="jpg", bound=20)
+    os.chdir("guide")
+    run(split, "make", "flow", "--heldout-folds", 0)
+    for block in blocks:
+        small = {"256 * 1000": "4", "256": "2", "num_workers=8": "num_workers=0", '"cuda"': '"cpu"'}
+        for word, replaced in small.items():
+            block = block.replace(word, replaced)
+        names: dict[str, object] = {}
+        exec(block, names)
+    assert names["temporal"].shape == (2, 20, 224, 224)
+
+
+def test_the_lines_of_the_guide_make_a_split_each():
+    text = (Path(__file__).parents[1] / "docs/stacks.md").read_text()
+    lines = re.findall(r"^    flowkit split make (.*)$", text, re.MULTILINE)
+    places = [re.search(r"--out (\S+)", line) for line in lines]
+    assert len(lines) == 4 and len({place and place[1] for place in places}) == 4
 
 
 def test_help_names_the_layouts_that_there_are():

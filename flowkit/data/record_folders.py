@@ -11,7 +11,7 @@ from flowkit.data.splits import PARTS, Split, Video
 from flowkit.documents import listed
 from flowkit.errors import RecordError, SplitError
 from flowkit.records.foreign import ZERO, find_foreign, open_foreign
-from flowkit.records.reading import Record, find_records, open_record
+from flowkit.records.reading import Record, common_flow, find_records, open_record
 from flowkit.video.sources import find_videos
 
 Missing = Literal["error", "skip"]
@@ -114,7 +114,8 @@ def check_split(
     """Open the record of every video of a split and compare the two; `length` is L of a clip.
 
     SplitError where records are missing (`match_records`), a source group has videos in two parts,
-    or a list's counts are neither all frames nor all fields; RecordError where one cannot be read.
+    or a list's counts are neither all frames nor all fields; RecordError where one cannot be read,
+    or where they were not all made by the same method with the same parameters.
     """
     if straddling := split.straddling_groups():
         raise SplitError(
@@ -125,6 +126,8 @@ def check_split(
     found = match_records(videos, folder.find(), missing=missing)
     records = {id: folder.open(place) for id, place in found.items()}
     _check_counts([video for video in videos if video.id in records], records)
+    if records:
+        common_flow(list(records.values()))
     sizes: dict[tuple[int, int], int] = {}
     for record in records.values():
         sizes[record.size] = sizes.get(record.size, 0) + 1

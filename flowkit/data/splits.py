@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from flowkit.documents import listed
 from flowkit.errors import SplitError
@@ -23,6 +24,13 @@ from flowkit.errors import SplitError
 FORMAT = "flowkit split"
 VERSION = 1
 PARTS = ("train", "heldout", "test")
+Parts = Literal["above", "below", "none"]  # where folders called train and test lie
+PART_WORDS = {  # folders that are likely no classes -> the part that they say
+    "train": "train", "training": "train", "trainset": "train",
+    "val": "heldout", "valid": "heldout", "validation": "heldout", "dev": "heldout",
+    "heldout": "heldout",
+    "test": "test", "testing": "test", "testset": "test",
+}  # fmt: skip
 UCF_GROUP = re.compile(r"_(g\d+)_c\d+$")
 # HMDB-51: visible body part, camera motion, number of people, viewpoint, quality, clip number
 HMDB_FIELDS = re.compile(r"_[hulf]_(cm|nm)_np\d+_(ba|fr|le|ri)_(bad|med|goo)_\d+$")
@@ -86,22 +94,36 @@ class Split:
                     found[f"{video.class_name}: {video.group}"] = None
         return list(found)
 
+    def group_counts(self) -> tuple[int, int]:
+        """How many videos there are, and how many source groups, each within its class."""
+        videos = [video for part in PARTS for video in self.part(part)]
+        return len(videos), len({(video.class_name, video.group) for video in videos})
+
 
 def folder_split(
-    ids: Iterable[str], *, folds: int = 4, fold: int = 0, seed: int = 0, by_video: bool = False
+    ids: Iterable[str],
+    *,
+    folds: int = 4,
+    fold: int = 0,
+    seed: int = 0,
+    by_video: bool = False,
+    parts: Parts | None = None,
 ) -> Split:
     """A seeded split of class folders: fold `fold` of `folds` of each class is the test part.
 
     `ids` are "class/video". Whole source groups are dealt to folds where the names carry them
     (`source_group`), else, and with `by_video`, single videos. Adding a class moves no video of
-    another. SplitError where a class has too few groups to lie in both parts.
+    another. With `parts` "above" or "below" the folders above or below the class folder, called as
+    in PART_WORDS, divide the videos, and nothing is dealt; "none" takes such folders for classes.
+    SplitError where a class has too few groups to lie in both parts, and where folders are called
+    like parts but `parts` does not say what they are.
     """
-    videos = []
-    for id in sorted(set(ids)):
-        class_name = PurePosixPath(id).parent.name
-        if not class_name:
-            raise SplitError(f"{id}: expected videos in class folders, CLASS/VIDEO")
-        videos.append(Video(id, class_name, id if by_video else source_group(id)))
+    ids = sorted(set(ids))
+    if parts is None:
+        _refuse_part_words(ids)
+    if parts in ("above", "below"):
+        return _divided_split(ids, parts, by_video)
+    videos = [_video_of(id, PurePosixPath(id).parent.name, by_video) for id in ids]
     classes = tuple(sorted({video.class_name for video in videos}))
     if len(classes) < 2:
         raise SplitError(f"expected at least two class folders, got {len(classes)}")
@@ -115,6 +137,58 @@ def folder_split(
                 f"part in fold {fold} of {folds}: add videos, use fewer folds, or split by video"
             )
     return Split(f"folders-{fold + 1}", classes, tuple(train), (), tuple(test))
+
+
+def _video_of(id: str, class_name: str, by_video: bool) -> Video:
+    if not class_name:
+        raise SplitError(f"{id}: expected videos in class folders, CLASS/VIDEO")
+    return Video(id, class_name, id if by_video else source_group(id))
+
+
+def _refuse_part_words(ids: Sequence[str]) -> None:
+    """SplitError where the class folders, or those above them, are called train, test and so on."""
+    folders = [PurePosixPath(id).parts[:-1] for id in ids]
+    levels = {
+        "below": {parts[-1] for parts in folders if parts},
+        "above": {name for parts in folders for name in parts[:-1]},
+    }
+    for level, names in levels.items():
+        words = sorted(name for name in names if name.casefold() in PART_WORDS)
+        if len(words) > 1 or (words and len(words) == len(names)):
+            raise SplitError(
+                f"folders called {listed(words)}, as parts of a split are: which level is the "
+                "class? --parts above: they divide the class folders below them; --parts below: "
+                f"they lie in the class folders (here they look {level}); --parts none: they are "
+                "no parts, and the folder that holds the videos is the class"
+            )
+
+
+def _divided_split(ids: Sequence[str], where: Literal["above", "below"], by_video: bool) -> Split:
+    """The split that folders called train, val, test say, above or below the class folders."""
+    divided: dict[str, list[Video]] = {part: [] for part in PARTS}
+    for id in ids:
+        folders = PurePosixPath(id).parts[:-1]
+        others = folders[:-1]
+        word = folders[-1] if folders else ""
+        class_name = others[-1] if others else ""
+        if where == "above":
+            named = [folder for folder in others if folder.casefold() in PART_WORDS]
+            word, class_name = named[0] if named else "", word
+        part = PART_WORDS.get(word.casefold())
+        if part is None or not class_name:
+            form = "PART/CLASS/VIDEO" if where == "above" else "CLASS/PART/VIDEO"
+            raise SplitError(f"{id}: expected {form}, a part called train, val, test or so")
+        divided[part].append(_video_of(id, class_name, by_video))
+    if not divided["test"]:  # of two parts, train and val, the second is what is tested on
+        divided["test"], divided["heldout"] = divided["heldout"], []
+    classes = sorted({video.class_name for videos in divided.values() for video in videos})
+    return Split(
+        "folders",
+        tuple(classes),
+        tuple(divided["train"]),
+        tuple(divided["heldout"]),
+        tuple(divided["test"]),
+    )
 
 
 def hold_out(split: Split, *, folds: int = 10, fold: int = 0, seed: int = 0) -> Split:

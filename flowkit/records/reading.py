@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from flowkit._cv2 import cv2
+from flowkit.documents import differences
 from flowkit.errors import RecordError
 from flowkit.records import formats, zips
 from flowkit.series import Direction
@@ -272,7 +273,6 @@ def _read_file(path: str) -> bytes:
 
 FLOW_KEYS = ("method", "resize", "bound", "format", "quality")  # of a record's request
 
-
 # Formats that decode to the same fields, since they keep the same 8-bit planes or floats.
 ALIKE = {"png": "lossless planes", "lz4": "lossless planes", "npy": "floats", "flo": "floats"}
 
@@ -287,3 +287,15 @@ def flow_of(record: Record) -> dict[str, Any]:
     if flow["format"] != "jpg":
         flow["quality"] = None
     return flow
+
+
+def common_flow(records: Sequence[Record]) -> dict[str, Any]:
+    """The `flow_of` of all records; RecordError if they differ."""
+    first = flow_of(records[0])
+    for record in records[1:]:
+        if found := differences(flow_of(record), first):
+            raise RecordError(
+                f"{record.path}: its flow is not that of {records[0].path}: "
+                + "; ".join(text.replace("asked for", "there") for text in found)
+            )
+    return first

@@ -22,9 +22,9 @@ from flowkit.data.datasets import TrainingClips
 from flowkit.data.record_folders import Missing, RecordFolder
 from flowkit.data.splits import Split
 from flowkit.data.stacks import StackForm
-from flowkit.documents import differences, listed
-from flowkit.errors import RecordError, SplitError
-from flowkit.records.reading import flow_of
+from flowkit.documents import listed
+from flowkit.errors import SplitError
+from flowkit.records.reading import common_flow
 
 
 @dataclass(frozen=True)
@@ -136,16 +136,9 @@ class StepClips(Dataset[dict[str, Any]]):
         return sum(clips.skipped for sources in self.sources for _, clips in sources)
 
     def find_flow(self) -> dict[str, Any]:
-        """What all records were made with (`checkpoints.flow_of`); RecordError if they differ."""
+        """What all records were made with; RecordError if they differ."""
         records = [r for sources in self.sources for _, clips in sources for r in clips.records]
-        first = flow_of(records[0])
-        for record in records[1:]:
-            if found := differences(flow_of(record), first):
-                raise RecordError(
-                    f"{record.path}: its flow is not that of {records[0].path}: "
-                    + "; ".join(text.replace("asked for", "there") for text in found)
-                )
-        return first
+        return common_flow(records)
 
 
 def draws_of_step(step: int, batch_size: int, rank: int, ranks: int) -> range:
