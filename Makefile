@@ -1,6 +1,7 @@
 # make demo   sets up and runs the whole on videos that it makes itself: flow, both streams, report
 # make test   sets up and runs the tests
 # make lint   style, format and types;  make docs   writes docs/cli.md anew
+# make pictures   the pictures of the docs, of what the demo made; needs Chromium
 # make check-clips   decodes every real clip in DATA and compares the frame counts
 # make gpu-check     GPU tests and benchmarks, one JSON report
 # make opencv-cuda   builds OpenCV with its CUDA flow methods, for cards and toolkit that are here
@@ -8,6 +9,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?= ../shared/data
+CHROMIUM ?= chromium
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
@@ -17,7 +19,7 @@ $(READY): setup.cfg pyproject.toml
 	sh choose_opencv.sh $(BIN)
 	touch $@
 
-.PHONY: setup demo test lint docs check-clips gpu-check opencv-cuda clean
+.PHONY: setup demo test lint docs pictures check-clips gpu-check opencv-cuda clean
 setup: $(READY)
 
 demo: $(READY)
@@ -51,6 +53,10 @@ lint: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m flowkit_cli.reference docs/cli.md
+
+pictures: demo
+	$(CHROMIUM) --headless --hide-scrollbars --window-size=1160,1400 \
+		--screenshot=$(CURDIR)/docs/report.png $(CURDIR)/demo/runs/report.html
 
 check-clips: $(READY)
 	$(BIN)/python benchmarks/check_clips.py $(DATA)

@@ -40,7 +40,7 @@ from flowkit_cli.options import json_option
     type=click.IntRange(0),
     default=12,
     show_default=True,
-    help="How many of the surest mistakes the page shows.",
+    help="How many of the most confident mistakes the page shows.",
 )
 @json_option
 def report(

@@ -185,7 +185,7 @@ def test_order_of_rows_and_columns_changes_no_figure(streams, report):
         assert sorted(here["lost"]) == sorted(there["lost"])
 
 
-def test_between_equal_scores_the_first_name_is_likelier():
+def test_between_equal_scores_the_first_name_ranks_higher():
     even = Scores("ab", ["y", "x"], np.full((2, 2), 0.5), [0, 1], {"kind": "softmax"})
     for scores in (even, shuffle(even, 0), shuffle(even, 1)):
         report = evaluate({"even": scores})
@@ -668,6 +668,13 @@ def test_a_picture_of_curves_is_one_svg_with_a_panel_each():
     assert {"loss", "accuracy", "training", "2"} <= set(texts) and "held out" not in texts
 
 
+def test_a_picture_of_curves_has_the_colors_of_the_page():
+    css = files("flowkit.report").joinpath("page.css").read_text()
+    colors = re.findall(r"\.m(\d) \{ color: (#\w{6}); \}", draw_curves({}))
+    assert len(colors) == 2
+    assert all(f"--m{number}: {color};" in css for number, color in colors)
+
+
 def test_long_curves_are_thinned_to_means(tmp_path):
     write_log(tmp_path, [(step, 0.1, step % 2, "") for step in range(1, 4001)])
     curve = read_curves(tmp_path)["loss"]
@@ -698,6 +705,6 @@ def test_perfect_and_hopeless_scores_make_a_page():
     assert report.method == "perfect"
     text = page([report])
     Reader(text)
-    assert "100.0%" in text and "Surest mistakes" not in text
+    assert "100.0%" in text and "Most confident mistakes" not in text
     assert math.isclose(report.comparisons[0].p_value, 2 * 0.5**60)
     Reader(page([evaluate({"hopeless": hopeless})]))

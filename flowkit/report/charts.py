@@ -48,7 +48,6 @@ class ClassRow:
     """A row of the accuracy by class: the chart shows all methods, `value` that of the report."""
 
     name: str
-    videos: int
     value: float
     chart: str
 
@@ -115,7 +114,6 @@ def class_columns(report: Report, marks: Mapping[str, Mark]) -> list[list[ClassR
     rows = [
         ClassRow(
             name,
-            counts[name],
             rates[report.method][name].value,
             _class_chart(name, report.method, rates, counts[name], marks),
         )

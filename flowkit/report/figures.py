@@ -2,7 +2,7 @@
 
 Rates are fractions from 0 to 1; docs/fusion.md has the formulas. Videos without a label are left
 out and counted. Every figure is independent of the order of rows and columns: between equal scores
-the class whose name comes first is likelier.
+the class whose name comes first ranks higher.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Rate:
 class Method:
     """A stream or a fusion, and how well it does.
 
-    `ranks`, int64 (N,), is the place that each video's own class takes, 0 for the likeliest;
-    `predicted`, int64 (N,), the likeliest class and `confidence`, float64 (N,), its probability;
-    `class_right`, int64 (K,), the videos of each class told right.
+    `ranks`, int64 (N,), is the place that each video's own class takes, 0 for the most likely;
+    `predicted`, int64 (N,), the most likely class and `confidence`, float64 (N,), its probability;
+    `class_right`, int64 (K,), the videos of each class classified correctly.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two methods on the same videos: which only the one tells right, and which only the other.
+    """Two methods on the same videos: those that only one of them classifies correctly.
 
     `p_value` is McNemar's exact test of equal accuracy: two-sided, binomial.
     """
@@ -82,7 +82,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A video told wrong, and what each method says of it: its likeliest class and probability."""
+    """A misclassified video, and the most likely class and its probability by each method."""
 
     video: str
     truth: str
@@ -254,7 +254,7 @@ def group_by_class(report: Report, videos: Iterable[str]) -> list[tuple[str, lis
 
 
 def mistakes(report: Report) -> list[Mistake]:
-    """The videos that the report's method tells wrong, the surest first."""
+    """The videos that the report's method misclassifies, the most confident first."""
     chosen = report.methods[report.method]
     found = []
     for row in np.flatnonzero(chosen.ranks > 0).tolist():
