@@ -14,10 +14,12 @@ import click
 
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.flow.methods import METHODS
+from flowkit.records.layout import FORMATS, LAYOUTS, written_layouts
 from flowkit_cli import output
 from flowkit_cli.extract_totals import Totals
 from flowkit_cli.options import (
     MethodCommand,
+    choices_text,
     chosen_method,
     cores,
     json_option,
@@ -80,10 +82,10 @@ WORKERS_A_CORE = 1.5  # with --gpu: some wait for the card
 )
 @click.option(
     "--format",
-    type=click.Choice(["jpg", "png", "lz4", "npy", "flo"]),
+    type=click.Choice(tuple(FORMATS)),
     default="jpg",
     show_default=True,
-    help="8-bit planes as jpg, png or lz4 (lossless, quick to read), or floats as npy or flo.",
+    help=choices_text(FORMATS),
 )
 @click.option(
     "--quality",
@@ -94,10 +96,10 @@ WORKERS_A_CORE = 1.5  # with --gpu: some wait for the card
 )
 @click.option(
     "--layout",
-    type=click.Choice(["flowkit", "twostreamfusion"]),
+    type=click.Choice(written_layouts()),
     default="flowkit",
     show_default=True,
-    help="flowkit: one folder a video, as TSN and mmaction2 read it; twostreamfusion: u/ v/.",
+    help=choices_text({name: LAYOUTS[name] for name in written_layouts()}),
 )
 @click.option("--pack", is_flag=True, help="One stored zip a video instead of a folder.")
 @click.option("--overwrite", is_flag=True, help="Make records anew that are there already.")

@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowkit.errors import UsageError
+from flowkit.scores.fusion import FUSIONS
 from flowkit_cli import output
-from flowkit_cli.options import json_option
+from flowkit_cli.options import choices_text, json_option
 
 if TYPE_CHECKING:
     from flowkit.scores.files import Scores
     from flowkit.scores.fusion import Fusion
-
-FITTED = ("svm", "logistic")
 
 
 @click.command()
 @click.argument("scores", metavar="[SCORES]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--method",
-    type=click.Choice(["average", "weighted", "svm", "logistic", "max", "vote"]),
+    type=click.Choice(tuple(FUSIONS)),
     default="average",
     show_default=True,
-    help="How; svm, logistic, and weighted without --weights are fitted on held-out videos.",
+    help=f"{choices_text(FUSIONS)} svm, logistic, and weighted without --weights are fitted "
+    "on held-out videos.",
 )
 @click.option(
     "--weights",
@@ -139,14 +139,15 @@ def fuse(
 
 def _check_options(method: str, **options: Any) -> None:
     """UsageError for an option that the method does not use, which would change nothing."""
+    needs = FUSIONS[method].needs
     goes_with = {
-        "weights": ("weighted",),
-        "fit_on": (*FITTED, "weighted"),
-        "svm": ("svm",),
-        "c": FITTED,
+        "weights": needs == "weights",
+        "fit_on": needs != "nothing",
+        "svm": method == "svm",
+        "c": needs == "rows",
     }
-    for name, methods in goes_with.items():
-        if options[name] and method not in methods:
+    for name, used in goes_with.items():
+        if options[name] and not used:
             flag = "--C" if name == "c" else f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} does not go with --method {method}")
     if options["weights"] and options["fit_on"]:
@@ -171,7 +172,7 @@ def _make_fusion(
 
     if weights is not None:
         return Fusion(method, _parse_weights(weights))
-    if method not in (*FITTED, "weighted"):
+    if FUSIONS[method].needs == "nothing":
         return Fusion(method)
     files = find_scores(fit_on, "heldout") if fit_on else [heldout_path(path) for path in paths]
     for path in files:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -94,6 +94,11 @@ def chosen_method(method: str, preset: str | None, options: dict[str, Any]) -> F
             raise click.UsageError(f"{_flag(name)} does not go with --method {method}")
         parameters[name.removeprefix(f"{prefix}_")] = value
     return make_method(method, preset=preset, **parameters)
+
+
+def choices_text(table: Mapping[str, Any]) -> str:
+    """The help of an option whose values are the names of a table: each with its `text`."""
+    return "; ".join(f"{name}: {facts.text}" for name, facts in table.items()) + "."
 
 
 def cores() -> int:

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-# The names of flowkit.records.foreign.LAYOUTS, here so that help needs no OpenCV.
-LAYOUTS = ("mmaction2", "tsn", "denseflow", "twostreamfusion", "pytorch-i3d")
+from flowkit.data.stacks import STACKINGS
+from flowkit.records.layout import read_layouts
 
 length_option = click.option(
     "--L",
@@ -17,6 +17,18 @@ length_option = click.option(
     default=10,
     show_default=True,
     help="Fields of a clip, for 2L channels.",
+)
+
+stacking_option = click.option(
+    "--stacking",
+    type=click.Choice(tuple(STACKINGS)),
+    default=next(iter(STACKINGS)),
+    show_default=True,
+    help="; ".join(f"{name}: {text}" for name, text in STACKINGS.items()) + ".",
+)
+
+bidirectional_option = click.option(
+    "--bidirectional", is_flag=True, help="L/2 fields forward and L/2 back; L is even."
 )
 
 mean_subtract_option = click.option(
@@ -40,7 +52,7 @@ missing_option = click.option(
 
 layout_option = click.option(
     "--layout",
-    type=click.Choice(LAYOUTS),
+    type=click.Choice(read_layouts()),
     help="The records are planes that this tool wrote.  [default: flowkit's own records]",
 )
 

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import click
 
 from flowkit_cli import output
 from flowkit_cli.record_options import (
+    bidirectional_option,
     length_option,
     mean_subtract_option,
     record_options,
+    stacking_option,
     step_option,
 )
 
 
 @click.command()
 @click.argument("record", type=click.Path(path_type=Path))
-@click.option(
-    "--mode",
-    type=click.Choice(["flow", "trajectory"]),
-    default="flow",
-    show_default=True,
-    help="Every field at the same pixel, or along the path of the pixel.",
-)
-@click.option("--bidirectional", is_flag=True, help="L/2 fields forward and L/2 back; L is even.")
+@stacking_option
+@bidirectional_option
 @length_option
 @click.option(
     "--start",
@@ -45,7 +40,7 @@ from flowkit_cli.record_options import (
 )
 def stack(
     record: Path,
-    mode: Literal["flow", "trajectory"],
+    stacking: str,
     bidirectional: bool,
     length: int,
     start: int,
@@ -62,7 +57,7 @@ def stack(
 
     \b
     flowkit stack flow/jump/a --out a.npy
-    flowkit stack flow/jump/a --mode trajectory --L 10 --start 20 --out a.npy
+    flowkit stack flow/jump/a --stacking trajectory --L 10 --start 20 --out a.npy
     flowkit stack flow/jump/a --bidirectional --no-mean-subtract --out a.npy
     flowkit stack rawframes/jump/a --layout mmaction2 --bound 20 --out a.npy
     """
@@ -72,7 +67,7 @@ def stack(
     from flowkit.data.record_folders import RecordFolder
     from flowkit.data.stacks import StackForm, flow_stack
 
-    form = StackForm(length, mode, bidirectional, mean_subtract, step)
+    form = StackForm(length, stacking, bidirectional, mean_subtract, step)
     opened = RecordFolder(record.parent, layout, bound, zero).open(record)
     clip = chosen_clip(str(record), opened.field_count("forward", step), length, start, step=step)
     stacked = flow_stack(opened, clip, form=form)

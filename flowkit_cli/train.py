@@ -11,7 +11,13 @@ import click
 
 from flowkit.errors import UsageError
 from flowkit_cli import output
-from flowkit_cli.record_options import length_option, mean_subtract_option, step_option
+from flowkit_cli.record_options import (
+    bidirectional_option,
+    length_option,
+    mean_subtract_option,
+    stacking_option,
+    step_option,
+)
 from flowkit_cli.train_options import (
     RECIPE_NUMBERS,
     data_options,
@@ -63,14 +69,8 @@ def spatial(**options: Any) -> None:
 
 @train.command()
 @length_option
-@click.option(
-    "--stacking",
-    type=click.Choice(["flow", "trajectory"]),
-    default="flow",
-    show_default=True,
-    help="Every field at the same pixel, or along the path of the pixel.",
-)
-@click.option("--bidirectional", is_flag=True, help="L/2 fields forward and L/2 back; L is even.")
+@stacking_option
+@bidirectional_option
 @mean_subtract_option
 @step_option
 @data_options
@@ -79,7 +79,7 @@ def spatial(**options: Any) -> None:
 @machine_options
 def temporal(
     length: int,
-    stacking: Literal["flow", "trajectory"],
+    stacking: str,
     bidirectional: bool,
     mean_subtract: bool,
     step: int,

@@ -10,7 +10,8 @@ from made_records import write_record
 from flowkit.data.clips import Clip
 from flowkit.data.stacks import StackForm, flow_stack
 from flowkit.errors import RecordError, UsageError
-from flowkit.records.foreign import LAYOUTS, find_foreign, open_foreign
+from flowkit.records.foreign import find_foreign, open_foreign
+from flowkit.records.layout import read_layouts
 
 COUNT, SIZE = 5, (16, 24)
 
@@ -64,7 +65,7 @@ def write_ranges(root, name="v_Run_g01_c01", count=COUNT):
     return ranges
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS, "short names"])
+@pytest.mark.parametrize("layout", [*read_layouts(), "short names"])
 def test_every_layout_gives_its_fields_and_frames(tmp_path, layout):
     path = write_video(tmp_path, layout)
     asked = "mmaction2" if layout == "short names" else layout
@@ -158,7 +159,7 @@ def test_records_without_frames_say_so(tmp_path):
         record.frame(0)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", read_layouts())
 def test_all_videos_of_a_folder_are_found(tmp_path, layout):
     names = ["Run/b", "Run/a%d", "Jump/c"] if layout != "twostreamfusion" else ["b", "a%d", "c"]
     for name in names:

@@ -12,7 +12,7 @@ from flowkit.errors import UsageError
 from flowkit.report.figures import evaluate, mistakes
 from flowkit.scores.files import read_scores, write_scores
 from flowkit.scores.fitting import fit_linear
-from flowkit.scores.fusion import METHODS, Fusion, fuse, read_fusion
+from flowkit.scores.fusion import FUSIONS, Fusion, fuse, read_fusion
 from flowkit.scores.npz import ScoresError
 from flowkit_cli.fuse import fuse as fuse_command
 from flowkit_cli.report import report as report_command
@@ -72,7 +72,7 @@ def test_kept_fusion_gives_the_same_scores(project):
     np.testing.assert_array_equal(again.values, read_scores("runs/fused/scores-test.npz").values)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FUSIONS)
 def test_every_method_runs_and_a_second_run_leaves_its_own_output_out(project, method):
     options = ("--C", "1") if method in ("svm", "logistic") else ()
     for _ in range(2):

@@ -16,7 +16,7 @@ from sklearn.svm import LinearSVC
 from flowkit.errors import UsageError
 from flowkit.scores.files import Scores, read_scores, softmax, write_scores
 from flowkit.scores.fitting import C_GRID, fit_linear, fit_weights
-from flowkit.scores.fusion import METHODS, Fusion, features, fuse, read_fusion, write_fusion
+from flowkit.scores.fusion import FUSIONS, Fusion, features, fuse, read_fusion, write_fusion
 from flowkit.scores.npz import ScoresError
 
 SVMS = [("svm", "crammer-singer"), ("svm", "ovr"), ("logistic", "ovr")]
@@ -113,7 +113,7 @@ def test_logits_are_fused_as_probabilities(streams):
         )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FUSIONS)
 def test_order_of_rows_columns_and_streams_does_not_matter(streams, fitted, method):
     plain = fuse(streams, fitted[method])
     other = {
@@ -147,7 +147,7 @@ def test_order_of_the_fitting_rows_does_not_matter(streams, heldout, method, svm
     np.testing.assert_array_equal(fuse(streams, one).values, fuse(streams, two).values)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FUSIONS)
 def test_fused_scores_are_scores_and_say_how_they_were_made(tmp_path, streams, fitted, method):
     fused = fuse(streams, fitted[method])
     write_scores(tmp_path / "fused.npz", fused)
@@ -321,7 +321,7 @@ def test_a_solver_that_stops_early_is_told(heldout, caplog, monkeypatch):
     assert "svm with C=1000 was not solved to the end in 2 passes" in caplog.text
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", FUSIONS)
 def test_fusion_file_comes_back_and_holds_no_pickle(tmp_path, streams, fitted, method):
     path = tmp_path / "fusion.npz"
     write_fusion(path, fitted[method])

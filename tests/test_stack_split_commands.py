@@ -16,8 +16,6 @@ from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import read_split
 from flowkit.data.stacks import StackForm, flow_stack
 from flowkit.errors import FlowkitError, SplitError, UsageError
-from flowkit.records.foreign import LAYOUTS
-from flowkit_cli import record_options
 from flowkit_cli.info import info
 from flowkit_cli.split import split
 from flowkit_cli.stack import stack
@@ -51,7 +49,7 @@ def test_stack_writes_what_the_library_gives(folder):
     record = RecordFolder(folder / "flow").open(folder / "flow/jump/v_g02_c01")
     cases = {
         (): (StackForm(10), 0),
-        ("--mode", "trajectory", "--L", "4", "--start", "3"): (StackForm(4, "trajectory"), 3),
+        ("--stacking", "trajectory", "--L", "4", "--start", "3"): (StackForm(4, "trajectory"), 3),
         ("--bidirectional", "--no-mean-subtract"): (StackForm(10, "flow", True, False), 0),
     }
     for options, (form, start) in cases.items():
@@ -207,10 +205,6 @@ def test_the_lines_of_the_guide_make_a_split_each():
     lines = re.findall(r"^    flowkit split make (.*)$", text, re.MULTILINE)
     places = [re.search(r"--out (\S+)", line) for line in lines]
     assert len(lines) == 4 and len({place and place[1] for place in places}) == 4
-
-
-def test_help_names_the_layouts_that_there_are():
-    assert tuple(LAYOUTS) == record_options.LAYOUTS
 
 
 @pytest.mark.parametrize("command", [stack, *split.commands.values()])

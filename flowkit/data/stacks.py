@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
     Array = TypeVar("Array", np.ndarray, torch.Tensor)  # (B, ...) or one sample
 
-Mode = Literal["flow", "trajectory"]
-MODES: tuple[Mode, ...] = ("flow", "trajectory")
+# How the fields of a clip are stacked; the names are what `StackForm.mode` may be.
+STACKINGS = {
+    "flow": "every field at the same pixel",
+    "trajectory": "every field along the path of the pixel",
+}
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,14 @@ class StackForm:
     """
 
     length: int = 10
-    mode: Mode = "flow"
+    mode: str = "flow"
     bidirectional: bool = False
     mean_subtract: bool = True
     step: int = 1
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UsageError(f"expected a mode of {' or '.join(MODES)}, got {self.mode!r}")
+        if self.mode not in STACKINGS:
+            raise UsageError(f"expected a mode of {' or '.join(STACKINGS)}, got {self.mode!r}")
         if self.length < 1 or self.step < 1:
             raise UsageError(
                 f"expected L and a step of at least 1, got {self.length} and {self.step}"
@@ -120,7 +123,7 @@ def stack(
     forward: np.ndarray,
     backward: np.ndarray | None = None,
     *,
-    mode: Mode = "flow",
+    mode: str = "flow",
     mean_subtract: bool = True,
     crop: View | None = None,
 ) -> np.ndarray:
@@ -143,7 +146,7 @@ def stack_batch(
     forward: torch.Tensor,
     backward: torch.Tensor | None = None,
     *,
-    mode: Mode = "flow",
+    mode: str = "flow",
     mean_subtract: bool = True,
     views: Sequence[View] | None = None,
 ) -> torch.Tensor:
@@ -185,7 +188,7 @@ def _stack_into(
     stacked: np.ndarray,
     forward: np.ndarray,
     backward: np.ndarray | None,
-    mode: Mode,
+    mode: str,
     mean_subtract: bool,
     crop: View,
 ) -> None:
@@ -205,7 +208,7 @@ def _stack_into(
 def _stack_tensors(
     forward: torch.Tensor,
     backward: torch.Tensor | None,
-    mode: Mode,
+    mode: str,
     mean_subtract: bool,
     views: Sequence[View],
 ) -> torch.Tensor:
@@ -297,7 +300,7 @@ def _slices(crop: View) -> tuple[slice, slice]:
 
 
 def _check_fields(
-    forward: Array, backward: Array | None, mode: Mode, *, dimensions: int
+    forward: Array, backward: Array | None, mode: str, *, dimensions: int
 ) -> tuple[int, int]:
     """The frame size (H, W) of fields, (..., L, H, W, 2); UsageError unless they fit together."""
     wanted = "(B, L, H, W, 2)" if dimensions == 5 else "(L, H, W, 2)"
@@ -308,8 +311,8 @@ def _check_fields(
                 f"expected fields, float32 {wanted}, forward and backward of one shape, "
                 f"got {half.dtype} {tuple(half.shape)}"
             )
-    if mode not in MODES:
-        raise UsageError(f"expected a mode of {' or '.join(MODES)}, got {mode!r}")
+    if mode not in STACKINGS:
+        raise UsageError(f"expected a mode of {' or '.join(STACKINGS)}, got {mode!r}")
     return forward.shape[-3], forward.shape[-2]
 
 

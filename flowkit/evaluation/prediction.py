@@ -28,10 +28,10 @@ from flowkit.pictures.colors import FAINT_INK, INK, PAPER
 from flowkit.pictures.lettering import fit, load_font
 from flowkit.pictures.sheets import Look, video_pages
 from flowkit.records import formats
-from flowkit.records.layout import Storage, field_templates
-from flowkit.records.reading import ALIKE, Record, StoredSeries
+from flowkit.records.layout import FORMATS, Storage, field_templates
+from flowkit.records.reading import Record, StoredSeries
 from flowkit.scores.files import Scores, softmax
-from flowkit.scores.fusion import LINEAR, Fusion, fuse
+from flowkit.scores.fusion import FUSIONS, Fusion, fuse
 from flowkit.series import Series
 from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit.video.reading import open_video
@@ -83,7 +83,7 @@ class Predictor:
             )
         self.scorers, self.fusion = dict(scorers), fusion
         known = [scorer.known for scorer in self.scorers.values()]
-        if fusion is not None and fusion.method in LINEAR:
+        if fusion is not None and FUSIONS[fusion.method].is_linear:
             self.classes = fusion.classes  # of more, such as were added in training, no others
         elif all(set(classes) == set(known[0]) for classes in known):
             self.classes = known[0]
@@ -199,7 +199,7 @@ def video_request(checkpoints: Iterable[Checkpoint]) -> Request:
             "the temporal stream was trained on flow of another tool, which flowkit cannot "
             "compute: make records of the videos with that tool, and use flowkit eval"
         )
-    stored = {alike: format for format, alike in ALIKE.items()}.get(flow["format"], flow["format"])
+    stored = {one.values: name for name, one in FORMATS.items()}[flow["format"]]
     quality = {} if flow["quality"] is None else {"quality": flow["quality"]}
     return Request(
         make_method(**flow["method"]),
@@ -246,7 +246,7 @@ def hold_video(path: Path, request: Request, wanted: Wanted) -> HeldRecord:
                 ranges[one][index] = own
             for template, data in zip(templates[one].values(), encoded, strict=True):
                 files[template, index] = data
-        has_planes = storage.format in formats.PLANE_FORMATS
+        has_planes = storage.is_planes
         return HeldRecord(
             path,
             size,

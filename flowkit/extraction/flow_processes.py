@@ -17,7 +17,6 @@ from flowkit.errors import UsageError
 from flowkit.extraction.flow_client import RemoteFlow
 from flowkit.extraction.messages import Halved, Usage, Work
 from flowkit.flow.method import FlowMethod
-from flowkit.records.formats import PLANE_FORMATS
 from flowkit.records.layout import Storage
 from flowkit.workers.children import (
     dump_for_child,
@@ -65,7 +64,7 @@ class FlowProcesses:
         if not cards or len(set(cards)) < len(cards):
             raise UsageError(f"expected distinct cards such as 0,1, got {list(cards)}")
         refuse_script_import()
-        self.quantized = storage.format in PLANE_FORMATS and hasattr(method, "planes")
+        self.quantized = storage.is_planes and hasattr(method, "planes")
         self.work = Work(method, self.quantized, storage.bound)
         self.seats = [_Seat(card) for card in cards]
         self.environments = {card: _environment(card) for card in cards}

@@ -21,6 +21,7 @@ import numpy as np
 from flowkit._cv2 import cv2
 from flowkit.errors import RecordError, UsageError
 from flowkit.quantize import CODES
+from flowkit.records.layout import LAYOUTS, Layout, read_layouts
 from flowkit.records.reading import FORMAT, SIDECAR, Record, StoredSeries
 from flowkit.series import Direction
 
@@ -28,37 +29,6 @@ ZERO = CODES / 2  # the zero of tools that round: theirs lies between two codes
 COLOR_LEVELS = 4  # between the channels of a gray plane saved in color, at most
 SHOWN = 3  # files that an error names
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the files of one video lie, as printf templates from the video's folder.
-
-    ``{video}`` is the folder's name; planes end in .jpg or .png. `planes` are alternatives of
-    (x, y); the first that is there is taken. The first file of each kind has number `first`;
-    frame 0 would have `frame_zero`.
-    """
-
-    planes: tuple[tuple[str, str], ...]
-    images: str
-    first: int = 1
-    frame_zero: int = 1
-    ranges: str | None = None  # a file of min x, max x, min y, max y of each field
-    frame_per_field: bool = False  # as many images as fields, each the second frame of its pair
-    named_steps: bool = False  # _p2 and _m2 before the number: 2 frames on, 2 frames back
-
-
-_FLOW_XY = (("flow_x_%05d", "flow_y_%05d"), ("x_%05d", "y_%05d"))
-LAYOUTS = {
-    "mmaction2": Layout(_FLOW_XY, "img_%05d.jpg"),
-    "tsn": Layout(_FLOW_XY, "img_%05d.jpg", frame_zero=0, frame_per_field=True),
-    "denseflow": Layout(_FLOW_XY, "img_%05d.jpg", first=0, frame_zero=0, named_steps=True),
-    "twostreamfusion": Layout(
-        (("../u/{video}/frame%06d", "../v/{video}/frame%06d"),),
-        "../jpegs_256/{video}/frame%06d.jpg",
-        ranges="../u/{video}.bin",
-    ),
-    "pytorch-i3d": Layout((("{video}-%06dx", "{video}-%06dy"),), "{video}-%06d.jpg"),
-}
 
 # Files of flow that no layout reads, and what to do about them.
 UNREAD = (
@@ -181,8 +151,8 @@ def find_foreign(root: str | os.PathLike[str], *, layout: str) -> Iterator[Path]
 
 
 def _layout(layout: str) -> Layout:
-    if layout not in LAYOUTS:
-        raise UsageError(f"expected a layout of {', '.join(LAYOUTS)}, got {layout!r}")
+    if layout not in read_layouts():
+        raise UsageError(f"expected a layout of {', '.join(read_layouts())}, got {layout!r}")
     return LAYOUTS[layout]
 
 

@@ -15,8 +15,6 @@ from flowkit._cv2 import cv2
 from flowkit.errors import RecordError
 from flowkit.fields import decode_flo, encode_flo
 
-FORMATS = ("jpg", "png", "lz4", "npy", "flo")
-PLANE_FORMATS = ("jpg", "png", "lz4")  # 8-bit planes and a range; the others hold floats
 LZ4_LEVEL = 9  # the high compression coder: reads no slower, 1.5 times smaller than level 0
 
 Ranges = list[tuple[float, float]]  # (lo, hi) of x, then of y
@@ -28,15 +26,10 @@ LZ4_PLAIN = b"\x04\x22\x4d\x18\x68"  # its blocks are not linked, it has no chec
 LZ4_END = 4  # bytes behind the last block
 
 
-def components(format: str) -> tuple[str, ...]:
-    """The files of one field: a plane each for "x" and "y", or both in one file, "xy"."""
-    return ("x", "y") if format in ("jpg", "png") else ("xy",)
-
-
 def encode_field(
     field: np.ndarray, format: str, *, bound: float | None = None, quality: int = 90
 ) -> tuple[list[bytes], Ranges | None]:
-    """The files of a field, float32 (H, W, 2) px, in the order of `components`, and its ranges.
+    """The files of a field, float32 (H, W, 2) px, in the order of its components, and its ranges.
 
     `bound` in px fixes the range (`quantize.bound_range`); None takes each component's own
     (`quantize.own_range`). Formats that hold floats have no ranges.
@@ -60,7 +53,7 @@ def encode_field(
 
 
 def encode_planes(planes: Sequence[np.ndarray], format: str, *, quality: int = 90) -> list[bytes]:
-    """The files of the x and y planes, uint8 (H, W), in a format of PLANE_FORMATS."""
+    """The files of the x and y planes, uint8 (H, W), in a format of planes."""
     if format == "lz4":
         import lz4.frame
 
@@ -104,7 +97,7 @@ def decode_field(
 def decode_planes(
     files: Sequence[Data], format: str, planes: np.ndarray, *, where: Sequence[str]
 ) -> None:
-    """Write the planes of one field in a format of PLANE_FORMATS into `planes`, uint8 (2, H, W).
+    """Write the planes of one field in a format of planes into `planes`, uint8 (2, H, W).
 
     RecordError says `where`, a name for each file.
     """

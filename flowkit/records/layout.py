@@ -7,10 +7,90 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from flowkit.errors import UsageError
-from flowkit.records import formats
 from flowkit.series import Series
 
-LAYOUTS = ("flowkit", "twostreamfusion")
+
+@dataclass(frozen=True)
+class Format:
+    """A storage format of one field.
+
+    `components` are its files: a plane each for "x" and "y", or both in one file, "xy". `values`
+    is what reading gives back: formats of the same word decode to the same fields.
+    """
+
+    text: str  # for help
+    components: tuple[str, ...]
+    values: str
+
+    @property
+    def is_planes(self) -> bool:
+        """Whether it holds 8-bit planes, which need a range; the others hold floats."""
+        return self.values != "floats"
+
+
+FORMATS = {
+    "jpg": Format("8-bit planes as JPEG", ("x", "y"), "jpg"),
+    "png": Format("8-bit planes, lossless", ("x", "y"), "lossless planes"),
+    "lz4": Format("8-bit planes, lossless, quick to read", ("xy",), "lossless planes"),
+    "npy": Format("floats, for NumPy", ("xy",), "floats"),
+    "flo": Format("floats, as Middlebury has them", ("xy",), "floats"),
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the files of one video are named: by flowkit, or by a tool whose planes can be read.
+
+    `written`: `flowkit extract` writes it. The rest is for reading a tool's planes, as printf
+    templates from the video's folder, where ``{video}`` is the folder's name; planes end in .jpg
+    or .png. `planes` are alternatives of (x, y); the first that is there is taken. The first file
+    of each kind has number `first`; frame 0 would have `frame_zero`.
+    """
+
+    text: str  # for help
+    planes: tuple[tuple[str, str], ...] = ()
+    images: str = ""
+    first: int = 1
+    frame_zero: int = 1
+    ranges: str | None = None  # a file of min x, max x, min y, max y of each field
+    frame_per_field: bool = False  # as many images as fields, each the second frame of its pair
+    named_steps: bool = False  # _p2 and _m2 before the number: 2 frames on, 2 frames back
+    written: bool = False
+
+
+_FLOW_XY = (("flow_x_%05d", "flow_y_%05d"), ("x_%05d", "y_%05d"))
+LAYOUTS = {
+    "flowkit": Layout("one folder a video with a sidecar, as TSN names files", written=True),
+    "mmaction2": Layout("img_, flow_x_ and flow_y_ from 1", _FLOW_XY, "img_%05d.jpg"),
+    "tsn": Layout(
+        "as many images as fields", _FLOW_XY, "img_%05d.jpg", frame_zero=0, frame_per_field=True
+    ),
+    "denseflow": Layout(
+        "numbered from 0, steps named", _FLOW_XY, "img_%05d.jpg",
+        first=0, frame_zero=0, named_steps=True,
+    ),
+    "twostreamfusion": Layout(
+        "u/, v/ and jpegs_256/ beside each other",
+        (("../u/{video}/frame%06d", "../v/{video}/frame%06d"),),
+        "../jpegs_256/{video}/frame%06d.jpg",
+        ranges="../u/{video}.bin",
+        written=True,
+    ),
+    "pytorch-i3d": Layout(
+        "the video's name before each number", (("{video}-%06dx", "{video}-%06dy"),),
+        "{video}-%06d.jpg",
+    ),
+}  # fmt: skip
+
+
+def written_layouts() -> tuple[str, ...]:
+    """The layouts that `flowkit extract` writes."""
+    return tuple(name for name, layout in LAYOUTS.items() if layout.written)
+
+
+def read_layouts() -> tuple[str, ...]:
+    """The layouts of other tools' planes, which `open_foreign` reads."""
+    return tuple(name for name, layout in LAYOUTS.items() if layout.planes)
 
 
 @dataclass(frozen=True)
@@ -30,21 +110,26 @@ class Storage:
     pack: bool = False
 
     def __post_init__(self) -> None:
-        if self.format not in formats.FORMATS:
-            raise UsageError(
-                f"expected a format of {', '.join(formats.FORMATS)}, got {self.format}"
-            )
-        if self.layout not in LAYOUTS:
-            raise UsageError(f"expected a layout of {', '.join(LAYOUTS)}, got {self.layout}")
+        if self.format not in FORMATS:
+            raise UsageError(f"expected a format of {', '.join(FORMATS)}, got {self.format}")
+        if self.layout not in written_layouts():
+            layouts = ", ".join(written_layouts())
+            raise UsageError(f"expected a layout of {layouts}, got {self.layout}")
         for name in ("quality", "rgb_quality"):
             if not 1 <= getattr(self, name) <= 100:
                 raise UsageError(f"expected {name} within 1..100, got {getattr(self, name)}")
         if self.bound is not None and not 0 < self.bound < float("inf"):
             raise UsageError(f"expected a bound above 0 px, got {self.bound}")
-        if self.bound is not None and self.format not in formats.PLANE_FORMATS:
+        if self.bound is not None and not FORMATS[self.format].is_planes:
             raise UsageError(f"--bound goes with 8-bit planes: format {self.format} holds floats")
-        if self.layout == "twostreamfusion" and (self.pack or self.format not in ("jpg", "png")):
+        one_file = FORMATS[self.format].components == ("xy",)
+        if self.layout == "twostreamfusion" and (self.pack or one_file):
             raise UsageError("layout twostreamfusion holds jpg or png files, without --pack")
+
+    @property
+    def is_planes(self) -> bool:
+        """Whether fields are stored as 8-bit planes with ranges, not as floats."""
+        return FORMATS[self.format].is_planes
 
     def identity(self) -> dict[str, Any]:
         """What the sidecar says of it: all but the container, which conversion may change."""
@@ -81,7 +166,7 @@ def field_templates(
         component: f"{prefix}_%05d.{storage.format}"
         if component == "xy"
         else f"{prefix}_{component}_%05d.{storage.format}"
-        for component in formats.components(storage.format)
+        for component in FORMATS[storage.format].components
     }
 
 

@@ -21,6 +21,7 @@ from flowkit._cv2 import cv2
 from flowkit.documents import differences
 from flowkit.errors import RecordError
 from flowkit.records import formats, zips
+from flowkit.records.layout import FORMATS
 from flowkit.series import Direction
 
 SIDECAR = "record.json"
@@ -273,9 +274,6 @@ def _read_file(path: str) -> bytes:
 
 FLOW_KEYS = ("method", "resize", "bound", "format", "quality")  # of a record's request
 
-# Formats that decode to the same fields, since they keep the same 8-bit planes or floats.
-ALIKE = {"png": "lossless planes", "lz4": "lossless planes", "npy": "floats", "flo": "floats"}
-
 
 def flow_of(record: Record) -> dict[str, Any]:
     """What of a record's making changes the values of its fields; JSON values."""
@@ -283,7 +281,8 @@ def flow_of(record: Record) -> dict[str, Any]:
     if "foreign" in sidecar:
         return {"foreign": sidecar["foreign"]}
     flow = {key: sidecar["request"].get(key) for key in FLOW_KEYS}
-    flow["format"] = ALIKE.get(flow["format"], flow["format"])
+    if flow["format"] in FORMATS:
+        flow["format"] = FORMATS[flow["format"]].values
     if flow["format"] != "jpg":
         flow["quality"] = None
     return flow

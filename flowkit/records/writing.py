@@ -119,7 +119,7 @@ class RecordWriter:
             "step": one.step,
             "fields": len(ranges),
             "files": self.templates[one],
-            "ranges": ranges if self.storage.format in formats.PLANE_FORMATS else None,
+            "ranges": ranges if self.storage.is_planes else None,
         }
 
     def _move_all(self, overwrite: bool) -> bool:

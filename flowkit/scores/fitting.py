@@ -14,7 +14,7 @@ from flowkit.data.splits import source_group
 from flowkit.documents import listed
 from flowkit.errors import UsageError
 from flowkit.scores.files import Scores, align, softmax
-from flowkit.scores.fusion import LINEAR, Fusion, features
+from flowkit.scores.fusion import FUSIONS, Fusion, features
 from flowkit.scores.npz import ScoresError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def fit_linear(
     by cross-validation over source groups unless given. The rows must be of the training or the
     held-out part, with labels and every class among them, and none of `test_videos`: ScoresError.
     """
-    if method not in LINEAR or svm not in SVMS:
+    if method not in FUSIONS or not FUSIONS[method].is_linear or svm not in SVMS:
         raise UsageError(f"expected svm ({', '.join(SVMS)}) or logistic, got {method}, {svm}")
     if C is not None and not 0 < C < np.inf:
         raise UsageError(f"expected C above 0, got {C:g}")

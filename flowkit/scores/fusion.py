@@ -7,7 +7,7 @@ fitted is kept by stream and class name. docs/fusion.md has the formulas.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,9 +18,25 @@ from flowkit.errors import UsageError
 from flowkit.scores.files import Scores, align, softmax
 from flowkit.scores.npz import ScoresError, read_arrays, write_arrays
 
-METHODS = ("average", "weighted", "svm", "logistic", "max", "vote")
-LINEAR = ("svm", "logistic")
 VERSION = 1  # of the fitted file
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A way to fuse: `combine` softmax scores (S, N, K) of named streams to rows that sum to one.
+
+    A linear rule has no `combine`: its coefficients, of all streams' scores, are the fusion.
+    `needs`: "nothing", "weights" (given or fitted), or "rows" to fit on.
+    """
+
+    text: str  # for help
+    needs: str = "nothing"
+    combine: Callable[[np.ndarray, Fusion, list[str]], np.ndarray] | None = None
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a linear classifier of all streams' scores."""
+        return self.combine is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +57,8 @@ class Fusion:
     fit: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UsageError(f"expected a fusion of {', '.join(METHODS)}, got {self.method!r}")
+        if self.method not in FUSIONS:
+            raise UsageError(f"expected a fusion of {', '.join(FUSIONS)}, got {self.method!r}")
         if self.method == "weighted":
             total = sum(self.weights.values())
             if not 0 < total < np.inf or min(self.weights.values()) < 0:
@@ -52,7 +68,7 @@ class Fusion:
                 )
             scaled = {name: weight / total for name, weight in self.weights.items()}
             object.__setattr__(self, "weights", scaled)
-        if self.method in LINEAR:
+        if FUSIONS[self.method].is_linear:
             shape = (len(self.classes), len(self.streams) * len(self.classes))
             coefficients, intercepts = np.asarray(self.coefficients), np.asarray(self.intercepts)
             if coefficients.shape != shape or intercepts.shape != shape[:1]:
@@ -71,7 +87,8 @@ def fuse(streams: Mapping[str, Scores], fusion: Fusion) -> Scores:
     """
     aligned = align(streams)
     first = next(iter(aligned.values()))
-    if fusion.method in LINEAR:
+    rule = FUSIONS[fusion.method]
+    if rule.combine is None:
         _expect_streams(fusion.streams, streams)
         _expect_classes(fusion.classes, first.classes)
         assert fusion.coefficients is not None and fusion.intercepts is not None
@@ -83,10 +100,10 @@ def fuse(streams: Mapping[str, Scores], fusion: Fusion) -> Scores:
             _expect_streams(fusion.weights, streams)
         names = sorted(aligned)  # sums of floats depend on the order
         stacked = np.stack([softmax(aligned[name]) for name in names])  # (S, N, K)
-        values = _combine(stacked, fusion, names)
+        values = rule.combine(stacked, fusion, names)
     weights = {"weights": fusion.weights} if fusion.weights else {}
     meta: dict[str, Any] = {
-        "kind": "logits" if fusion.method in LINEAR else "softmax",
+        "kind": "logits" if rule.is_linear else "softmax",
         "stream": "fused",
         "about": describe(fusion, streams),
         "fusion": {"method": fusion.method, "streams": list(aligned), **weights, **fusion.fit},
@@ -164,22 +181,34 @@ def read_fusion(path: str | os.PathLike[str]) -> Fusion:
         raise ScoresError(f"{path}: not of this format ({error})") from error
 
 
-def _combine(stacked: np.ndarray, fusion: Fusion, names: list[str]) -> np.ndarray:
-    """Softmax scores (S, N, K) of the streams `names` by a fixed rule: (N, K), rows sum to one."""
-    mean = stacked.mean(axis=0)
-    match fusion.method:
-        case "average":
-            return mean
-        case "weighted":
-            return np.tensordot([fusion.weights[name] for name in names], stacked, axes=1)
-        case "max":
-            largest = stacked.max(axis=0)
-            return largest / largest.sum(axis=1, keepdims=True)
-        case "vote":  # votes differ by whole numbers and means by less: the mean only breaks ties
-            votes = stacked == stacked.max(axis=2, keepdims=True)
-            votes = votes / votes.sum(axis=2, keepdims=True)  # between equals, a vote is shared
-            return (votes.sum(axis=0) + mean) / (len(names) + 1)
-    raise AssertionError(fusion.method)
+def _average(stacked: np.ndarray, fusion: Fusion, names: list[str]) -> np.ndarray:
+    return stacked.mean(axis=0)
+
+
+def _weighted(stacked: np.ndarray, fusion: Fusion, names: list[str]) -> np.ndarray:
+    return np.tensordot([fusion.weights[name] for name in names], stacked, axes=1)
+
+
+def _max(stacked: np.ndarray, fusion: Fusion, names: list[str]) -> np.ndarray:
+    largest = stacked.max(axis=0)
+    return largest / largest.sum(axis=1, keepdims=True)
+
+
+def _vote(stacked: np.ndarray, fusion: Fusion, names: list[str]) -> np.ndarray:
+    """Votes differ by whole numbers and means by less: the mean only breaks ties."""
+    votes = stacked == stacked.max(axis=2, keepdims=True)
+    votes = votes / votes.sum(axis=2, keepdims=True)  # between equals, a vote is shared
+    return (votes.sum(axis=0) + stacked.mean(axis=0)) / (len(names) + 1)
+
+
+FUSIONS = {
+    "average": Rule("the mean of the streams' softmax", combine=_average),
+    "weighted": Rule("a weighted mean", "weights", _weighted),
+    "svm": Rule("a linear SVM of all scores", "rows"),
+    "logistic": Rule("a logistic regression of all scores", "rows"),
+    "max": Rule("the largest of the streams", combine=_max),
+    "vote": Rule("one vote per stream", combine=_vote),
+}
 
 
 def _expect_streams(expected: Collection[str], streams: Collection[str]) -> None:

@@ -1,0 +1,70 @@
+"""A choice is written once: a made-up row of a table is seen wherever one chooses."""
+
+import subprocess
+import sys
+
+import pytest
+
+# What adds a row to a table before the command line is imported, and where the row must be seen.
+ROWS = {
+    "flow method": (
+        "from flowkit.flow.methods import METHODS, MethodFacts\n"
+        "METHODS['made-up'] = MethodFacts('flowkit.flow.opencv:DIS')",
+        "extract",
+    ),
+    "format": (
+        "from flowkit.records.layout import FORMATS, Format\n"
+        "FORMATS['made-up'] = Format('as nobody stores it', ('xy',), 'floats')",
+        "extract",
+    ),
+    "layout that is written": (
+        "from flowkit.records.layout import LAYOUTS, Layout\n"
+        "LAYOUTS['made-up'] = Layout('as nobody names files', written=True)",
+        "extract",
+    ),
+    "layout that is read": (
+        "from flowkit.records.layout import LAYOUTS, Layout\n"
+        "LAYOUTS['made-up'] = Layout('as nobody names files', (('x%d', 'y%d'),), 'i%d')",
+        "stack",
+    ),
+    "stacking": (
+        "from flowkit.data.stacks import STACKINGS\nSTACKINGS['made-up'] = 'upside down'",
+        "stack",
+    ),
+    "stacking of a training": (
+        "from flowkit.data.stacks import STACKINGS\nSTACKINGS['made-up'] = 'upside down'",
+        "train temporal",
+    ),
+    "fusion": (
+        "from flowkit.scores.fusion import FUSIONS, Rule\n"
+        "FUSIONS['made-up'] = Rule('whatever', combine=lambda stacked, fusion, names: stacked[0])",
+        "fuse",
+    ),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_of_a_table_is_a_choice_of_the_command_line(row):
+    adding, command = ROWS[row]
+    code = (
+        f"{adding}\n"
+        "import sys; from flowkit_cli.main import main\n"
+        f"sys.argv = ['flowkit', *{command.split()}, '--help']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "made-up" in done.stdout
+
+
+def test_help_of_a_storage_choice_says_what_each_is():
+    code = (
+        "import sys; sys.argv = ['flowkit', 'extract', '--help']; from flowkit_cli.main import main"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; main()"], capture_output=True, text=True, check=False
+    )
+    help = " ".join(done.stdout.split())
+    assert "lz4: 8-bit planes, lossless, quick to read" in help
+    assert "twostreamfusion: u/, v/ and jpegs_256/" in help
