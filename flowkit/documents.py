@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
-from collections.abc import Iterable
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 NAMED = 5  # names that an error lists; it counts the others
@@ -25,6 +30,49 @@ def differences(existing: dict[str, Any], wanted: dict[str, Any], prefix: str = 
         if one != other:
             found.append(f"{prefix}{key}: {json.dumps(one)} on disk, {json.dumps(other)} asked for")
     return found
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Hand out a new name beside `path` to write to; at the end that file takes the place of it.
+
+    The folders above `path` are made. The file is on the disk before it is renamed and the folder
+    after that, so that neither a kill nor a power cut leaves half of it: there is the old file or
+    the new one. After an exception the old one stays. FileExistsError where `path` is no plain
+    file, such as a folder or a device, before anything is written.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise FileExistsError(errno.EEXIST, "expected a plain file to replace", str(path))
+    make_folders(path.parent)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        yield part
+        sync(part)
+        part.replace(path)
+        sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until the bytes of a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # folders on some network disks
+            raise
+    finally:
+        os.close(handle)
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder and those above it; waits until the names of new ones are on the disk."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        sync(one.parent)
 
 
 def listed(items: Iterable[object]) -> str:

@@ -66,13 +66,13 @@ def stack(
     from flowkit.data.clips import chosen_clip
     from flowkit.data.record_folders import RecordFolder
     from flowkit.data.stacks import StackForm, flow_stack
+    from flowkit.documents import replacing
 
     form = StackForm(length, stacking, bidirectional, mean_subtract, step)
     opened = RecordFolder(record.parent, layout, bound, zero).open(record)
     clip = chosen_clip(str(record), opened.field_count("forward", step), length, start, step=step)
     stacked = flow_stack(opened, clip, form=form)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("wb") as file:
+    with replacing(out) as part, part.open("wb") as file:
         np.save(file, stacked)
     output.result(
         f"{out}: float32 {stacked.shape}, frames {start} to {start + length * step} of {record}"

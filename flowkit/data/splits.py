@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from flowkit.documents import listed
+from flowkit.documents import listed, replacing
 from flowkit.errors import SplitError
 
 FORMAT = "flowkit split"
@@ -229,10 +229,8 @@ def write_split(path: str | os.PathLike[str], split: Split) -> None:
     for part in PARTS:
         videos = ",\n".join(f"    {json.dumps(asdict(video))}" for video in split.part(part))
         lines.append(f'  "{part}": [\n{videos}\n  ]' if videos else f'  "{part}": []')
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(f"{os.fspath(path)}.{os.getpid()}.tmp")
-    temporary.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="ascii")
-    temporary.replace(path)
+    with replacing(path) as file:
+        file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="ascii")
 
 
 def read_split(path: str | os.PathLike[str]) -> Split:

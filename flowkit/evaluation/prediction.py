@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from flowkit.documents import differences
+from flowkit.documents import differences, replacing
 from flowkit.errors import UsageError, VideoError
 from flowkit.evaluation.scoring import Scorer
 from flowkit.extraction.request import Request, resize_frame, target_size
@@ -279,9 +279,7 @@ def write_overlay(
     out = Path(out)
     if out.suffix.lower() != ".mp4":
         raise UsageError(f"{out}: expected a name that ends in .mp4")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
+    with replacing(out) as part:
         write_video(
             part,
             _overlay_pages(record, prediction.top(lines)),
@@ -289,9 +287,6 @@ def write_overlay(
             container_format="mp4",
             options={"crf": "18"},
         )
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _overlay_pages(record: Record, top: list[tuple[str, float]]) -> Iterator[np.ndarray]:

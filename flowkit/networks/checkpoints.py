@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import flowkit
 from flowkit.data.stacks import StackForm
-from flowkit.documents import differences
+from flowkit.documents import differences, replacing
 from flowkit.errors import FlowkitError, RecordError
 from flowkit.networks.streams import Stream, StreamNet, build_stream
 from flowkit.records.reading import Record, flow_of
@@ -102,17 +102,15 @@ def write_checkpoint(
     stem = f"step-{checkpoint.step:08d}"
     files = {"weights": f"{stem}.safetensors", "state": f"{stem}.state.safetensors"}
     for kind, tensors in (("weights", weights), ("state", state)):
-        temporary = folder / f"{files[kind]}.tmp"
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        save_file(contiguous, temporary)
-        _replace_synced(temporary, folder / files[kind])
+        with replacing(folder / files[kind]) as part:
+            save_file(contiguous, part)
     head = {"format": FORMAT, "version": VERSION, "flowkit": flowkit.__version__}
     for name in names:
         named = files if name == LAST else {"weights": files["weights"]}
         text = json.dumps(head | asdict(checkpoint) | {"files": named}, indent=1, allow_nan=False)
-        temporary = folder / f"{name}.tmp"
-        temporary.write_text(text + "\n", encoding="ascii")
-        _replace_synced(temporary, folder / name)
+        with replacing(folder / name) as part:
+            part.write_text(text + "\n", encoding="ascii")
     _remove_unnamed(folder)
 
 
@@ -185,19 +183,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _replace_synced(temporary: Path, target: Path) -> None:
-    """Put a file in its place once it is on the disk, so that a crash leaves no half of it."""
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(target)
-
-
 def _remove_unnamed(folder: Path) -> None:
     """Remove the files of tensors that neither JSON names, a stopped run's among them."""
     named = set()
     for name in (BEST, LAST):
         with contextlib.suppress(CheckpointError):
             named.update(_read_json(folder / name)["files"].values())
-    for file in [*folder.glob("step-*.safetensors"), *folder.glob("step-*.safetensors.tmp")]:
+    for file in [*folder.glob("step-*.safetensors"), *folder.glob(".step-*.safetensors.*.part")]:
         if file.name not in named:
             file.unlink()

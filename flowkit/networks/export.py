@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from flowkit.documents import replacing
 from flowkit.errors import FlowkitError, InstallError, UsageError
 from flowkit.networks.checkpoints import Checkpoint, load_net
 from flowkit.networks.streams import StreamNet
@@ -55,21 +56,13 @@ def export_net(
     }
     description = json.dumps({"format": "flowkit export", "version": 1, **said})
     example = torch.zeros(2, checkpoint.channels, checkpoint.crop, checkpoint.crop)
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        with warnings.catch_warnings():  # both exporters warn of their own deprecated parts
-            warnings.simplefilter("ignore")
-            if format == "onnx":
-                run = _write_onnx(net, example, description, part)
-            else:
-                run = _write_torchscript(net, example, description, part)
-            difference = _compare(net, run, checkpoint)
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
-    return difference
+    with replacing(out) as part, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # both exporters warn of their own deprecated parts
+        if format == "onnx":
+            run = _write_onnx(net, example, description, part)
+        else:
+            run = _write_torchscript(net, example, description, part)
+        return _compare(net, run, checkpoint)
 
 
 def _write_onnx(

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from flowkit._cv2 import cv2
+from flowkit.documents import replacing
 from flowkit.errors import UsageError
 from flowkit.fields import UNKNOWN_FLOW
 from flowkit.pictures.colors import (
@@ -168,9 +169,7 @@ def write_view(
     if fps is not None and not 0 < fps < math.inf:
         raise UsageError(f"expected a frame rate above 0, got {fps:g}")
     fps = fps or record.fps or FPS
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
+    with replacing(out) as part:
         match out.suffix.lower():
             case ".png":
                 sheet = contact_sheet(record, look, moments=moments, columns=columns)
@@ -180,9 +179,6 @@ def write_view(
             case ".mp4":
                 pages = video_pages(record, look)
                 write_video(part, pages, fps=fps, container_format="mp4", options={"crf": "18"})
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _moments(count: int, wanted: int) -> list[int]:

@@ -9,10 +9,10 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flowkit
+from flowkit.documents import replacing
 from flowkit.pictures.curves import Curve, curve_chart, curve_style
 from flowkit.report.charts import (
     SHAPES,
@@ -86,15 +86,9 @@ def page(reports: Sequence[Report], extras: Extras | None = None) -> str:
 
 def write_page(path: str | os.PathLike[str], text: str) -> None:
     """Write a page; replaces what is there in one step."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as part:
         # names of files may hold what is no Unicode; a page cannot
         part.write_bytes(text.encode("utf-8", errors="backslashreplace"))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @cache

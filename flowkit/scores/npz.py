@@ -9,12 +9,11 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import numpy as np
 
-from flowkit.documents import listed
+from flowkit.documents import listed, replacing
 from flowkit.errors import FlowkitError
 
 MAX_BYTES = 1 << 31  # of all arrays of a file, unpacked: 4 million videos of 100 classes
@@ -29,16 +28,9 @@ def write_arrays(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: dict[str, Any]
 ) -> None:
     """Write arrays and ``meta``, as JSON, to an .npz file; replaces what is there in one step."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            text = np.array(json.dumps(meta, allow_nan=False))
-            np.savez(file, allow_pickle=False, **arrays, meta=text)  # type: ignore[arg-type]
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    text = np.array(json.dumps(meta, allow_nan=False))
+    with replacing(path) as part, part.open("wb") as file:
+        np.savez(file, allow_pickle=False, **arrays, meta=text)  # type: ignore[arg-type]
 
 
 def read_arrays(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from flowkit.documents import replacing
 from flowkit.errors import InstallError
 from flowkit.pictures.curves import draw_curves
 
@@ -70,11 +71,12 @@ class TrainingLog:
         folder.mkdir(parents=True, exist_ok=True)
         rows = [row for row in read_log(folder) if int(row["step"]) <= step]
         self.columns: Sequence[str] = list(rows[0]) if rows else ()
-        kept = folder / f"{CSV_FILE}.tmp"
-        with kept.open("w", newline="", encoding="ascii") as file:
+        with (
+            replacing(self.path) as part,
+            part.open("w", newline="", encoding="ascii") as file,
+        ):
             if rows:
                 _writer(file, self.columns, header=True).writerows(rows)
-        kept.replace(self.path)
         self.file = self.path.open("a", newline="", encoding="ascii")
 
     def __enter__(self) -> TrainingLog:
@@ -123,7 +125,8 @@ def draw_log(folder: Path) -> Path:
         },
         percent=["accuracy"],
     )
-    (folder / CURVES_FILE).write_text(picture, encoding="utf-8")
+    with replacing(folder / CURVES_FILE) as part:
+        part.write_text(picture, encoding="utf-8")
     return folder / CURVES_FILE
 
 

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from flowkit.documents import replacing
 from flowkit.errors import DeviceError, DeviceMemoryError, FlowkitError, InstallError
 
 if TYPE_CHECKING:
@@ -115,10 +115,8 @@ def kept_kernels(source: str, capability: tuple[int, int]) -> bytes:
         log.warning("unreadable compiled code in %s (%s): compiling anew", file, error)
     code = compile_kernels(source, capability)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as part:
-            part.write(hashlib.sha256(code).hexdigest().encode() + b"\n" + code)
-        Path(part.name).replace(file)
+        with replacing(file) as part:
+            part.write_bytes(hashlib.sha256(code).hexdigest().encode() + b"\n" + code)
     except OSError as error:
         log.warning("cannot keep the compiled code (%s): every process compiles", error)
     return code
