@@ -1,6 +1,7 @@
 """Prediction: a raw video gives what its record gives, whatever is wrong with the next one."""
 
 import json
+from dataclasses import dataclass
 
 import av
 import numpy as np
@@ -14,7 +15,7 @@ from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import Split, Video
 from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError, VideoError
-from flowkit.evaluation.prediction import Predictor, video_request
+from flowkit.evaluation.prediction import Predictor, Wanted, hold_video, video_request
 from flowkit.evaluation.scoring import Scorer, TestViews, score_part
 from flowkit.extraction.extract import extract_video
 from flowkit.extraction.request import Request
@@ -220,6 +221,25 @@ def test_the_runs_and_their_fusion_are_found(project, video):
     text = run(video, "--top", 1).stdout
     assert text.startswith(f"{video}: {lines(kept)[0]['top'][0]['class']} ")
     assert text.count("%") == 1
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """A flow method that takes colors; its fields say how many dimensions its frames have."""
+
+    name = "dimensions"
+    color: bool = True
+
+    def fields(self, pairs):
+        return (np.full((*first.shape[:2], 2), first.ndim, np.float32) for first, _ in pairs)
+
+
+@pytest.mark.parametrize(("color", "dimensions"), [(True, 3), (False, 2)])
+def test_methods_that_take_colors_get_them(video, color, dimensions):
+    request = Request(Dimensions(color), storage=Storage("npy"))
+    forward = Series("forward", 1)
+    record = hold_video(video, request, Wanted(FRAMES, set(), {forward: {0}}))
+    assert (record.fields(0, 1) == dimensions).all()
 
 
 def test_frames_too_large_are_refused_without_loss_to_the_rest(project, video):

@@ -17,11 +17,22 @@ from torchvision.models import optical_flow
 from torchvision.transforms._presets import OpticalFlow
 
 from flowkit.errors import UsageError
+from flowkit.extraction.extract import extract_video, video_fields
 from flowkit.extraction.plan import plan
 from flowkit.extraction.request import Request
 from flowkit.flow import raft
-from flowkit.flow.methods import describe_method, device_of, make_method, prepare_method
+from flowkit.flow.method import to_gray
+from flowkit.flow.methods import (
+    describe_method,
+    device_of,
+    make_method,
+    method_of,
+    prepare_method,
+)
 from flowkit.flow.raft import RAFT
+from flowkit.records.layout import Storage
+from flowkit.records.reading import open_record
+from flowkit.video.reading import open_video
 from flowkit.video.sources import Source
 
 
@@ -53,7 +64,12 @@ def by_hand(net: str, weights: str, first, second, updates: int) -> np.ndarray:
     network.load_state_dict(
         torch.load(weights) if weights.endswith("pth") else load_safetensors(weights)
     )
-    rgb = [torch.from_numpy(np.stack([one] * 3))[None] for one in (first, second)]
+    rgb = [
+        torch.from_numpy(np.stack([one] * 3 if one.ndim == 2 else np.moveaxis(one, 2, 0)[::-1]))[
+            None
+        ]
+        for one in (first, second)
+    ]
     with torch.inference_mode():
         return network(*OpticalFlow()(*rgb), updates)[-1][0].permute(1, 2, 0).numpy()
 
@@ -78,6 +94,61 @@ def test_it_is_torchvisions_field(files, net):
     expected = by_hand(net, files[net], first, second, 3)
     assert np.abs(expected).max() > 0.1
     assert np.abs(field - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("net", ["raft_small", "raft_large"])
+def test_colors_are_seen_as_torchvision_sees_them(files, net):
+    first, second = frames((128, 136, 3))
+    [field] = RAFT(files[net], updates=3)([first, second])
+    expected = by_hand(net, files[net], first, second, 3)
+    assert np.abs(field - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_without_color_frames_are_made_gray_as_for_every_other_method(files):
+    color = frames((128, 136, 3))
+    [field] = RAFT(files["raft_small"], updates=2, color=False)(color)
+    [expected] = RAFT(files["raft_small"], updates=2)([to_gray(one) for one in color])
+    assert (field == expected).all()
+
+
+def test_gray_and_color_pairs_of_one_size_do_not_share_a_batch(files):
+    gray, color = tuple(frames((128, 136))), tuple(frames((128, 136, 3)))
+    method = RAFT(files["raft_small"], updates=1)
+    together = list(method.fields([gray, color]))
+    for pair, field in zip((gray, color), together, strict=True):
+        assert (next(method.fields([pair])) == field).all()
+
+
+def test_extraction_gives_it_the_videos_colors(files, tmp_path):
+    path = write_video(
+        tmp_path / "a.avi", moving_texture(3, size=(128, 128)), "ffv1", pixel_format="bgr0"
+    )
+    method = RAFT(files["raft_small"], updates=1)
+    with open_video(path) as video:
+        first, second, _ = video.frames()
+    expected = by_hand("raft_small", files["raft_small"], first, second, 1)
+    assert (
+        np.abs(next(video_fields(path, method)) - expected).max() <= 1e-4 * np.abs(expected).max()
+    )
+    extract_video(Source(path, "a"), tmp_path / "flow", Request(method, storage=Storage("npy")))
+    stored = open_record(tmp_path / "flow" / "a").fields(0, 1)[0]
+    assert np.abs(stored - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_a_record_of_gray_frames_is_not_one_of_colors(files, tmp_path):
+    """Its identity has no word of color; that of a request with `color` off is the very same."""
+    gray, color = (describe_method(RAFT(files["raft_small"], color=one)) for one in (False, True))
+    assert "color" not in gray
+    assert color == {**gray, "color": True}
+    for identity in (gray, color):
+        method = method_of({**identity, "weights": files["raft_small"]})
+        assert describe_method(method) == identity
+    source = Source(write_video(tmp_path / "a.mp4", moving_texture(2)), "a")
+    made = Request(RAFT(files["raft_small"], updates=1, color=False))
+    extract_video(source, tmp_path / "flow", made)
+    assert plan([source], tmp_path / "flow", made) == []
+    with pytest.raises(UsageError, match="color"):
+        plan([source], tmp_path / "flow", Request(RAFT(files["raft_small"], updates=1)))
 
 
 def test_odd_sizes_are_padded_by_their_border_and_cropped(files):
@@ -123,7 +194,13 @@ def test_the_identity_is_the_files_name_and_content_wherever_it_lies(files, tmp_
     copy.write_bytes(Path(files["raft_small"]).read_bytes())
     digest = hashlib.sha256(copy.read_bytes()).hexdigest()
     identity = describe_method(RAFT(str(copy)))
-    assert identity == {"name": "raft", "weights": "small.pth", "updates": 12, "sha256": digest}
+    assert identity == {
+        "name": "raft",
+        "weights": "small.pth",
+        "updates": 12,
+        "sha256": digest,
+        "color": True,
+    }
     assert describe_method(RAFT(files["raft_small"])) == identity
     assert pickle.loads(pickle.dumps(RAFT(str(copy)))) == RAFT(str(copy))
 

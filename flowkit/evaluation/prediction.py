@@ -21,8 +21,8 @@ from flowkit.documents import differences, replacing
 from flowkit.errors import UsageError, VideoError
 from flowkit.evaluation.scoring import Scorer
 from flowkit.extraction.request import Request, resize_frame, target_size
-from flowkit.flow.method import Pair, series_pairs
-from flowkit.flow.methods import make_method
+from flowkit.flow.method import Pair, series_pairs, takes_color
+from flowkit.flow.methods import make_method, method_of
 from flowkit.networks.checkpoints import Checkpoint
 from flowkit.pictures.colors import FAINT_INK, INK, PAPER
 from flowkit.pictures.lettering import fit, load_font
@@ -202,7 +202,7 @@ def video_request(checkpoints: Iterable[Checkpoint]) -> Request:
     stored = {one.values: name for name, one in FORMATS.items()}[flow["format"]]
     quality = {} if flow["quality"] is None else {"quality": flow["quality"]}
     return Request(
-        make_method(**flow["method"]),
+        method_of(flow["method"]),
         steps=tuple(dict.fromkeys(form.step for _, form in trained)),
         backward=any(form.bidirectional for _, form in trained),
         resize=flow["resize"],
@@ -232,7 +232,9 @@ def hold_video(path: Path, request: Request, wanted: Wanted) -> HeldRecord:
                 yield frame
 
         def pairs() -> Iterator[Pair]:
-            for one, index, first, second in series_pairs(frames(), wanted.fields):
+            for one, index, first, second in series_pairs(
+                frames(), wanted.fields, color=takes_color(request.method)
+            ):
                 if index in wanted.fields[one]:
                     order.append((one, index))
                     yield first, second

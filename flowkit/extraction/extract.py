@@ -19,7 +19,7 @@ from flowkit.errors import FlowkitError, VideoError
 from flowkit.extraction.flow_client import RemoteFlow
 from flowkit.extraction.flow_processes import FlowProcesses
 from flowkit.extraction.request import Request, resize_frame, target_size
-from flowkit.flow.method import FlowMethod, Pair, consecutive, series_pairs
+from flowkit.flow.method import FlowMethod, Pair, consecutive, series_pairs, takes_color
 from flowkit.flow.methods import device_of, prepare_method
 from flowkit.records.writing import RecordWriter, remove_leftovers
 from flowkit.series import Series
@@ -61,7 +61,8 @@ def video_fields(
     """
     with open_video(Path(path)) as video:
         size = target_size(resize, video.size)
-        yield from method.fields(consecutive(resize_frame(one, size) for one in video.frames()))
+        frames = (resize_frame(one, size) for one in video.frames())
+        yield from method.fields(consecutive(frames, color=takes_color(method)))
 
 
 def extract_video(
@@ -109,7 +110,8 @@ def extract_video(
                 yield frame
 
         def pairs() -> Iterator[Pair]:
-            for series, _, first, second in series_pairs(frames(), request.series):
+            color = takes_color(request.method)
+            for series, _, first, second in series_pairs(frames(), request.series, color=color):
                 order.append(series)
                 yield first, second
 

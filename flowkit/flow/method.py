@@ -1,4 +1,4 @@
-"""What a flow method is: parameters that identify it; pairs of gray frames in, fields out."""
+"""What a flow method is: parameters that identify it; pairs of frames in, fields out."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from flowkit.series import Series
 if TYPE_CHECKING:  # the command line reads parameters without numpy
     import numpy as np
 
-Pair = tuple["np.ndarray", "np.ndarray"]  # two gray frames, uint8 (H, W)
+Pair = tuple["np.ndarray", "np.ndarray"]  # two frames, uint8: gray (H, W), else BGR (H, W, 3)
 
 
 class FlowMethod(Protocol):
     """A flow method: a frozen dataclass whose fields are its parameters.
 
     It is its own identity in the sidecar, and picklable, so that it can travel to a worker. `name`
-    is the word of ``--method``; `presets` are named sets of parameters.
+    is the word of ``--method``; `presets` are named sets of parameters. It is given pairs of gray
+    frames, but one that says `color = True` those of the video, in color unless that is gray.
     """
 
     name: ClassVar[str]
@@ -56,12 +57,14 @@ def check_parameters(method: FlowMethod) -> None:
         raise UsageError(f"{method.name}: expected {field.name} of {limit}, got {value}")
 
 
+def takes_color(method: FlowMethod) -> bool:
+    """True for a method that says that it is given frames in color."""
+    return getattr(method, "color", False)
+
+
 def to_gray(frame: np.ndarray) -> np.ndarray:
     """The frame as gray uint8 (H, W): OpenCV's BGR2GRAY; a gray frame is returned as it is."""
-    if frame.dtype != "uint8" or not (frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 3)):
-        raise FlowkitError(
-            f"expected a frame, uint8 (H, W) or (H, W, 3), instead got {frame.dtype} {frame.shape}"
-        )
+    _check_frame(frame)
     if frame.ndim == 2:
         return frame
     from flowkit._cv2 import cv2
@@ -69,23 +72,35 @@ def to_gray(frame: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
 
 
-def consecutive(frames: Iterable[np.ndarray]) -> Iterator[Pair]:
-    """The pairs (frame t, frame t + 1) of gray or BGR frames, as gray ones."""
-    return ((first, second) for _, _, first, second in series_pairs(frames, [Series("forward", 1)]))
+def _check_frame(frame: np.ndarray) -> None:
+    """Refuse with FlowkitError what is no frame, gray or BGR."""
+    if frame.dtype != "uint8" or not (frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 3)):
+        raise FlowkitError(
+            f"expected a frame, uint8 (H, W) or (H, W, 3), instead got {frame.dtype} {frame.shape}"
+        )
+
+
+def consecutive(frames: Iterable[np.ndarray], *, color: bool = False) -> Iterator[Pair]:
+    """The pairs (frame t, frame t + 1) of gray or BGR frames: gray ones, or with `color` as is."""
+    forward = [Series("forward", 1)]
+    return ((first, second) for _, _, first, second in series_pairs(frames, forward, color=color))
 
 
 def series_pairs(
-    frames: Iterable[np.ndarray], series: Iterable[Series]
+    frames: Iterable[np.ndarray], series: Iterable[Series], *, color: bool = False
 ) -> Iterator[tuple[Series, int, np.ndarray, np.ndarray]]:
     """Yield (series, t, first, second) for every pair that the series ask for, in one pass.
 
-    Both directions between frames t and t + step carry the index t of the earlier frame. Only the
-    last max(step) + 1 gray frames are held.
+    Both directions between frames t and t + step carry the index t of the earlier frame. Frames
+    are made gray, or with `color` (see `takes_color`) left as they are. Only the last
+    max(step) + 1 of them are held.
     """
     series = tuple(series)
     window: deque[np.ndarray] = deque(maxlen=max(one.step for one in series) + 1)
     for latest, frame in enumerate(frames):
-        window.append(to_gray(frame))
+        if color:
+            _check_frame(frame)
+        window.append(frame if color else to_gray(frame))
         for one in series:
             if latest < one.step:
                 continue
@@ -96,10 +111,12 @@ def series_pairs(
                 yield one, latest - one.step, later, earlier
 
 
-def check_pair(first: np.ndarray, second: np.ndarray) -> None:
-    """Refuse with FlowkitError what is no pair of gray uint8 frames of one size."""
+def check_pair(first: np.ndarray, second: np.ndarray, *, color: bool = False) -> None:
+    """Refuse with FlowkitError what is no pair of uint8 frames of one size: gray, or BGR."""
     for frame in (first, second):
-        if frame.ndim != 2 or frame.dtype != "uint8":
+        if color:
+            _check_frame(frame)
+        elif frame.ndim != 2 or frame.dtype != "uint8":
             raise FlowkitError(
                 f"expected gray frames, uint8 (H, W), instead got {frame.dtype} {frame.shape}"
             )

@@ -97,6 +97,15 @@ def describe_method(method: FlowMethod) -> dict[str, Any]:
     return {"name": method.name, **parameters}
 
 
+def method_of(identity: dict[str, Any]) -> FlowMethod:
+    """The method that `describe_method` described; files that it names are looked for here.
+
+    UsageError as `make_method`. A method may say, as ``unnamed``, what older identities leave out.
+    """
+    name = identity["name"]
+    return make_method(**{**getattr(method_class(name), "unnamed", {}), **identity})
+
+
 def device_of(method: FlowMethod) -> str:
     """The kind of device that a method computes on here: "cuda" or "cpu"."""
     device = getattr(method, "device", None)

@@ -35,19 +35,23 @@ class RAFT:
 
     `weights` is a file of the weights of torchvision's ``raft_large`` or ``raft_small`` (.pth or
     .safetensors; which of the two is seen from them); nothing is downloaded. The networks were
-    trained on RGB; here they see gray frames as three equal channels, scaled to [-1, 1]. Sides are
-    padded by repeating the border, on both sides alike, to a multiple of 8 px and at least 128.
+    trained on RGB and see the frames in color, scaled to [-1, 1]; a gray frame, or without `color`
+    every one, as three equal channels. Sides are padded by repeating the border, on both sides
+    alike, to a multiple of 8 px and at least 128.
 
-    The identity is the name of the file and the `sha256` of its content, which is filled in.
+    The identity is the name of the file, the `sha256` of its content, which is filled in, and the
+    other parameters; one that does not name `color` is of gray frames.
     UsageError where there is no such file or another content than `sha256` says.
     """
 
     name: ClassVar[str] = "raft"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    unnamed: ClassVar[dict[str, Any]] = {"color": False}  # what an identity without it means
 
     weights: str = parameter("", "File of torchvision's weights of RAFT, large or small.")
     updates: int = parameter(12, "Updates of the field.", at_least=1)
     sha256: str = parameter("", "SHA-256 that the file of weights must have.")
+    color: bool = parameter(True, "Frames in color, as in the training of RAFT; else gray thrice.")
 
     def __post_init__(self) -> None:
         check_parameters(self)
@@ -67,7 +71,8 @@ class RAFT:
 
     def identity(self) -> dict[str, Any]:
         """The parameters; of the file its name and checksum, wherever it lies."""
-        return {**dataclasses.asdict(self), "weights": Path(self.weights).name}
+        identity = {**dataclasses.asdict(self), "weights": Path(self.weights).name}
+        return {name: value for name, value in identity.items() if self.unnamed.get(name) != value}
 
     def device(self) -> str:
         """The device that RAFT computes on: "cuda" if torch can use one, else "cpu"."""
@@ -75,10 +80,10 @@ class RAFT:
 
     def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The n-1 fields of n gray or BGR frames, lazily."""
-        return self.fields(consecutive(frames))
+        return self.fields(consecutive(frames, color=self.color))
 
     def fields(self, pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
-        """The field of each pair of gray frames, in order, float32 (H, W, 2) px.
+        """The field of each pair of gray or BGR frames, in order, float32 (H, W, 2) px.
 
         Reads a batch of up to eight pairs ahead; a batch ends where the size changes. InstallError
         where torch or torchvision cannot be imported.
@@ -123,18 +128,21 @@ def load_network(weights: str, sha256: str, device: str) -> Any:
 
 
 def _compute(network: Any, batch: list[Pair], updates: int) -> list[np.ndarray]:
-    """The fields of pairs of one size."""
+    """The fields of pairs of one size, all gray or all BGR."""
     import numpy as np
 
     torch = _torch()
-    height, width = batch[0][0].shape
+    height, width = batch[0][0].shape[:2]
     top, bottom = _padding(height)
     left, right = _padding(width)
     frames = torch.from_numpy(np.array(batch)).to(next(network.parameters()).device)
     with torch.inference_mode():
-        gray = frames.transpose(0, 1).float() / 127.5 - 1  # (B, 2, H, W) -> (2, B, H, W)
-        gray = torch.nn.functional.pad(gray, (left, right, top, bottom), mode="replicate")
-        first, second = gray[:, :, None].expand(-1, -1, 3, -1, -1)  # each (B, 3, H', W')
+        if frames.ndim == 4:  # gray (B, 2, H, W)
+            frames = frames[..., None]
+        frames = frames.permute(1, 0, 4, 2, 3).flip(2)  # (B, 2, H, W, C) -> (2, B, C, H, W), RGB
+        frames = frames.float().div_(127.5).sub_(1).flatten(0, 1)
+        frames = torch.nn.functional.pad(frames, (left, right, top, bottom), mode="replicate")
+        first, second = frames.expand(-1, 3, -1, -1).chunk(2)  # each (B, 3, H', W')
         flow = network(first, second, num_flow_updates=updates)[-1]  # (B, 2, H', W')
         flow = flow[:, :, top : top + height, left : left + width].permute(0, 2, 3, 1)
         # Returned, not yielded: a mode that a generator has entered holds for its caller, too.
@@ -145,7 +153,7 @@ def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
     """Pairs of one size, as many as correlations of `BATCH_BYTES` allow, up to `MOST_PAIRS`."""
     batch: list[Pair] = []
     for first, second in pairs:
-        check_pair(first, second)
+        check_pair(first, second, color=True)
         if batch and (first.shape != batch[0][0].shape or len(batch) == _room(batch[0][0].shape)):
             yield batch
             batch = []
@@ -154,9 +162,10 @@ def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
         yield batch
 
 
-def _room(size: tuple[int, ...]) -> int:
+def _room(shape: tuple[int, ...]) -> int:
+    """Pairs of frames of a `shape` (H, W) or (H, W, 3) in a batch."""
     cells = 1
-    for side in size:
+    for side in shape[:2]:
         cells *= (side + sum(_padding(side))) // STRIDE
     return max(1, min(MOST_PAIRS, BATCH_BYTES // (cells * cells * 4 * 4 // 3)))  # float32, levels
 
