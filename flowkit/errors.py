@@ -31,3 +31,23 @@ class DeviceMemoryError(FlowkitError, MemoryError):
 
 class DeviceError(FlowkitError, RuntimeError):
     """A card failed in the middle of its work: the process that uses it cannot go on."""
+
+
+class TrainingError(FlowkitError, ArithmeticError):
+    """A training cannot go on: its loss is no number any more."""
+
+
+class FlowProcessDied(FlowkitError):
+    """The process that computed a video's flow is no more: the video has to be begun anew."""
+
+
+class ScoresError(FlowkitError, ValueError):
+    """A scores file is missing or malformed, or scores do not fit together."""
+
+
+class CheckpointError(FlowkitError, ValueError):
+    """A checkpoint or a file of weights is missing, damaged, or not what was asked for."""
+
+
+class ExportError(FlowkitError, ArithmeticError):
+    """An exported network does not give the outputs of the one it was made of."""

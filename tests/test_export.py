@@ -10,10 +10,10 @@ from click.testing import CliRunner
 from made_runs import write_run
 
 from flowkit.data.stacks import StackForm
-from flowkit.errors import InstallError, UsageError
+from flowkit.errors import ExportError, InstallError, UsageError
 from flowkit.networks import export
 from flowkit.networks.checkpoints import load_net
-from flowkit.networks.export import ExportError, export_net
+from flowkit.networks.export import export_net
 from flowkit_cli.export import export as export_command
 
 TASKS = {"main": ("grow", "shrink", "spin"), "aux": ("x", "y")}

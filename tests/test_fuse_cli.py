@@ -8,12 +8,11 @@ from click.testing import CliRunner
 from made_records import write_record
 from made_scores import CLASSES, make_scores, shuffle
 
-from flowkit.errors import UsageError
+from flowkit.errors import ScoresError, UsageError
 from flowkit.report.figures import evaluate, mistakes
 from flowkit.scores.files import read_scores, write_scores
 from flowkit.scores.fitting import fit_linear
 from flowkit.scores.fusion import FUSIONS, Fusion, fuse, read_fusion
-from flowkit.scores.npz import ScoresError
 from flowkit_cli.fuse import fuse as fuse_command
 from flowkit_cli.report import report as report_command
 

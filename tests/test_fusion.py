@@ -13,11 +13,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 
-from flowkit.errors import UsageError
+from flowkit.errors import ScoresError, UsageError
 from flowkit.scores.files import Scores, read_scores, softmax, write_scores
 from flowkit.scores.fitting import C_GRID, fit_linear, fit_weights
 from flowkit.scores.fusion import FUSIONS, Fusion, features, fuse, read_fusion, write_fusion
-from flowkit.scores.npz import ScoresError
 
 SVMS = [("svm", "crammer-singer"), ("svm", "ovr"), ("logistic", "ovr")]
 

@@ -24,6 +24,7 @@ from sklearn.metrics import (
 )
 
 from flowkit._cv2 import cv2
+from flowkit.errors import ScoresError
 from flowkit.pictures.curves import curve_chart, draw_curves, round_values
 from flowkit.report.charts import method_marks
 from flowkit.report.extras import read_curves, read_pictures
@@ -45,7 +46,6 @@ from flowkit.report.html import Extras, page, write_page
 from flowkit.report.text import as_json, as_text, methods_text
 from flowkit.scores.files import Scores, softmax, write_scores
 from flowkit.scores.fusion import Fusion, fuse
-from flowkit.scores.npz import ScoresError
 
 MANY = tuple(f"class {k}" for k in range(12))
 

@@ -12,7 +12,7 @@ import pytest
 from made_scores import CLASSES, make_scores, shuffle
 from scipy.special import softmax as scipy_softmax
 
-from flowkit.errors import FlowkitError
+from flowkit.errors import FlowkitError, ScoresError
 from flowkit.scores import npz
 from flowkit.scores.files import (
     Scores,
@@ -25,7 +25,6 @@ from flowkit.scores.files import (
     stream_name,
     write_scores,
 )
-from flowkit.scores.npz import ScoresError
 
 META = {"version": 1, "kind": "softmax"}
 GOOD = {

@@ -22,15 +22,15 @@ from flowkit import documents
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import Split, Video
 from flowkit.data.stacks import StackForm
-from flowkit.errors import InstallError, RecordError, SplitError, UsageError
-from flowkit.networks.checkpoints import (
-    BEST,
-    LAST,
+from flowkit.errors import (
     CheckpointError,
-    load_net,
-    read_checkpoint,
-    read_tensors,
+    InstallError,
+    RecordError,
+    SplitError,
+    TrainingError,
+    UsageError,
 )
+from flowkit.networks.checkpoints import BEST, LAST, load_net, read_checkpoint, read_tensors
 from flowkit.networks.streams import build_stream
 from flowkit.training import log
 from flowkit.training.distributed import Ranks, choose_device, join_ranks
@@ -46,7 +46,7 @@ from flowkit.training.sampling import (
     task_counts,
     train_on_all,
 )
-from flowkit.training.trainer import Training, TrainingError
+from flowkit.training.trainer import Training
 from flowkit.workers.signals import Stopped
 
 ALONE = Ranks(0, 1, torch.device("cpu"))

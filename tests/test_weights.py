@@ -11,8 +11,8 @@ from torch import nn
 
 from flowkit.data.augment import RGB_MEAN, RGB_STD
 from flowkit.data.stacks import StackForm
-from flowkit.errors import UsageError
-from flowkit.networks.checkpoints import BEST, Checkpoint, CheckpointError, write_checkpoint
+from flowkit.errors import CheckpointError, UsageError
+from flowkit.networks.checkpoints import BEST, Checkpoint, write_checkpoint
 from flowkit.networks.streams import build_stream, widen_first_layer
 from flowkit.networks.weights import load_weights, read_matconvnet, read_weights
 

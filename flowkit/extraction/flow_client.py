@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 
 import numpy as np
 
-from flowkit.errors import FlowkitError
+from flowkit.errors import FlowkitError, FlowProcessDied
 from flowkit.extraction.messages import Answer, Computed
 from flowkit.flow.method import Pair, check_pair
 from flowkit.records.formats import Ranges
@@ -28,10 +28,6 @@ WINDOW = 64  # pairs of a video on their way, at most: a dozen workers fill seve
 WINDOW_PX = 6 << 20  # pixels of those pairs: 64 of 340 x 256, and memory of 20 MB a worker
 SMALLEST_WINDOW = 4
 GROUP = 8  # pairs in a message: one each would cost the flow process more than their pixels
-
-
-class FlowProcessDied(FlowkitError):
-    """The process that computed a video's flow is no more: the video has to be begun anew."""
 
 
 @dataclass(frozen=True)

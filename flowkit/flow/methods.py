@@ -8,8 +8,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from flowkit.errors import UsageError
+from flowkit.flow.method import consecutive
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from flowkit.flow.method import FlowMethod
 
 
@@ -74,6 +77,21 @@ def make_method(name: str, *, preset: str | None = None, **parameters: Any) -> F
     if unknown:
         raise UsageError(f"method {name} has no parameter {', '.join(sorted(unknown))}")
     return chosen(**{**(chosen.presets[preset] if preset else {}), **parameters})
+
+
+def compute_field(
+    first: np.ndarray, second: np.ndarray, method: FlowMethod | str = "tvl1"
+) -> np.ndarray:
+    """The displacement field of two frames: float32 (H, W, 2) in px.
+
+    `first` and `second` are uint8, (H, W) gray or (H, W, 3) BGR as OpenCV reads them, of one size.
+    Pixel (y, x) of `first` is found in `second` at (y + field[y, x, 1], x + field[y, x, 0]).
+    `method` is a flow method or the name of one with its defaults. FlowkitError for frames of
+    another kind or of two sizes, UsageError for a name that there is not.
+    """
+    chosen = make_method(method) if isinstance(method, str) else method
+    [field] = chosen.fields(consecutive([first, second]))
+    return field
 
 
 def prepare_method(method: FlowMethod) -> None:

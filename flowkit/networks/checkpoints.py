@@ -22,17 +22,13 @@ from safetensors.torch import load_file, save_file
 import flowkit
 from flowkit.data.stacks import StackForm
 from flowkit.documents import differences, replacing
-from flowkit.errors import FlowkitError, RecordError
+from flowkit.errors import CheckpointError, FlowkitError, RecordError
 from flowkit.networks.streams import Stream, StreamNet, build_stream
 from flowkit.records.reading import Record, flow_of
 
 FORMAT = "flowkit checkpoint"
 VERSION = 1
 BEST, LAST = "best.json", "last.json"
-
-
-class CheckpointError(FlowkitError, ValueError):
-    """A checkpoint or a file of weights is missing, damaged, or not what was asked for."""
 
 
 @dataclass(frozen=True)

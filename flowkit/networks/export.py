@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 
 from flowkit.documents import replacing
-from flowkit.errors import FlowkitError, InstallError, UsageError
+from flowkit.errors import ExportError, InstallError, UsageError
 from flowkit.networks.checkpoints import Checkpoint, load_net
 from flowkit.networks.streams import StreamNet
 
@@ -26,10 +26,6 @@ INPUT, OUTPUT = "input", "logits"
 DESCRIPTION = "flowkit.json"  # in the file: the key of what the checkpoint says
 CHECKED_BATCHES = (1, 3)  # inputs; neither is the batch of the tracing, which must not matter
 TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order
-
-
-class ExportError(FlowkitError, ArithmeticError):
-    """An exported network does not give the outputs of the one it was made of."""
 
 
 def export_net(

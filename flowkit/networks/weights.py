@@ -16,9 +16,8 @@ import numpy as np
 import torch
 
 from flowkit.data.augment import RGB_MEAN, RGB_STD
-from flowkit.errors import InstallError, UsageError
+from flowkit.errors import CheckpointError, InstallError, UsageError
 from flowkit.networks.checkpoints import (
-    CheckpointError,
     checkpoint_path,
     read_checkpoint,
     read_safetensors,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flowkit.scores.npz import ScoresError
+from flowkit.errors import ScoresError
 
 if TYPE_CHECKING:
     import numpy as np

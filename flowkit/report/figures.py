@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from flowkit.documents import listed
+from flowkit.errors import ScoresError
 from flowkit.scores.files import Scores, align, name_streams, read_scores, softmax
-from flowkit.scores.npz import ScoresError
 
 Z = 1.959963984540054  # of a two-sided 95% interval
 TOP = 5

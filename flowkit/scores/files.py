@@ -17,7 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from flowkit.documents import listed
-from flowkit.scores.npz import ScoresError, read_arrays, write_arrays
+from flowkit.errors import ScoresError
+from flowkit.scores.npz import read_arrays, write_arrays
 
 VERSION = 1  # of the scores file
 KINDS = ("softmax", "logits")

@@ -12,10 +12,9 @@ import numpy as np
 
 from flowkit.data.splits import source_group
 from flowkit.documents import listed
-from flowkit.errors import UsageError
+from flowkit.errors import ScoresError, UsageError
 from flowkit.scores.files import Scores, align, softmax
 from flowkit.scores.fusion import FUSIONS, Fusion, features
-from flowkit.scores.npz import ScoresError
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression

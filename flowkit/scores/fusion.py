@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from flowkit.documents import listed
-from flowkit.errors import UsageError
+from flowkit.errors import ScoresError, UsageError
 from flowkit.scores.files import Scores, align, softmax
-from flowkit.scores.npz import ScoresError, read_arrays, write_arrays
+from flowkit.scores.npz import read_arrays, write_arrays
 
 VERSION = 1  # of the fitted file
 

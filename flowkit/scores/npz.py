@@ -14,14 +14,10 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from flowkit.documents import listed, replacing
-from flowkit.errors import FlowkitError
+from flowkit.errors import ScoresError
 
 MAX_BYTES = 1 << 31  # of all arrays of a file, unpacked: 4 million videos of 100 classes
 LAST_CODE = 0x10FFFF  # of Unicode; NumPy crashes on what is above
-
-
-class ScoresError(FlowkitError, ValueError):
-    """A scores file is missing or malformed, or scores do not fit together."""
 
 
 def write_arrays(

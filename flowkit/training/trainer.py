@@ -21,14 +21,8 @@ from torch.utils.data import DataLoader, Subset
 from flowkit.data.datasets import TestClips, collate, start_worker
 from flowkit.data.plane_batches import stack_planes
 from flowkit.documents import differences
-from flowkit.errors import FlowkitError, UsageError
-from flowkit.networks.checkpoints import (
-    Checkpoint,
-    CheckpointError,
-    read_checkpoint,
-    read_tensors,
-    write_checkpoint,
-)
+from flowkit.errors import CheckpointError, FlowkitError, TrainingError, UsageError
+from flowkit.networks.checkpoints import Checkpoint, read_checkpoint, read_tensors, write_checkpoint
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
 from flowkit.training.micro_batch import fitting_micro_batch
@@ -42,10 +36,6 @@ OTHER_TASK = -100  # label of a clip for the heads of other tasks: cross_entropy
 
 
 Batches = Iterator[dict[str, Any]]
-
-
-class TrainingError(FlowkitError, ArithmeticError):
-    """A training cannot go on: its loss is no number any more."""
 
 
 class Training:

@@ -65,7 +65,9 @@ def find_videos(
     root: str | Path | None = None,
     stdin: BinaryIO | None = None,
 ) -> Found:
-    """Find the videos that `inputs` name; each input is one of
+    """Find the videos that `inputs` name.
+
+    Each input is one of:
 
     - a folder: every video file below it, and every folder below it (or itself) that holds two or
       more numbered frames and no video; ids are paths relative to it, or to `root`;
