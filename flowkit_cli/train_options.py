@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from flowkit.training.recipes import SCHEDULES
 from flowkit_cli.record_options import missing_option, record_options
 
 PATH = click.Path(path_type=Path)
@@ -15,12 +16,16 @@ PATH = click.Path(path_type=Path)
 RECIPE_NUMBERS = (
     "steps",
     "batch_size",
+    "segments",
     "learning_rate",
+    "trunk_rate",
+    "schedule",
     "drop_at",
     "drop_factor",
     "momentum",
     "weight_decay",
     "dropout",
+    "frozen_statistics",
     "warmup_steps",
     "clip_norm",
     "first_phase_steps",
@@ -144,8 +149,22 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="paper: the 2014 network and schedule at full size; short: for small data.",
         ),
         click.option("--steps", type=click.IntRange(1), help="Updates; others move with it."),
-        click.option("--batch-size", type=click.IntRange(1), help="Clips of an update."),
+        click.option("--batch-size", type=click.IntRange(1), help="Videos of an update."),
+        click.option(
+            "--segments",
+            type=click.IntRange(1),
+            help="Clips of each video, one from each equal part; the mean of their logits is "
+            "learned from.",
+        ),
         click.option("--lr", "learning_rate", type=float, help="Learning rate at first."),
+        click.option(
+            "--trunk-rate", type=float, help="Share of it that all but the last layer takes."
+        ),
+        click.option(
+            "--schedule",
+            type=click.Choice(SCHEDULES),
+            help="How the rate falls: by --drop-at, or along half a cosine.",
+        ),
         click.option(
             "--drop-at", metavar="STEP,...", help="Steps at which the rate drops; none for never."
         ),
@@ -153,6 +172,11 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--momentum", type=float),
         click.option("--weight-decay", type=float),
         click.option("--dropout", type=float, help="Part of the outputs that is set to zero."),
+        click.option(
+            "--frozen-statistics/--learned-statistics",
+            default=None,
+            help="Keep the batch statistics of --weights, but for the first layer's.",
+        ),
         click.option(
             "--warmup-steps", type=click.IntRange(0), help="Steps in which the rate rises."
         ),

@@ -135,6 +135,16 @@ def test_only_the_last_layer_learns():
     assert all(torch.equal(before[name], after[name]) for name in before)  # batch statistics, too
 
 
+def test_frozen_statistics_are_those_of_all_normalizations_but_the_first():
+    net = build_stream("resnet18", "spatial", {"main": 2})
+    net.frozen_statistics = True
+    before = {name: value.clone() for name, value in net.trunk.state_dict().items()}
+    net.train()(torch.randn(2, 3, 32, 32))
+    after = net.trunk.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"bn1.running_mean", "bn1.running_var", "bn1.num_batches_tracked"}
+
+
 @pytest.mark.parametrize(
     ("name", "top_blocks", "prefixes"),
     [

@@ -108,7 +108,10 @@ def test_every_number_of_the_recipe_is_an_option(job_of):
     numbers += ["--drop-factor", 0.2]
     numbers += ["--momentum", 0.8, "--weight-decay", 0.1, "--dropout", 0.3, "--warmup-steps", 2]
     numbers += ["--clip-norm", 7, "--first-phase-steps", 4, "--top-blocks", 3, "--eval-every", 1]
-    recipe = job_of("spatial", *numbers).recipe
+    numbers += ["--segments", 3, "--trunk-rate", 0.1, "--schedule", "cosine"]
+    recipe = job_of("spatial", *numbers, "--frozen-statistics").recipe
+    assert (recipe.segments, recipe.trunk_rate, recipe.schedule) == (3, 0.1, "cosine")
+    assert recipe.frozen_statistics
     assert (recipe.steps, recipe.batch_size, recipe.learning_rate) == (9, 5, 0.5)
     assert (recipe.drop_at, recipe.drop_factor, recipe.momentum) == ((3, 6), 0.2, 0.8)
     assert (recipe.weight_decay, recipe.dropout, recipe.warmup_steps) == (0.1, 0.3, 2)

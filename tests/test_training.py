@@ -17,6 +17,7 @@ import pytest
 import torch
 from made_training import CLASSES, CROP, FIELDS, make_job, make_split, write_videos
 from safetensors.torch import load_file
+from torch import nn
 
 from flowkit import documents
 from flowkit.data.record_folders import RecordFolder
@@ -119,6 +120,12 @@ def test_the_rate_rises_during_warm_up():
     assert [recipe.rate(step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
 
 
+def test_the_rate_falls_along_half_a_cosine():
+    recipe = Recipe(steps=4, schedule="cosine", learning_rate=1.0)
+    expected = [1, 0.5 + 0.5 * 0.5**0.5, 0.5, 0.5 - 0.5 * 0.5**0.5]
+    assert [recipe.rate(step) for step in range(4)] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
@@ -126,6 +133,9 @@ def test_the_rate_rises_during_warm_up():
         ({"steps": 0}, "expected steps of at least 1, got 0"),
         ({"momentum": -1}, "expected momentum of at least 0, got -1"),
         ({"learning_rate": 0}, "expected learning_rate above 0, got 0"),
+        ({"segments": 0}, "expected segments of at least 1, got 0"),
+        ({"trunk_rate": 0}, "expected trunk_rate above 0, got 0"),
+        ({"schedule": "linear"}, "expected a schedule of drops or cosine, got 'linear'"),
         ({"drop_at": (5, 3)}, "expected drop_at steps in rising order"),
         ({"mode": "two-phase"}, "expected a first phase within the 80000 steps, got 0"),
     ],
@@ -358,6 +368,48 @@ def test_two_processes_make_the_same_steps_as_one(tmp_path, records):
 
 
 # ---- several tasks
+
+
+def test_segments_of_a_video_have_one_loss_of_the_mean_of_their_logits(records):
+    job = make_job(records, recipe={"segments": 3, "batch_size": 4, "dropout": 0.0})
+    training = Training(job, ALONE, Machine())
+    samples = [training.clips[number] for number in range(12)]
+    with torch.no_grad():
+        logits = training.net(torch.stack([sample["temporal"] for sample in samples]))
+    labels = torch.tensor([sample["label"] for sample in samples[::3]])
+    expected = nn.functional.cross_entropy(logits.view(4, 3, -1).mean(1), labels)
+    with training.loader() as batches:
+        losses, _ = training.take_step(batches)
+    assert losses == pytest.approx([float(expected)], rel=1e-5)
+
+
+def test_passes_of_any_size_make_the_same_step_of_segments(records):
+    job = make_job(records, recipe={"segments": 3, "batch_size": 4, "dropout": 0.0})
+    weights = []
+    for micro_batch in (100, 4, 1):  # 4, 1 and 1 videos of a pass
+        training = Training(job, ALONE, Machine(micro_batch=micro_batch))
+        with training.loader() as batches:
+            training.take_step(batches)
+        weights.append(training.net.state_dict())
+    for other in weights[1:]:
+        for name, tensor in weights[0].items():
+            torch.testing.assert_close(tensor, other[name], rtol=1e-4, atol=1e-6)
+
+
+def test_the_trunk_takes_its_share_of_the_learning_rate(records):
+    moved = {}
+    for share in (1.0, 0.25):
+        recipe = {"trunk_rate": share, "dropout": 0.0, "weight_decay": 0.0, "momentum": 0.0}
+        training = Training(make_job(records, recipe=recipe), ALONE, Machine())
+        before = {name: one.clone() for name, one in training.net.state_dict().items()}
+        with training.loader() as batches:
+            training.take_step(batches)
+        after = training.net.state_dict()
+        moved[share] = {name: after[name] - before[name] for name in before}
+    for name, whole in moved[1.0].items():
+        expected = whole if name.startswith("heads.") else 0.25 * whole
+        torch.testing.assert_close(moved[0.25][name], expected, rtol=1e-3, atol=1e-7)
+    assert moved[1.0]["trunk.block1.conv.weight"].abs().max() > 1e-5
 
 
 def test_heads_get_gradients_only_from_their_own_videos(records):

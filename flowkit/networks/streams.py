@@ -61,6 +61,7 @@ class StreamNet(nn.Module):
     def __init__(self, name: str, trunk: nn.Module, features: int, heads: Mapping[str, int]):
         super().__init__()
         self.name = name
+        self.frozen_statistics = False
         self.trunk = trunk
         layers = {task: nn.Linear(features, classes) for task, classes in heads.items()}
         for head in layers.values():
@@ -104,11 +105,15 @@ class StreamNet(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> StreamNet:
-        """As nn.Module's, but what does not learn keeps its batch statistics, too."""
+        """As nn.Module's, but what does not learn keeps its batch statistics, too.
+
+        With `frozen_statistics` all normalizations but the first keep them.
+        """
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
-                module.eval()
+        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        for place, norm in enumerate(norms):
+            if not norm.weight.requires_grad or (self.frozen_statistics and place):
+                norm.eval()
         return self
 
 

@@ -167,7 +167,7 @@ class _Window:
             losses=dict(zip(names, map(float, losses), strict=True)),
             accuracies=dict(zip(names, map(float, accuracies), strict=True)),
             learning_rate=recipe.rate(step - 1),
-            samples_per_s=steps_per_s * recipe.batch_size,
+            samples_per_s=steps_per_s * recipe.batch_size * recipe.segments,
             seconds_left=(recipe.steps - step) / steps_per_s,
             heldout_loss=None if found is None else found[0],
             heldout_accuracy=None if found is None else found[1],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -11,6 +12,8 @@ from flowkit.errors import UsageError
 # or the last layer first and then the top blocks with it (as in Keras's fine-tuning example).
 Mode = Literal["scratch", "fine-tune", "last-layer", "two-phase"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+Schedule = Literal["drops", "cosine"]
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 Name = Literal["paper", "short"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
@@ -19,22 +22,32 @@ NAMES: tuple[Name, ...] = get_args(Name)
 class Recipe:
     """Stochastic gradient descent, step by step; the defaults are those of the 2014 paper.
 
-    A step is one update by a batch of `batch_size` clips, however many devices and passes share it.
-    The learning rate rises over `warmup_steps` and is multiplied by `drop_factor` at each step of
-    `drop_at`. `clip_norm` is the largest norm of the gradient, None for any. Two phases: the heads
-    alone learn for `first_phase_steps`, then the last `top_blocks` blocks of the trunk, too. The
-    held-out part is asked and a checkpoint written every `eval_every` steps.
+    A step is one update by a batch of `batch_size` videos, however many devices and passes share
+    it: `segments` clips of each, one from each equal part, whose logits are averaged before the
+    loss (Wang et al. 2016, arXiv:1608.00859).
+
+    The learning rate rises over `warmup_steps`; with the schedule "drops" it is multiplied by
+    `drop_factor` at each step of `drop_at`, with "cosine" it falls to zero along half a wave. The
+    trunk takes `trunk_rate` of it, the heads all. `frozen_statistics` keeps those of given weights
+    in all batch normalizations but the first (the same paper's partial BN). `clip_norm` is the
+    largest norm of the gradient, None for any. Two phases: the heads alone learn for
+    `first_phase_steps`, then the last `top_blocks` blocks of the trunk, too. The held-out part is
+    asked and a checkpoint written every `eval_every` steps.
     """
 
     mode: Mode = "scratch"
     steps: int = 80_000
     batch_size: int = 256
+    segments: int = 1
     learning_rate: float = 1e-2
+    trunk_rate: float = 1.0
+    schedule: Schedule = "drops"
     drop_at: tuple[int, ...] = (50_000, 70_000)
     drop_factor: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4  # not stated in the paper; Krizhevsky et al. 2012's
     dropout: float = 0.9
+    frozen_statistics: bool = False
     warmup_steps: int = 0
     clip_norm: float | None = None
     first_phase_steps: int = 0
@@ -44,13 +57,17 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UsageError(f"expected a mode of {', '.join(MODES)}, got {self.mode!r}")
-        for name in ("steps", "batch_size", "eval_every"):
+        if self.schedule not in SCHEDULES:
+            raise UsageError(
+                f"expected a schedule of {' or '.join(SCHEDULES)}, got {self.schedule!r}"
+            )
+        for name in ("steps", "batch_size", "segments", "eval_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"expected {name} of at least 1, got {getattr(self, name)}")
         for name in ("warmup_steps", "first_phase_steps", "top_blocks", "weight_decay", "momentum"):
             if getattr(self, name) < 0:
                 raise UsageError(f"expected {name} of at least 0, got {getattr(self, name)}")
-        for name in ("learning_rate", "drop_factor", "clip_norm"):
+        for name in ("learning_rate", "trunk_rate", "drop_factor", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"expected {name} above 0, got {value}")
@@ -63,10 +80,13 @@ class Recipe:
             )
 
     def rate(self, step: int) -> float:
-        """The learning rate of step `step`, from 0."""
-        drops = sum(step >= drop for drop in self.drop_at)
+        """The learning rate of the heads at step `step`, from 0."""
         warmth = min(1.0, (step + 1) / (self.warmup_steps + 1))
-        return self.learning_rate * self.drop_factor**drops * warmth
+        if self.schedule == "cosine":
+            left = 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        else:
+            left = self.drop_factor ** sum(step >= drop for drop in self.drop_at)
+        return self.learning_rate * left * warmth
 
     def top_blocks_at(self, step: int) -> int | None:
         """How many blocks of the trunk, from the last, learn at step `step`; None: all."""

@@ -54,6 +54,7 @@ class Training:
             form=job.form,
             augmentation=job.augmentation,
             seed=job.seed,
+            segments=job.recipe.segments,
             missing=job.missing,
         )
         if ranks.device.type == "cuda":
@@ -66,12 +67,18 @@ class Training:
         self.net = (job if checkpoint is None else checkpoint).build()
         if resume is not None:
             self.net.load_state_dict(read_tensors(resume, "weights"))
+        self.net.frozen_statistics = job.recipe.frozen_statistics
         self.net.train().to(ranks.device)
         if machine.channels_last:
             self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         recipe = job.recipe
+        heads = list(self.net.heads.parameters())
+        trunk = [one for one in self.net.parameters() if all(one is not head for head in heads)]
         self.optimizer = torch.optim.SGD(
-            self.net.parameters(),
+            [  # each with its share of the learning rate
+                {"params": trunk, "share": recipe.trunk_rate},
+                {"params": heads, "share": 1.0},
+            ],
             recipe.learning_rate,
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
@@ -81,7 +88,13 @@ class Training:
         self._choose_what_learns()
         self.micro_batch = self._fit_micro_batch()
         self.batches = MicroBatches(
-            self.step, recipe.steps, recipe.batch_size, self.micro_batch, ranks.rank, ranks.size
+            self.step,
+            recipe.steps,
+            recipe.batch_size,
+            max(1, self.micro_batch // recipe.segments),
+            ranks.rank,
+            ranks.size,
+            segments=recipe.segments,
         )
         if ranks.is_first and (self.passes > 1 or ranks.size > 1):
             log.info(
@@ -103,7 +116,7 @@ class Training:
         recipe, ranks, tasks = self.job.recipe, self.ranks, self.net.tasks
         self._choose_what_learns()
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate(self.step)
+            group["lr"] = recipe.rate(self.step) * group["share"]
         torch.manual_seed(_seed(self.job.seed, self.step, ranks.rank))
         counts = task_counts(self.step, recipe.batch_size, len(tasks))
         self.optimizer.zero_grad(set_to_none=True)
@@ -116,7 +129,8 @@ class Training:
             with self.model.no_sync() if is_shared and not is_last else nullcontext():  # type: ignore[operator]
                 with self._autocast():
                     logits = self.model(inputs)
-                parts = self.net.split_logits(logits.float()).values()
+                logits = logits.float().unflatten(0, (-1, recipe.segments)).mean(1)  # of a video
+                parts = self.net.split_logits(logits).values()
                 sums = [
                     cross_entropy(part, own, ignore_index=OTHER_TASK, reduction="sum")
                     for part, own in zip(parts, labels, strict=True)
@@ -205,7 +219,7 @@ class Training:
         self.model = model
 
     def _fit_micro_batch(self) -> int:
-        share = -(-self.job.recipe.batch_size // self.ranks.size)
+        share = -(-self.job.recipe.batch_size // self.ranks.size) * self.job.recipe.segments
         if self.job.recipe.batch_size < self.ranks.size:
             raise UsageError(
                 f"expected a batch of at least one clip for each of {self.ranks.size} processes, "
@@ -234,8 +248,9 @@ class Training:
             self.optimizer.state[parameters[name]]["momentum_buffer"] = own
 
     def _to_device(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Inputs (B, C, h, w), and labels (B,) for the head of each task."""
-        task, label = (batch[name].to(self.ranks.device) for name in ("task", "label"))
+        """Inputs (B K, C, h, w) of K segments, and labels (B,) for the head of each task."""
+        segments = self.job.recipe.segments
+        task, label = (batch[name][::segments].to(self.ranks.device) for name in ("task", "label"))
         places = range(len(self.net.tasks))
         labels = [torch.where(task == place, label, OTHER_TASK) for place in places]
         given = batch[self.job.stream]
