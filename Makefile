@@ -55,7 +55,7 @@ docs: $(READY)
 	$(BIN)/python -m flowkit_cli.reference docs/cli.md
 
 pictures: demo
-	$(CHROMIUM) --headless --hide-scrollbars --window-size=1160,1400 \
+	$(CHROMIUM) --headless --hide-scrollbars --window-size=1160,1205 \
 		--screenshot=$(CURDIR)/docs/report.png $(CURDIR)/demo/runs/report.html
 
 check-clips: $(READY)

@@ -8,12 +8,14 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.resources import files
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from made_records import write_record
 from made_scores import make_scores, shuffle
+from PIL import Image
 from scipy.stats import binomtest
 from sklearn.metrics import (
     accuracy_score,
@@ -457,7 +459,7 @@ def test_charts_draw_the_figures(report):
     assert len(charts["interval"]) == 3
     for svg in charts["gains"]:
         widths = {r.get("class"): share(r.get("width")) for r in svg.iter("rect")}
-        lost, gained = (int(text.text[1:]) for text in svg.iter("text"))
+        lost, gained = (int(text.text.strip("−+")) for text in svg.iter("text"))
         assert widths["gained"] / widths["lost"] == pytest.approx(gained / lost, rel=0.01)
 
 
@@ -534,6 +536,13 @@ def palettes():
             np.array([[int(values[name][k : k + 2], 16) for k in (0, 2, 4)] for name in names])
             / 255
         )
+
+
+def test_the_picture_in_the_docs_has_the_colors_of_the_page():
+    light = next(palettes())
+    with Image.open(Path(__file__).parents[1] / "docs/report.png") as picture:
+        shown = {color[:3] for _, color in picture.convert("RGB").getcolors(1 << 24)}
+    assert {tuple(color) for color in np.rint(255 * light[:3]).astype(int).tolist()} <= shown
 
 
 def linear(colors):

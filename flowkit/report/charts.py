@@ -91,14 +91,15 @@ def interval_chart(rate: Rate, mark: Mark, limits: tuple[float, float]) -> str:
 
 def gains_chart(gained: int, lost: int, count: int, largest: int) -> str:
     """Two bars from a middle line: videos lost to the left, gained to the right."""
+    minus, plus = "−" * (lost > 0), "+" * (gained > 0)
     left, right = (34 * videos / max(largest, 1) for videos in (lost, gained))
     return (
         f'<svg class="gains" role="img" aria-label="{gained} gained, {lost} lost">'
         f'<rect class="lost" x="{50 - left:.2f}%" y="4" width="{left:.2f}%" height="18"/>'
         f'<rect class="gained" x="50%" y="4" width="{right:.2f}%" height="18"/>'
         '<line class="axis" x1="50%" x2="50%" y1="0" y2="26"/>'
-        f'<text x="{50 - left:.2f}%" dx="-5" y="17" text-anchor="end">−{lost}</text>'
-        f'<text x="{50 + right:.2f}%" dx="5" y="17">+{gained}</text>'
+        f'<text x="{50 - left:.2f}%" dx="-5" y="17" text-anchor="end">{minus}{lost}</text>'
+        f'<text x="{50 + right:.2f}%" dx="5" y="17">{plus}{gained}</text>'
         f"<title>{gained} gained, {lost} lost of {count} videos</title></svg>"
     )
 
@@ -180,10 +181,12 @@ def _class_chart(
 ) -> str:
     said = [f"{name}, {count} videos"]
     said += [f"{method}: {_percent(of[name])}" for method, of in rates.items()]
+    others = [method for method in rates if method != chosen]
+    middle = (len(others) - 1) / 2
+    lane = 4 / (middle or 1)  # px from one to the next, so that equals do not hide each other
     dots = "".join(
-        _use(marks[method], 100 * of[name].value, 10)
-        for method, of in rates.items()
-        if method != chosen
+        _use(marks[method], 100 * rates[method][name].value, 10 + lane * (number - middle))
+        for number, method in enumerate(others)
     )
     return (
         f'<svg class="classes"><title>{escape(chr(10).join(said))}</title>'

@@ -148,9 +148,8 @@ def _videos_text(report: Report, sign: str, videos: Sequence[str]) -> list[str]:
         for class_name, own in groups[:SHOWN]
     ]
     if left := groups[SHOWN:]:
-        lines.append(
-            f"  {sign} and {sum(len(own) for _, own in left):,} of {len(left)} more classes"
-        )
+        count, classes = sum(len(own) for _, own in left), "class" if len(left) == 1 else "classes"
+        lines.append(f"  {sign} and {count:,} of {len(left)} more {classes}")
     return lines
 
 
