@@ -11,7 +11,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+SIDECAR = "record.json"  # in the folder of a flow record, written last
+RECORD_FORMAT = "flowkit flow record"  # what its sidecar says that it is
 NAMED = 5  # names that an error lists; it counts the others
+
+
+def is_record(folder: Path) -> bool:
+    """Whether a folder holds the sidecar of a flow record, of any version, damaged or not.
+
+    A file of the same name that is not flowkit's makes no record; one that cannot be read does.
+    """
+    sidecar = folder / SIDECAR
+    try:
+        return sidecar.is_file() and RECORD_FORMAT.encode() in sidecar.read_bytes()
+    except OSError:
+        return True
 
 
 def differences(existing: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:

@@ -211,7 +211,7 @@ def extract(
         decoder=options["decoder"],
         max_frame_mpx=options["max_frame_mpx"],
     )
-    found = find_videos(inputs, root=root, stdin=sys.stdin.buffer)
+    found = find_videos(inputs, root=root, stdin=sys.stdin.buffer, out=out)
     sources = list(found.sources) if share is None else take_shard(found.sources, *share)
     todo = plan(sources, out, request, overwrite=overwrite)
     if workers is None:

@@ -233,6 +233,27 @@ def test_a_record_is_never_written_into_its_own_source(tmp_path):
         plan([Source(folder, "a")], tmp_path, Request(DIS), overwrite=True)
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_record_is_never_written_inside_another_or_around_one(video, tmp_path, pack):
+    """`video` goes to jump/a: not where jump is a record, nor where jump/a/b is one."""
+    request = Request(DIS, storage=Storage(pack=pack))
+    outer = Source(video.path, "jump")
+    extract_video(outer, tmp_path / "one", request)
+    for out in (tmp_path / "one", tmp_path / "one/jump/deeper/down"):
+        with pytest.raises(UsageError, match=r"inside the record .*one/jump: rename"):
+            plan([video], out, request, overwrite=True)
+    inner = Source(video.path, "jump/a/b")
+    extract_video(inner, tmp_path / "two", request)
+    with pytest.raises(UsageError, match=r"two/jump/a, holds other records, the first .*a/b"):
+        plan([video], tmp_path / "two", request, overwrite=True)
+    assert plan([inner], tmp_path / "two", request) == []
+
+
+def test_a_zip_of_something_else_is_in_no_records_way(video, tmp_path):
+    (tmp_path / "jump.zip").write_bytes(b"PK of something else")
+    assert plan([video], tmp_path, Request(DIS)) == [video]
+
+
 def test_one_name_in_two_classes_is_an_error_where_the_layout_has_no_classes(tmp_path):
     sources = [
         Source(write_video(tmp_path / f"{n}.mp4", moving_texture(3)), f"{n}/a") for n in "xy"

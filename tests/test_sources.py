@@ -1,13 +1,15 @@
 """Sources: every video under the inputs, each with a place of its own, and nothing else."""
 
+import errno
 import io
 import os
 from pathlib import Path
 
 import pytest
 
-from flowkit.errors import UsageError
+from flowkit.errors import UsageError, VideoError
 from flowkit.video.image_folders import frame_files
+from flowkit.video.reading import open_video
 from flowkit.video.sources import Source, find_videos
 
 
@@ -70,11 +72,66 @@ def test_link_to_a_video_that_is_gone_is_kept_to_fail_by_name(tmp_path):
     assert ids(tmp_path) == ["gone"]
 
 
-def test_folder_that_cannot_be_read(tmp_path):
+def test_a_link_to_itself_is_kept_to_fail_by_name_and_stops_nothing(tmp_path):
     touch(tmp_path, "a.avi")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
     (tmp_path / "round").symlink_to("round")
-    with pytest.raises(UsageError, match="cannot be read: Too many levels of symbolic links"):
-        find_videos([tmp_path])
+    found = find_videos([tmp_path])
+    assert [source.id for source in found.sources] == ["a", "loop"]
+    assert found.passed_over == {"broken link": 1}
+    for place in (tmp_path / "loop.mp4", write_list(tmp_path / "list.txt", f"{tmp_path}/loop.mp4")):
+        assert ids(place) == ["loop"]
+    with pytest.raises(VideoError, match=r"loop.mp4: expected a video file or a folder of frames"):
+        open_video(tmp_path / "loop.mp4")
+
+
+def test_folder_that_cannot_be_read_is_kept_to_fail_by_name(tmp_path, monkeypatch):
+    touch(tmp_path, "a.avi", "shut/b.avi")
+
+    def shut(path):
+        if Path(path).name == "shut":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", shut)
+    assert ids(tmp_path) == ["a", "shut"]
+    with pytest.raises(UsageError, match="shut: cannot be read: Permission denied"):
+        find_videos([tmp_path / "shut"])
+
+
+# --- records among the videos ---------------------------------------------------------------------
+
+
+def touch_record(folder: Path, *names: str) -> None:
+    touch(folder, "img_00001.jpg", "img_00002.jpg", *names)
+    (folder / "record.json").write_text('{"format": "flowkit flow record", "version": 9}')
+
+
+def test_flow_records_are_no_sources_unless_they_are_named(tmp_path):
+    touch(tmp_path, "jump/a.avi")
+    touch_record(tmp_path / "flow/jump/a", "b.avi")
+    touch_record(tmp_path / "own/records/a")
+    touch(tmp_path, *(f"own/{part}/a/frame00000{k}.jpg" for part in "uv" for k in "12"))
+    touch(tmp_path, *(f"own/jpegs_256/a/frame00000{k}.jpg" for k in "12"), "own/run.avi")
+    found = find_videos([tmp_path])
+    assert [source.id for source in found.sources] == ["jump/a", "own/run"]
+    assert found.passed_over == {"flow record": 1}
+    assert ids(tmp_path / "flow/jump/a", root=tmp_path / "flow") == ["jump/a/b"]
+
+
+def test_planes_of_another_tool_are_not_taken_for_flowkits(tmp_path):
+    """Only a sidecar makes them a record: u/ and v/ may hold anything."""
+    touch(tmp_path, *(f"{part}/a/frame00000{k}.jpg" for part in ("u", "v") for k in "12"))
+    touch(tmp_path, "records/a/record.json")
+    assert ids(tmp_path) == ["u/a", "v/a"]
+
+
+def test_the_output_folder_is_not_entered(tmp_path):
+    touch(tmp_path, "videos/a.avi", "videos/flow/b.avi", "videos/flow/.incomplete/c.avi")
+    for out in (tmp_path / "videos/flow", tmp_path / "videos/../videos/flow"):
+        assert ids(tmp_path / "videos", out=out) == ["a"]
+    assert ids(tmp_path / "videos/flow", out=tmp_path / "videos/flow") == ["b"]
 
 
 # --- folders of frames ----------------------------------------------------------------------------
@@ -107,19 +164,39 @@ def test_folder_of_frames_given_itself_is_called_by_its_name(tmp_path):
 def test_frames_of_a_flow_record_are_its_images(tmp_path):
     stems = ("img", "flow_x", "flow_y")
     touch(tmp_path, *(f"a/{stem}_0000{k}.jpg" for stem in stems for k in (1, 2)), "a/record.json")
+    # A file of that name that is not flowkit's makes no record of the folder.
     found = find_videos([tmp_path])
     assert found.sources == (Source(tmp_path / "a", "a"),)
     assert found.passed_over == {".jpg": 4, ".json": 1}
 
 
-def test_pictures_that_are_not_the_frames_of_one_video_are_passed_over(tmp_path):
+def test_pictures_that_are_no_frames_are_passed_over(tmp_path):
     touch(tmp_path, "a.avi", "1.jpg", "2.jpg")  # beside a video
-    touch(tmp_path, "b/left1.jpg", "b/left2.jpg", "b/right1.jpg")
-    touch(tmp_path, "c/1.jpg", "c/2.png")
-    touch(tmp_path, "d/photo1.jpg")
+    touch(
+        tmp_path, "d/photo1.jpg", "e/left1.jpg", "e/right2.jpg", "f/1.jpg", "f/2.jpg", "f/x/b.avi"
+    )
+    touch(tmp_path, "f/1.jpg", "f/2.jpg", "f/cover1.jpg", "f/x/b.avi")
     found = find_videos([tmp_path])
-    assert [source.id for source in found.sources] == ["a"]
-    assert found.passed_over == {".jpg": 7, ".png": 1}
+    assert [source.id for source in found.sources] == ["a", "f/x/b"]
+    assert found.passed_over == {".jpg": 8}
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["img_1.jpg", "img_2.jpg", "cover1.jpg"], "found 2 images like img_1.jpg and cover1.jpg"),
+        (["1.jpg", "2.jpeg", "3.jpeg"], "found 2 images like 2.jpeg and 1.jpg"),
+        (["1.jpg", "2.png"], r"found (1.jpg and 2.png|2.png and 1.jpg)"),
+        (["a1.jpg", "a2.jpg", "b1.jpg", "b2.jpg"], "found 2 images like a1.jpg and 2 images like"),
+    ],
+)
+def test_folder_of_frames_of_more_than_one_kind_is_kept_to_fail_by_name(tmp_path, names, reason):
+    touch(tmp_path, "a.avi", *(f"b/{name}" for name in names))
+    found = find_videos([tmp_path])
+    assert [source.id for source in found.sources] == ["a", "b"]
+    assert found.passed_over == {}
+    with pytest.raises(VideoError, match=reason):
+        open_video(tmp_path / "b")
 
 
 def test_frames_come_in_the_order_of_their_numbers():

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flowkit.documents import differences
+from flowkit.documents import differences, is_record
 from flowkit.errors import RecordError, UsageError
 from flowkit.extraction.request import Request
 from flowkit.records.layout import record_folder
-from flowkit.records.reading import SIDECAR, read_sidecar
+from flowkit.records.reading import SIDECAR, find_records, read_sidecar
 from flowkit.video.sources import Source, source_bytes
 
 
@@ -21,9 +23,11 @@ def plan(
     """The sources whose record is still to be made: those finished as asked for are left out.
 
     UsageError, before any work, where a record of other parameters, or a folder that holds
-    anything else, stands in a record's place, or where the record's place is the source itself.
+    anything else, stands in a record's place, where that place lies inside another record or
+    around one, or where it is the source itself.
     """
     todo, foreign = [], []
+    is_taken = cache(_is_taken)  # videos of a class share their folders
     different: dict[str, list[str]] = {}  # how they differ -> the records that do
     names: dict[str, Source] = {}
     for source in sources:
@@ -33,7 +37,17 @@ def plan(
             raise UsageError(f"{twin.path} and {source.path} would share the record {place}")
         if place.resolve() == source.path or source.path in place.resolve().parents:
             raise UsageError(f"{source.path}: its record would be written into it; choose --out")
+        if outer := next(filter(is_taken, Path(os.path.abspath(place)).parents), None):
+            raise UsageError(
+                f"{source.path}: its record, {place}, would lie inside the record {outer}: "
+                "rename one, or choose another --out"
+            )
         state = _existing(source, place, request)
+        if state is None and place.is_dir() and (inner := next(find_records(place), None)):
+            raise UsageError(
+                f"{source.path}: the place of its record, {place}, holds other records, the first "
+                f"{inner}: rename one, or choose another --out"
+            )
         if state is None or overwrite:
             todo.append(source)
         elif state:
@@ -52,6 +66,18 @@ def plan(
             "keeps them"
         )
     return todo
+
+
+def _is_taken(folder: Path) -> bool:
+    """Whether a flow record is this folder, or a pack beside it that unpacks to it."""
+    pack = Path(f"{folder}.zip")
+    if not pack.is_file():
+        return is_record(folder)
+    try:
+        read_sidecar(pack)
+    except RecordError:
+        return is_record(folder)
+    return True
 
 
 def take_shard(sources: Sequence[Source], index: int, count: int) -> list[Source]:

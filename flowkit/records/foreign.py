@@ -7,7 +7,6 @@ range is stored, the bound. What no layout reads is refused by its name.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -19,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from flowkit._cv2 import cv2
+from flowkit.documents import is_record
 from flowkit.errors import RecordError, UsageError
 from flowkit.quantize import CODES
 from flowkit.records.layout import LAYOUTS, Layout, read_layouts
-from flowkit.records.reading import FORMAT, SIDECAR, Record, StoredSeries
+from flowkit.records.reading import Record, StoredSeries
 from flowkit.series import Direction
 
 ZERO = CODES / 2  # the zero of tools that round: theirs lies between two codes
@@ -92,7 +92,7 @@ def open_foreign(
         raise UsageError(f"expected a bound above 0 px, got {bound}")
     if files.named_steps and step != 1:
         raise UsageError(f"layout {layout}: its names say the steps: leave the step out")
-    if bound is not None and _is_own(path):
+    if bound is not None and any(map(is_record, _own_places(path))):
         raise RecordError(f"{path}: a flow record of flowkit's own: leave the layout out")
     found = _find_planes(path, files, step)
     if not any(one.direction == "forward" for one in found):
@@ -280,15 +280,9 @@ def _check_images(path: Path, layout: str, images: int, fields: int) -> None:
         )
 
 
-def _is_own(path: Path) -> bool:
-    """Whether flowkit's sidecar lies there, or where its layout of twostreamfusion has it."""
-    for place in (path / SIDECAR, path.parent / "records" / path.name / SIDECAR):
-        try:
-            if json.loads(place.read_bytes())["format"] == FORMAT:
-                return True
-        except (OSError, ValueError, TypeError, KeyError):
-            continue
-    return False
+def _own_places(path: Path) -> tuple[Path, Path]:
+    """Where flowkit's sidecar of these planes would lie, that of its twostreamfusion last."""
+    return path, path.parent / "records" / path.name
 
 
 def _stored_ranges(path: Path, count: int) -> np.ndarray:

@@ -18,14 +18,13 @@ from typing import Any
 import numpy as np
 
 from flowkit._cv2 import cv2
-from flowkit.documents import differences
+from flowkit.documents import RECORD_FORMAT as FORMAT
+from flowkit.documents import SIDECAR, differences
 from flowkit.errors import RecordError
 from flowkit.records import formats, zips
 from flowkit.records.layout import FORMATS
 from flowkit.series import Direction
 
-SIDECAR = "record.json"
-FORMAT = "flowkit flow record"
 VERSION = 1  # of the sidecar and of what it describes
 
 

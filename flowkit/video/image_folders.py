@@ -18,6 +18,16 @@ def frame_files(names: Iterable[str]) -> list[tuple[int, str]]:
     the planes of a flow record (flow_x_*, flow_y_*) lie beside, they are the images called img_*.
     Empty where the names are not those of one video's frames.
     """
+    groups = image_groups(names)
+    return groups[0] if len(groups) == 1 else []
+
+
+def image_groups(names: Iterable[str]) -> list[list[tuple[int, str]]]:
+    """The numbered images among the file `names` of a folder that share prefix and extension.
+
+    Each group is in order of the number, the largest comes first. One group is a video's frames
+    (`frame_files`); of more, nobody can say which are.
+    """
     groups: dict[tuple[str, str], list[tuple[int, str]]] = {}
     for name in names:
         if (match := FRAME_NAME.fullmatch(name)) and not name.startswith("."):
@@ -25,7 +35,16 @@ def frame_files(names: Iterable[str]) -> list[tuple[int, str]]:
             groups.setdefault((prefix, extension.lower()), []).append((int(number), name))
     if any(prefix.startswith(("flow_x", "flow_y")) for prefix, _ in groups):
         groups = {key: files for key, files in groups.items() if key[0] == "img_"}
-    return sorted(*groups.values()) if len(groups) == 1 else []
+    return sorted(map(sorted, groups.values()), key=len, reverse=True)
+
+
+def describe_groups(groups: Iterable[list[tuple[int, str]]]) -> str:
+    """Groups of images in words: "5 images like img_00001.jpg and cover1.jpg"."""
+    words = [
+        files[0][1] if len(files) == 1 else f"{len(files)} images like {files[0][1]}"
+        for files in groups
+    ]
+    return " and ".join(words) or "none"
 
 
 def image_size(data: bytes) -> tuple[int, int] | None:

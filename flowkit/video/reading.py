@@ -18,7 +18,13 @@ import numpy as np
 from flowkit.errors import VideoError
 from flowkit.video.containers import signs_of_loss
 from flowkit.video.decoding import Decoder, Findings, check_size, decode_images, open_stream
-from flowkit.video.image_folders import MAX_FRAME_MPX, frame_files, image_size
+from flowkit.video.image_folders import (
+    MAX_FRAME_MPX,
+    describe_groups,
+    frame_files,
+    image_groups,
+    image_size,
+)
 
 
 class Account(NamedTuple):
@@ -151,13 +157,14 @@ def _open_file(path: Path, keep_damaged: bool, decoder: Decoder, max_frame_mpx: 
 
 def _open_folder(folder: Path, keep_damaged: bool, max_frame_mpx: float) -> Video:
     try:
-        files = frame_files(os.listdir(folder))
+        names = os.listdir(folder)
     except OSError as error:
         raise VideoError(f"{folder}: cannot be read: {error.strerror}") from error
+    files = frame_files(names)
     if not files:
         raise VideoError(
             f"{folder}: expected numbered images of one name (img_00001.jpg, img_00002.jpg, ...), "
-            "found none"
+            f"found {describe_groups(image_groups(names))}"
         )
     findings = Findings(expected=files[-1][0] - files[0][0] + 1)
     breaks = [(a, b) for (m, a), (n, b) in pairwise(files) if n != m + 1]

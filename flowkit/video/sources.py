@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from flowkit.documents import listed
+from flowkit.documents import SIDECAR, is_record, listed
 from flowkit.errors import UsageError
-from flowkit.video.image_folders import frame_files
+from flowkit.video.image_folders import image_groups
 
 # What a folder is searched for; a file that is named itself may be called anything.
 VIDEO_EXTENSIONS = frozenset({
@@ -52,7 +52,9 @@ class Found:
     """Sources in natural order of their ids (v_2 before v_10), no two ids alike or nested.
 
     `passed_over` counts the other files that lay in the folders, by extension (".csv"), and as
-    "no extension", "hidden" (names that begin with a dot) and "link loop".
+    "no extension", "hidden" (names that begin with a dot), "link loop", "broken link" and "flow
+    record" (a folder of one). Whatever else was named or found is a source: one that is no video
+    after all fails where it is opened, with a reason.
     """
 
     sources: tuple[Source, ...]
@@ -64,13 +66,15 @@ def find_videos(
     *,
     root: str | Path | None = None,
     stdin: BinaryIO | None = None,
+    out: Path | None = None,
 ) -> Found:
     """Find the videos that `inputs` name.
 
     Each input is one of:
 
     - a folder: every video file below it, and every folder below it (or itself) that holds two or
-      more numbered frames and no video; ids are paths relative to it, or to `root`;
+      more numbered frames and no video; ids are paths relative to it, or to `root`. The output
+      folder `out` and folders of flow records are not entered;
     - a video file: its id is its stem, or its path below `root`;
     - a list (.txt, .lst, .list): one path per line, as if it were an input itself, looked for from
       the working directory and then from `root`. Quotes around a line, trailing columns of
@@ -84,11 +88,12 @@ def find_videos(
     lies inside the other's record, or if there is no video at all.
     """
     top = None if root is None else Path(os.path.abspath(root))
+    leave = frozenset() if out is None else frozenset({os.path.realpath(out)})
     passed_over: Counter[str] = Counter()
     sources: dict[Path, Source] = {}
     for place in _places(inputs, top, stdin):
         base = top or (place if place.is_dir() else place.parent)
-        videos = _walk(place, frozenset(), passed_over) if place.is_dir() else [place]
+        videos = _walk(place, frozenset(), leave, passed_over) if place.is_dir() else [place]
         for path in videos:
             sources.setdefault(path, Source(path, _id(path, base)))
     over = {kind: count for kind, count in sorted(passed_over.items()) if count}
@@ -113,7 +118,7 @@ def _places(
         place = Path(os.path.abspath(name))
         if name == "-":
             yield from _listed((stdin or sys.stdin.buffer).read(), "standard input", root)
-        elif not os.path.exists(place):
+        elif not os.path.lexists(place):
             raise UsageError(f"{name}: no such file or folder")
         elif _is_list(place):
             try:
@@ -205,7 +210,7 @@ def _look_up(line: str, bases: list[Path]) -> Path | None:
     while name:
         for base in bases:
             place = Path(os.path.abspath(base / name))
-            if os.path.exists(place):
+            if os.path.lexists(place):
                 return place
         shorter = name.strip()
         if shorter == name:
@@ -219,34 +224,80 @@ def _look_up(line: str, bases: list[Path]) -> Path | None:
 # --- folders to paths -----------------------------------------------------------------------------
 
 
-def _walk(folder: Path, above: frozenset[str], passed_over: Counter[str]) -> Iterator[Path]:
+def _walk(
+    folder: Path, above: frozenset[str], leave: frozenset[str], passed_over: Counter[str]
+) -> Iterator[Path]:
     """The video files and folders of frames under `folder`; links are followed, but not round.
 
-    `above` holds the real paths of the folders on the way here.
+    `above` holds the real paths of the folders on the way here, `leave` those not to be entered.
     """
     here = os.path.realpath(folder)
     if here in above:
         passed_over["link loop"] += 1
         return
+    if above and here in leave:
+        return
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-        folders = [entry.name for entry in visible if entry.is_dir()]
-        files = [entry.name for entry in visible if not entry.is_dir()]
     except OSError as error:
-        raise UsageError(f"{folder}: cannot be read: {error.strerror}") from error
+        if not above:
+            raise UsageError(f"{folder}: cannot be read: {error.strerror}") from error
+        yield folder
+        return
+    visible = [entry for entry in entries if not entry.name.startswith(".")]
     passed_over["hidden"] += len(entries) - len(visible)
+    folders = [entry.name for entry in visible if _is_folder(entry)]
+    files = sorted({entry.name for entry in visible} - {*folders})
+    if above and SIDECAR in files and is_record(folder):
+        passed_over["flow record"] += 1
+        return
     videos = [name for name in files if _extension(name) in VIDEO_EXTENSIONS]
-    frames = [] if videos else [name for _, name in frame_files(files)]
-    if len(frames) < 2:
-        frames = []  # a picture that happens to bear a number
-    else:
+    groups = [] if videos else image_groups(files)
+    below = [
+        path
+        for name in _without_layouts(folder, folders)
+        for path in _walk(folder / name, above | {here}, leave, passed_over)
+    ]
+    taken = {*videos}
+    if _are_frames(groups) and (len(groups) == 1 or not below):
+        taken |= {name for group in groups for _, name in group}
         yield folder
     yield from (folder / name for name in videos)
-    taken = {*videos, *frames}
-    passed_over.update(_extension(name) or "no extension" for name in files if name not in taken)
-    for name in folders:
-        yield from _walk(folder / name, above | {here}, passed_over)
+    passed_over.update(_kind(folder / name) for name in files if name not in taken)
+    yield from below
+
+
+def _are_frames(groups: list[list[tuple[int, str]]]) -> bool:
+    """Whether numbered images are meant as frames: more than a picture that bears a number.
+
+    More than one group are no frames of one video, but nor are they passed over in silence.
+    """
+    if len(groups) == 1:
+        return len(groups[0]) > 1
+    stems = Counter(re.sub(r"[0-9]+\.[^.]*$", "", name) for group in groups for _, name in group)
+    return any(count > 1 for count in stems.values())
+
+
+def _without_layouts(folder: Path, folders: list[str]) -> list[str]:
+    """The folders within `folder`, less those of flowkit's records in twostreamfusion's layout."""
+    if not {"records", "u", "v"} <= {*folders}:
+        return folders
+    if not any(is_record(Path(entry)) for entry in os.scandir(folder / "records")):
+        return folders
+    own = re.compile(r"records|jpegs_256|[uv](_backward)?(_step[0-9]+)?")
+    return [name for name in folders if not own.fullmatch(name)]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _kind(path: Path) -> str:
+    """What a file is counted as that was passed over."""
+    return _extension(path.name) or ("no extension" if path.exists() else "broken link")
 
 
 def _extension(name: str) -> str:
