@@ -99,9 +99,9 @@ def predict(
             record = predictor.hold(path, whole=out is not None)
             found = predictor.predict_record(record)
             if out is not None:
-                from flowkit.evaluation.prediction import write_overlay
+                from flowkit.pictures.overlay import write_overlay
 
-                write_overlay(record, found, out, lines=top)
+                write_overlay(record, found.top(top), out)
         except Exception as error:  # one bad video never stops the rest
             failed += 1
             log.debug("%s", path, exc_info=True)

@@ -12,6 +12,7 @@ from flowkit.extraction.extract import extract_video
 from flowkit.extraction.request import Request
 from flowkit.flow.methods import make_method
 from flowkit.pictures.colors import colorize, draw_arrows, wheel_legend
+from flowkit.pictures.overlay import draw_classes
 from flowkit.pictures.sheets import Look, contact_sheet, full_scale, video_pages, write_view
 from flowkit.records.layout import Storage
 from flowkit.records.reading import open_record
@@ -195,6 +196,15 @@ def test_letters_beyond_the_font_are_shown_as_their_transcript(tmp_path):
     np.testing.assert_array_equal(contact_sheet(own), contact_sheet(transcript))
     for page, other in zip(video_pages(own), video_pages(transcript), strict=True):
         np.testing.assert_array_equal(page, other)
+
+
+def test_classes_below_a_video_are_shown_as_their_transcript_and_end_before_their_bars():
+    np.testing.assert_array_equal(
+        draw_classes([("跳", 0.6)], 480), draw_classes([("Tiao", 0.6)], 480)
+    )
+    short, long = (draw_classes([("b" * length, 0.6)], 480) for length in (1, 200))
+    np.testing.assert_array_equal(short[:, 232:], long[:, 232:])
+    assert short.shape[0] % 2 == 0
 
 
 @pytest.mark.parametrize("size", [(61, 45), (2, 2), (1, 301), (1080, 1920)])

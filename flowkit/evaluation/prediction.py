@@ -15,18 +15,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-from flowkit.documents import differences, replacing
+from flowkit.documents import differences
 from flowkit.errors import UsageError, VideoError
 from flowkit.evaluation.scoring import Scorer
 from flowkit.extraction.request import Request, resize_frame, target_size
 from flowkit.flow.method import Pair, series_pairs, takes_color
 from flowkit.flow.methods import make_method, method_of
 from flowkit.networks.checkpoints import Checkpoint
-from flowkit.pictures.colors import FAINT_INK, INK, PAPER
-from flowkit.pictures.lettering import fit, load_font
-from flowkit.pictures.sheets import Look, video_pages
 from flowkit.records import formats
 from flowkit.records.layout import FORMATS, Storage, field_templates
 from flowkit.records.reading import Record, StoredSeries
@@ -35,11 +31,7 @@ from flowkit.scores.fusion import FUSIONS, Fusion, fuse
 from flowkit.series import Series
 from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit.video.reading import open_video
-from flowkit.video.writing import write_video
 
-FPS = 25.0  # of an overlay, where the video does not say
-LINE, TEXT_PX, MARGIN = 22, 13, 8  # px, of the strip below an overlay's pages
-BAR = (86, 130, 200)  # RGB
 IMAGES = "img_%05d.jpg"
 
 
@@ -269,51 +261,6 @@ def hold_video(path: Path, request: Request, wanted: Wanted) -> HeldRecord:
             description={"request": request.identity()},
             files=files,
         )
-
-
-def write_overlay(
-    record: Record, prediction: Prediction, out: str | os.PathLike[str], *, lines: int = 5
-) -> None:
-    """Write an .mp4 of a record's frames beside their fields, with what was predicted below.
-
-    The record holds all of its frames and forward fields. UsageError for another ending.
-    """
-    out = Path(out)
-    if out.suffix.lower() != ".mp4":
-        raise UsageError(f"{out}: expected a name that ends in .mp4")
-    with replacing(out) as part:
-        write_video(
-            part,
-            _overlay_pages(record, prediction.top(lines)),
-            fps=record.fps or FPS,
-            container_format="mp4",
-            options={"crf": "18"},
-        )
-
-
-def _overlay_pages(record: Record, top: list[tuple[str, float]]) -> Iterator[np.ndarray]:
-    """The pages of a record with a strip of the likeliest classes below, uint8 (H, W, 3) BGR."""
-    strip = None
-    for page in video_pages(record, Look()):
-        if strip is None:
-            strip = _draw_classes(top, page.shape[1])
-        yield np.concatenate([page, strip])
-
-
-def _draw_classes(top: list[tuple[str, float]], width: int) -> np.ndarray:
-    """A line a class: its probability, its name, and a bar; uint8 (h, width, 3) BGR, h even."""
-    strip = Image.new("RGB", (width, 2 * MARGIN + LINE * len(top)), PAPER)
-    draw, font = ImageDraw.Draw(strip), load_font(TEXT_PX)
-    bars = width // 2  # where they begin
-    for number, (name, probability) in enumerate(top):
-        y = MARGIN + number * LINE
-        ink = FAINT_INK if number else INK
-        draw.text((MARGIN + 56, y + LINE / 2), f"{probability:.1%}", ink, font, anchor="rm")
-        shown = fit(name, font, bars - 2 * MARGIN - 68)
-        draw.text((MARGIN + 68, y + LINE / 2), shown, ink, font, anchor="lm")
-        length = (width - bars - MARGIN) * probability
-        draw.rectangle((bars, y + 3, bars + length, y + LINE - 4), BAR)
-    return np.asarray(strip)[..., ::-1]
 
 
 def _count_frames(path: Path, max_frame_mpx: float) -> int:
