@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import math
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from flowkit.errors import FlowkitError, ReadError
 
 SIDECAR = "record.json"  # in the folder of a flow record, written last
 RECORD_FORMAT = "flowkit flow record"  # what its sidecar says that it is
 NAMED = 5  # names that an error lists; it counts the others
+MOST_BYTES = 256 << 20  # of a document: the ranges of two million fields
+MOST_NESTED = 16  # objects and lists inside each other: flowkit's documents have 4
+SHORT = 60  # letters of a value that an error shows
 
 
 def is_record(folder: Path) -> bool:
@@ -94,3 +102,171 @@ def listed(items: Iterable[object]) -> str:
     names = [str(item) for item in items]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return ", ".join(names[:NAMED]) + more
+
+
+def read_document(
+    path: str | os.PathLike[str],
+    format: str,
+    version: int,
+    *,
+    error: type[FlowkitError],
+    maker: str,
+) -> dict[str, Any]:
+    """The JSON document at `path`, which is of that `format` and of a version from 1 to `version`.
+
+    `maker` is the command that writes it. `error` where there is none, or anything else; ReadError
+    where the disk or the system does not give it.
+    """
+    try:
+        data = read_plain_file(path, error=error)
+    except FileNotFoundError:
+        raise error(f"{path}: no {format} there: {maker} writes one") from None
+    return parse_document(data, format, version, where=str(path), error=error, maker=maker)
+
+
+def parse_document(
+    data: bytes,
+    format: str,
+    version: int,
+    *,
+    where: str,
+    error: type[FlowkitError],
+    maker: str,
+    shaped: Collection[str] = (),
+) -> dict[str, Any]:
+    """What `read_document` gives, out of the bytes of the file called `where`."""
+    document = parse_json(data, where=where, what=format, error=error, shaped=shaped)
+    check_version(document, format, version, where=where, error=error, maker=maker)
+    return document
+
+
+def check_version(
+    document: dict[str, Any],
+    format: str,
+    version: int,
+    *,
+    where: str,
+    error: type[FlowkitError],
+    maker: str,
+) -> None:
+    """`error` unless the document says that it is of that `format` and of 1 to `version`."""
+    if document.get("format") != format:
+        raise error(f"{where}: expected a {format}, which {maker} writes")
+    found = document.get("version")
+    if type(found) is not int or not 1 <= found <= version:
+        versions = "version 1" if version == 1 else f"versions 1 to {version}"
+        later = type(found) is int and found > version
+        raise error(
+            f"{where}: expected a {format} of {versions}, got version {short(found)}"
+            + (": a later flowkit wrote it, update this one" if later else "")
+        )
+
+
+def parse_json(
+    data: bytes | str,
+    *,
+    where: str,
+    what: str,
+    error: type[FlowkitError],
+    shaped: Collection[str] = (),
+) -> dict[str, Any]:
+    """The JSON object in the `data` of a file called `where`, with finite numbers only.
+
+    `error` for anything else, and for what is nested too deep for those who read it. The values of
+    the keys `shaped` may be large: the caller holds them to their shape itself.
+    """
+
+    def refuse(reason: str) -> NoReturn:
+        raise error(f"{where}: expected a {what}, in JSON ({reason})") from None
+
+    def refuse_constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no number")
+
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8")
+        document = json.loads(text, parse_constant=refuse_constant)
+    except UnicodeDecodeError as wrong:
+        refuse(f"byte {wrong.start} is no UTF-8")
+    except ValueError as wrong:
+        refuse(str(wrong))
+    except RecursionError:
+        refuse("nested too deep")
+    if not isinstance(document, dict):
+        refuse(f"got {type(document).__name__}")
+    if not _is_tame([value for key, value in document.items() if key not in shaped]):
+        refuse("nested too deep, or numbers beyond floats")
+    return document
+
+
+def _is_tame(value: Any, depth: int = 0) -> bool:
+    """Whether a JSON value has finite numbers only and is nested no deeper than MOST_NESTED."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if not isinstance(value, dict | list):
+        return True
+    inner = value.values() if isinstance(value, dict) else value
+    return depth < MOST_NESTED and all(_is_tame(one, depth + 1) for one in inner)
+
+
+def read_plain_file(
+    path: str | os.PathLike[str], *, most: int = MOST_BYTES, error: type[FlowkitError]
+) -> bytes:
+    """The bytes of a plain file of at most `most` bytes; raises what `open_plain_file` does."""
+    with open_plain_file(path, most=most, error=error) as file:
+        return file.readall()
+
+
+@contextmanager
+def open_plain_file(
+    path: str | os.PathLike[str], *, most: int | None = None, error: type[FlowkitError]
+) -> Iterator[io.FileIO]:
+    """A plain file, of at most `most` bytes, open for reading.
+
+    FileNotFoundError if there is none; `error` for a pipe, a device, a folder or more bytes, before
+    anything is read; ReadError where the disk or the system does not give it.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # before it is opened, for opening a pipe waits
+            raise error(f"{path}: expected a plain file, got {_kind_of_file(status.st_mode)}")
+        if most is not None and status.st_size > most:
+            raise error(f"{path}: expected at most {most:,} bytes, the file has {status.st_size:,}")
+        with io.FileIO(path) as file:
+            yield file
+    except OSError as wrong:
+        raise_read_error(path, wrong, error)
+
+
+def raise_read_error(
+    path: str | os.PathLike[str], wrong: OSError, error: type[FlowkitError]
+) -> NoReturn:
+    """Raise what the OSError `wrong` means for the file at `path`.
+
+    FileNotFoundError: it is not there. `error`: it can never be read. ReadError: it could not be
+    read now, and may be sound: a disk or a network failed, a right or a handle was missing.
+    """
+    if isinstance(wrong, ReadError):
+        raise wrong
+    if isinstance(wrong, FileNotFoundError | NotADirectoryError):
+        raise FileNotFoundError(wrong.errno, wrong.strerror, str(path)) from wrong
+    if wrong.errno in (errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR, errno.ENXIO):
+        raise error(f"{path}: expected a plain file ({wrong.strerror})") from wrong
+    raise ReadError(f"{path}: could not be read: {wrong.strerror or wrong}") from wrong
+
+
+def _kind_of_file(mode: int) -> str:
+    """In words, what is no plain file, by its `st_mode`."""
+    kinds = {
+        stat.S_IFDIR: "a folder",
+        stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+    }
+    return kinds.get(stat.S_IFMT(mode), "something else")
+
+
+def short(value: object) -> str:
+    """A value for an error's line: its first letters, in one line."""
+    text = repr(value)
+    return text if len(text) <= SHORT else text[:SHORT] + "..."

@@ -17,6 +17,10 @@ class RecordError(FlowkitError, ValueError):
     """A flow record is missing, unfinished, damaged, or not what was asked for."""
 
 
+class ReadError(FlowkitError, OSError):
+    """A file could not be read this time, for the disk or the system; it may well be sound."""
+
+
 class SplitError(FlowkitError, ValueError):
     """A split file or the videos it lists do not fit together."""
 

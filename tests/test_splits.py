@@ -466,13 +466,15 @@ def test_folders_that_cannot_be_split_are_refused():
 
 
 def test_files_that_are_no_split_are_refused(tmp_path):
-    with raises("no split there: flowkit split make"):
+    with raises("no flowkit split there: flowkit split make"):
         read_split(tmp_path / "none.json")
     for text, message in {
-        "{": "expected a split in JSON",
+        "{": "expected a flowkit split, in JSON",
         "[]": "expected a flowkit split",
-        '{"format": "flowkit split", "version": 9}': "expected version 1, got 9",
+        '{"format": "flowkit split", "version": 9}': "of version 1, got version 9: a later flowkit",
         '{"format": "flowkit split", "version": 1}': "not of this format",
+        '{"format": "flowkit split", "version": 1, "name": 7, "classes": [], "train": [], '
+        '"heldout": [], "test": []}': "expected a text, got 7",
     }.items():
         with raises(message):
             read_split(write(tmp_path / "split.json", text))

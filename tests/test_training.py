@@ -586,10 +586,10 @@ def test_killed_while_it_writes_the_checkpoint_before_is_whole(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no checkpoint there: flowkit train writes one"),
-        ("{", "expected a checkpoint's JSON"),
+        (None, "no flowkit checkpoint there: flowkit train writes one"),
+        ("{", "expected a flowkit checkpoint, in JSON"),
         ("{}", "expected a flowkit checkpoint"),
-        ('{"format": "flowkit checkpoint", "version": 9}', "expected version 1, got 9"),
+        ('{"format": "flowkit checkpoint", "version": 9}', "got version 9"),
         ('{"format": "flowkit checkpoint", "version": 1}', "not of this format"),
     ],
 )

@@ -209,7 +209,7 @@ def test_nothing_in_a_file_of_weights_is_executed(tmp_path):
         ("a.safetensors", b"not one", CheckpointError, "expected a file of safetensors"),
         ("a.pth", b"not one", CheckpointError, "expected a file of tensors alone"),
         ("a.h5", b"keras", UsageError, "expected .safetensors, .pth, .pt, .mat or a checkpoint"),
-        ("a.json", b"{}", CheckpointError, "expected a flowkit checkpoint, written by flowkit"),
+        ("a.json", b"{}", CheckpointError, "expected a flowkit checkpoint, which flowkit train"),
     ],
 )
 def test_a_missing_or_wrong_file_says_what_was_expected(tmp_path, name, content, error, message):

@@ -15,10 +15,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Literal
 
-from flowkit.documents import listed, replacing
+from flowkit.documents import listed, read_document, replacing, short
 from flowkit.errors import SplitError
 
 FORMAT = "flowkit split"
@@ -235,21 +235,24 @@ def write_split(path: str | os.PathLike[str], split: Split) -> None:
 
 def read_split(path: str | os.PathLike[str]) -> Split:
     """Read what `write_split` wrote; SplitError if it is missing or anything else."""
+    data = read_document(path, FORMAT, VERSION, error=SplitError, maker="flowkit split make")
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SplitError(f"{path}: no split there: flowkit split make writes one") from None
-    except ValueError as error:
-        raise SplitError(f"{path}: expected a split in JSON ({error})") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise SplitError(f"{path}: expected a {FORMAT}, made by flowkit split make")
-    if data.get("version") != VERSION:
-        raise SplitError(f"{path}: expected version {VERSION}, got {data.get('version')}")
-    try:
-        parts = {part: tuple(Video(**video) for video in data[part]) for part in PARTS}
-        return Split(data["name"], tuple(data["classes"]), **parts)
+        parts = {part: tuple(_video(**video) for video in data[part]) for part in PARTS}
+        return Split(_text(data["name"]), tuple(map(_text, data["classes"])), **parts)
     except (KeyError, TypeError) as error:
         raise SplitError(f"{path}: not of this format ({error!r})") from error
+
+
+def _video(id: str, class_name: str, group: str, listed_count: int | None = None) -> Video:
+    if listed_count is not None and (type(listed_count) is not int or listed_count < 0):
+        raise TypeError(f"expected a count of frames or fields, got {short(listed_count)}")
+    return Video(_text(id), _text(class_name), _text(group), listed_count)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, got {short(value)}")
+    return value
 
 
 def _take_fold(

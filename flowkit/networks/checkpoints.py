@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import flowkit
 from flowkit.data.stacks import StackForm
-from flowkit.documents import differences, replacing
+from flowkit.documents import differences, read_document, replacing
 from flowkit.errors import CheckpointError, FlowkitError, RecordError
 from flowkit.networks.streams import Stream, StreamNet, build_stream
 from flowkit.records.reading import Record, flow_of
@@ -166,17 +166,7 @@ def checkpoint_path(path: str | os.PathLike[str]) -> Path:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no checkpoint there: flowkit train writes one") from None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: expected a checkpoint's JSON ({error})") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: expected a {FORMAT}, written by flowkit train")
-    if data.get("version") != VERSION:
-        raise CheckpointError(f"{path}: expected version {VERSION}, got {data.get('version')}")
-    return data
+    return read_document(path, FORMAT, VERSION, error=CheckpointError, maker="flowkit train")
 
 
 def _remove_unnamed(folder: Path) -> None:

@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flowkit.documents import listed
+from flowkit.documents import check_version, listed
 from flowkit.errors import ScoresError
 from flowkit.scores.npz import read_arrays, write_arrays
 
-VERSION = 1  # of the scores file
+FORMAT = "flowkit scores file"
+VERSION = 1
 KINDS = ("softmax", "logits")
 PARTS = ("train", "heldout", "test")
 SUM_TOLERANCE = 0.01  # of a row of softmax scores: half precision keeps 3 digits
@@ -156,8 +157,15 @@ def read_scores(path: str | os.PathLike[str]) -> Scores:
         optional={"labels": "numbers"},
         maker="flowkit eval",
     )
-    if meta.pop("version", None) != VERSION:
-        raise ScoresError(f"{path}: expected a scores file whose meta has version {VERSION}")
+    check_version(
+        {"format": FORMAT, **meta},  # which scores files need not say
+        FORMAT,
+        VERSION,
+        where=str(path),
+        error=ScoresError,
+        maker="flowkit eval",
+    )
+    del meta["version"]
     for name in ("videos", "classes"):
         if arrays[name].ndim != 1:
             raise ScoresError(f"{path}: expected {name} in one row, got {arrays[name].shape}")

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from flowkit.documents import listed
+from flowkit.documents import check_version, listed
 from flowkit.errors import ScoresError, UsageError
 from flowkit.scores.files import Scores, align, softmax
 from flowkit.scores.npz import read_arrays, write_arrays
 
-VERSION = 1  # of the fitted file
+FORMAT = "flowkit fusion"
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def write_fusion(path: str | os.PathLike[str], fusion: Fusion) -> None:
     if fusion.coefficients is not None and fusion.intercepts is not None:
         arrays = {"coefficients": fusion.coefficients, "intercepts": fusion.intercepts}
     meta = {
-        "format": "flowkit fusion",
+        "format": FORMAT,
         "version": VERSION,
         "method": fusion.method,
         "weights": fusion.weights,
@@ -163,8 +164,7 @@ def read_fusion(path: str | os.PathLike[str]) -> Fusion:
         optional={"coefficients": "numbers", "intercepts": "numbers"},
         maker="flowkit fuse",
     )
-    if (meta.get("format"), meta.get("version")) != ("flowkit fusion", VERSION):
-        raise ScoresError(f"{path}: expected a flowkit fusion of version {VERSION}")
+    check_version(meta, FORMAT, VERSION, where=str(path), error=ScoresError, maker="flowkit fuse")
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ScoresError(f"{path}: expected finite coefficients, got NaN or infinity")
     try:

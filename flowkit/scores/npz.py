@@ -9,12 +9,12 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
-from flowkit.documents import listed, replacing
-from flowkit.errors import ScoresError
+from flowkit.documents import listed, open_plain_file, parse_json, replacing
+from flowkit.errors import ReadError, ScoresError
 
 MAX_BYTES = 1 << 31  # of all arrays of a file, unpacked: 4 million videos of 100 classes
 LAST_CODE = 0x10FFFF  # of Unicode; NumPy crashes on what is above
@@ -44,44 +44,53 @@ def read_arrays(
     def refuse(reason: str) -> NoReturn:
         raise ScoresError(f"{path}: {reason}") from None
 
+    kinds = {**wanted, "meta": "text", **optional}
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = {info.filename: info for info in archive.infolist()}
-            kinds = {**wanted, "meta": "text", **optional}
-            missing = [n for n in (*wanted, "meta") if f"{n}.npy" not in members]
-            if missing:
-                there = listed(sorted(members)) or "nothing"
+        with (
+            open_plain_file(path, error=ScoresError) as file,
+            zipfile.ZipFile(file) as archive,
+        ):
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            there = listed(sorted(members)) or "nothing"
+            if missing := [name for name in (*wanted, "meta") if name not in members]:
                 refuse(f"expected arrays {', '.join(missing)}, which are missing; it has {there}")
-            found = {name: members[f"{name}.npy"] for name in kinds if f"{name}.npy" in members}
-            size = sum(info.file_size for info in found.values())
+            if unknown := sorted(members.keys() - kinds.keys()):
+                refuse(f"expected arrays {', '.join(kinds)}, got {listed(unknown)} as well")
+            size = sum(info.file_size for info in members.values())
             if size > MAX_BYTES:
                 refuse(f"expected arrays of {MAX_BYTES:,} bytes at most, got {size:,}")
-            arrays = {n: _parse_array(archive.read(i), n, kinds[n]) for n, i in found.items()}
-        text = arrays.pop("meta")
-        if text.shape != ():
-            refuse(f"expected meta to be one JSON string, got an array {text.shape}")
-        meta = json.loads(text.item(), parse_constant=_refuse_constant)
+            arrays = {n: _parse_array(archive.read(i), n, kinds[n]) for n, i in members.items()}
     except FileNotFoundError:
         refuse(f"no such file: {maker} writes one")
     except zipfile.BadZipFile as error:
         refuse(f"expected an .npz file ({error})")
-    except (ValueError, EOFError, OSError, zlib.error, NotImplementedError) as error:
-        refuse(str(error) or type(error).__name__)
-    except RuntimeError as error:  # an encrypted member, or JSON nested too deep
-        refuse(f"cannot be read ({error})")
-    if not isinstance(meta, dict):
-        refuse(f"expected meta to be a JSON object, got {type(meta).__name__}")
-    return arrays, meta
+    except ReadError:
+        raise
+    except (ValueError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, ScoresError):
+            raise
+        refuse(str(error).partition("\n")[0] or type(error).__name__)
+    text = arrays.pop("meta")
+    if text.shape != ():
+        refuse(f"expected meta to be one JSON string, got an array {text.shape}")
+    return arrays, parse_json(text.item(), where=str(path), what="meta", error=ScoresError)
 
 
 def _parse_array(data: bytes, name: str, kind: str) -> np.ndarray:
-    """The array in the bytes of an .npy file, without pickles; ValueError if they are not that."""
+    """The array in the bytes of an .npy file; ValueError if they are not that.
+
+    Beyond what NumPy checks itself, no size is believed before memory is reserved for it, and text
+    is held to Unicode.
+    """
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"expected {name} in .npy version 1.0 or 2.0, got {version}")
-    read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-    shape, by_columns, dtype = read_header(file)
+    try:
+        shape, _, dtype = getattr(np.lib.format, f"read_array_header_{version[0]}_0")(file)
+    except ValueError as error:  # of several lines, with advice to execute what a file holds
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{name} has no header of an array ({reason})") from error
     if dtype.hasobject:
         advice = ": save it as numpy.array(names, dtype=str)" if kind == "text" else ""
         raise ValueError(f"{name} holds pickled Python objects, which are not read{advice}")
@@ -93,9 +102,4 @@ def _parse_array(data: bytes, name: str, kind: str) -> np.ndarray:
     codes = np.dtype("u4").newbyteorder(dtype.byteorder)
     if kind == "text" and np.frombuffer(data, codes, offset=file.tell()).max(initial=0) > LAST_CODE:
         raise ValueError(f"expected {name} to be text, got what is no Unicode")
-    order: Literal["F", "C"] = "F" if by_columns else "C"
-    return np.frombuffer(data, dtype, offset=file.tell()).reshape(shape, order=order)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"expected JSON in meta, got {name}")
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
