@@ -21,7 +21,7 @@ COMMANDS = {
     "view": "Show a record as a video or a contact sheet.",
     "pack": "Turn record folders into packs, one stored zip a video.",
     "unpack": "Turn packs back into record folders.",
-    "split": "Divide videos into training and test part, or check such a split.",
+    "split": "Divide videos into training and test part; check and list such a split.",
     "stack": "Write the flow stack of a clip, as a network takes it, to a file.",
     "train": "Train the spatial or the temporal stream.",
     "eval": "Score the test videos with trained streams.",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from flowkit_cli import output
-from flowkit_cli.record_options import layout_option, length_option, record_options
+from flowkit_cli.record_options import layout_option, length_option, missing_option, record_options
 
 if TYPE_CHECKING:
     from flowkit.data.splits import Split
@@ -25,6 +25,7 @@ def split() -> None:
     flowkit split make flow                               class folders, by source group
     flowkit split make ucfTrainTestlist --kind ucf101     official split 1
     flowkit split check --records flow                    is every record there?
+    flowkit split lists --out lists                       for mmaction2 and TSN
     """
 
 
@@ -200,6 +201,33 @@ def check(
         f"without frames: {found.without_frames:,}; without backward fields: "
         f"{found.without_backward:,}; shorter than {length} fields, so looped: {found.looped:,}"
     )
+
+
+@split.command()
+@click.argument("split_file", metavar="[SPLIT]", type=PATH, default=SPLIT)
+@click.option(
+    "--records", type=PATH, default="flow", show_default=True, help="The folder of flow records."
+)
+@click.option("--out", type=PATH, required=True, help="The folder to write the lists into.")
+@missing_option
+def lists(split_file: Path, records: Path, out: Path, missing: Literal["error", "skip"]) -> None:
+    """Write the lists that mmaction2 and TSN read: "path n label", labels from 0.
+
+    SPLIT is runs/split.json unless it is named. Of each part come train_rgb.txt, with the number of
+    frames, and train_flow.txt, with that of the fields, one less; classes.txt has the names. Paths
+    are those below the records' folder.
+
+    \b
+    flowkit split lists --out lists
+    flowkit split lists ucf101-1/split.json --records flow/ucf101 --out lists/ucf101-1
+    """
+    from flowkit.data.record_folders import RecordFolder
+    from flowkit.data.split_lists import write_lists
+    from flowkit.data.splits import read_split
+
+    written = write_lists(read_split(split_file), RecordFolder(records), out, missing=missing)
+    for name, lines in written.items():
+        output.result(f"{out / name}: {output.count(lines, 'line')}")
 
 
 def _summary(made: Split) -> str:

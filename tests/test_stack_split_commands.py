@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -13,6 +14,7 @@ from made_records import write_record
 
 from flowkit.data.clips import Clip
 from flowkit.data.record_folders import RecordFolder
+from flowkit.data.split_lists import list_split
 from flowkit.data.splits import read_split
 from flowkit.data.stacks import StackForm, flow_stack
 from flowkit.errors import FlowkitError, SplitError, UsageError
@@ -179,6 +181,47 @@ def test_info_says_that_there_is_nothing_and_goes_on(folder):
     done = run(info, "empty", "flow/odd")
     assert (done.exit_code, done.stdout) == (1, "")
     assert "empty: no flow records" in done.stderr and "flow/odd: record.json" in done.stderr
+
+
+def write_images(folder):
+    for name in (f"{c}/v_g{k:02d}_c00" for c in ("run", "jump") for k in range(8)):
+        fields, frames = np.ones((12, 6, 9, 2), np.float32), np.zeros((13, 6, 9, 3), np.uint8)
+        write_record(folder / "images", name, fields, frames=frames, format="jpg", bound=20)
+
+
+def test_lists_for_other_tools_give_the_split_back(folder):
+    """n frames and n - 1 fields, in the form that `--kind list` reads."""
+    write_images(folder)
+    run(split, "make", "images")
+    done = run(split, "lists", "--records", "images", "--out", "lists")
+    assert "lists/train_rgb.txt: 10 lines\n" in done.output
+    made = read_split("runs/split.json")
+    for kind, count in (("rgb", 13), ("flow", 12)):
+        parts = {part: f"lists/{part}_{kind}.txt" for part in ("train", "heldout", "test")}
+        for part in ("heldout", "test"):
+            read = list_split(parts["train"], parts[part], classes="lists/classes.txt")
+            assert read.classes == made.classes
+            assert read.train == tuple(replace(v, listed_count=count) for v in made.train)
+            assert read.test == tuple(replace(v, listed_count=count) for v in made.part(part))
+    with pytest.raises(FileExistsError, match="a list is there already"):
+        run(split, "lists", "--records", "images", "--out", "lists")
+
+
+def test_records_that_other_tools_could_not_read_are_not_listed(folder):
+    cases = {
+        "floats": ({}, "expected a folder of images named as TSN's .* got npy files"),
+        "packs": ({"format": "jpg", "pack": True}, "a.zip: a pack: flowkit unpack"),
+        "blank name": ({"format": "jpg"}, "/b a: a blank in its path"),
+    }
+    for root, (storage, message) in cases.items():
+        for name in ("jump/ba", "jump/c", "run/ba", "run/c"):
+            name = name.replace("b", "b ") if root == "blank name" else name
+            write_record(folder / root, name, np.ones((3, 6, 9, 2), np.float32), **storage)
+        options = ("--heldout-folds", 0, "--folds", 2, "--out", f"{root}.json")
+        run(split, "make", root, *options)
+        arguments = ("lists", f"{root}.json", "--records", root, "--out", "lists")
+        refused(message, split, *arguments, error=SplitError)
+        assert not (folder / "lists").exists()
 
 
 def test_the_python_of_the_guide_runs(folder):

@@ -157,9 +157,9 @@ def _refuse_part_words(ids: Sequence[str]) -> None:
         if len(words) > 1 or (words and len(words) == len(names)):
             raise SplitError(
                 f"folders called {listed(words)}, as parts of a split are: which level is the "
-                "class? --parts above: they divide the class folders below them; --parts below: "
-                f"they lie in the class folders (here they look {level}); --parts none: they are "
-                "no parts, and the folder that holds the videos is the class"
+                "class? flowkit split make --parts above: they divide the class folders below "
+                f"them; --parts below: they lie in the class folders (here they look {level}); "
+                "--parts none: they are no parts, and the folder that holds the videos is the class"
             )
 
 
