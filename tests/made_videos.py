@@ -63,6 +63,28 @@ def write_video(
     return path
 
 
+def write_fragments(path: Path, frames: Sequence[np.ndarray], *, each: int) -> Path:
+    """An MPEG-4 MP4 in fragments of `each` frames, as recorders and streams write it."""
+    muxing = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+    with av.open(str(path), "w", options=muxing) as container:
+        stream = container.add_stream("mpeg4", rate=25, options={"g": str(each)})
+        stream.height, stream.width = frames[0].shape[:2]
+        for image in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "bgr24")))
+        container.mux(stream.encode())
+    return path
+
+
+def top_boxes(path: Path) -> list[bytes]:
+    """The boxes at the top of an MP4, each whole."""
+    data, at, boxes = path.read_bytes(), 0, []
+    while at < len(data):
+        (length,) = struct.unpack(">I", data[at : at + 4])
+        boxes.append(data[at : at + length])
+        at += length
+    return boxes
+
+
 def write_images(folder: Path, frames: Sequence[np.ndarray], name: str = "img_{:05d}.png") -> Path:
     """Write `frames` as images that are numbered from 1."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,9 @@ from made_videos import (
     refer_to,
     rotate,
     start_late,
+    top_boxes,
     write_field_pictures,
+    write_fragments,
     write_hidden_frames,
     write_images,
     write_motion_jpeg,
@@ -130,6 +132,13 @@ def test_rotated_video_comes_upright(tmp_path, degrees, quarter_turns):
     assert_same(upright, read_with_cv2(path))
     assert video.size == upright[0].shape[:2]
     assert upright[0].flags.c_contiguous
+
+
+def test_a_stated_rate_beyond_belief_gives_way_to_the_guess(tmp_path):
+    path = write_video(tmp_path / "a.dv", moving_texture(3, size=(576, 720)), "dvvideo")
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == 60_000
+    assert read(path)[1].fps == 25.0
 
 
 def test_one_frame_is_a_video(tmp_path):
@@ -398,6 +407,68 @@ def test_signs_of_loss_in_hand_made_containers(tmp_path):
     assert missing(head + bytes.fromhex("18538067 01ffffffffffffff") + bytes(4)) == 0  # live
     assert missing(b"something else altogether") == 0
     assert missing(b"") == 0
+
+
+def fragmented(path: Path, without: set[int], edit=lambda moof, number: moof) -> Path:
+    """A video of five fragments of ten frames, less those numbered `without`."""
+    boxes = top_boxes(write_fragments(path, moving_texture(50), each=10))
+    first = next(n for n, box in enumerate(boxes) if box[4:8] == b"moof")
+    kept = boxes[:first]
+    for number in set(range(1, 6)) - without:
+        moof, mdat = boxes[first + 2 * number - 2 : first + 2 * number]
+        kept += [edit(moof, number), mdat]
+    path.write_bytes(b"".join(kept))
+    return path
+
+
+def numbered(moof: bytes, number: int) -> bytes:
+    return moof[:20] + struct.pack(">I", number) + moof[24:]
+
+
+@pytest.mark.parametrize(
+    ("without", "words"),
+    [
+        ({2}, "numbers of fragments: 1 (first: 1 is followed by 3)"),
+        ({2, 4}, "numbers of fragments: 2 (first: 1 is followed by 3)"),
+        ({3, 4}, "numbers of fragments: 1 (first: 2 is followed by 5)"),
+    ],
+)
+def test_missing_fragments_are_named(tmp_path, without, words):
+    path = fragmented(tmp_path / "a.mp4", without)
+    count = 10 * (5 - len(without))
+    with pytest.raises(VideoError) as caught:
+        read(path)
+    assert f"damaged: {count} frames decoded; breaks in the {words}" in str(caught.value)
+    frames, video = read(path, keep_damaged=True)
+    assert (len(frames), video.damage) == (count, f"{count} frames decoded; breaks in the {words}")
+
+
+def test_fragments_cut_off_between_two_cannot_be_seen(tmp_path):
+    _, video = read(fragmented(tmp_path / "a.mp4", {4, 5}))
+    assert (video.account, video.damage) == ((30, 30), None)
+
+
+def test_fragments_numbered_with_breaks_but_without_a_gap_in_time_are_whole(tmp_path):
+    """As those of a video are whose sound, recorded with it, is in a file of its own."""
+    path = fragmented(tmp_path / "a.mp4", set(), lambda moof, n: numbered(moof, n * n))
+    assert signs_of_loss(path) == []
+
+
+def test_fragments_that_state_no_time_are_known_by_their_numbers(tmp_path):
+    def timeless(moof, number):
+        return moof.replace(b"tfdt", b"free")
+
+    assert signs_of_loss(fragmented(tmp_path / "a.mp4", set(), timeless)) == []
+    assert "1 is followed by 3" in signs_of_loss(fragmented(tmp_path / "b.mp4", {2}, timeless))[0]
+
+
+def test_a_damaged_fragment_header_is_no_error_of_its_reader(tmp_path):
+    path = fragmented(tmp_path / "a.mp4", {2})
+    whole = path.read_bytes()
+    start = whole.index(b"moof") + 4
+    for place in range(start, start + 100, 2):
+        path.write_bytes(whole[:place] + bytes([255] * 4) + whole[place + 4 :])
+        signs_of_loss(path)
 
 
 def test_avi_whose_index_is_lost_promises_no_number(tmp_path):

@@ -1,9 +1,11 @@
-"""What a video file declares and does not have: bytes, and an AVI's index; without decoding it."""
+"""What a video file declares and does not have, without decoding it: bytes, index, fragments."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import BinaryIO
+
+from flowkit.video.fragments import missing_fragments
 
 # The boxes that may stand at the top of an MP4 or MOV file; whatever else follows them is junk.
 MP4_BOXES = frozenset(
@@ -36,6 +38,8 @@ def signs_of_loss(path: Path) -> list[str]:
             end = size
         if end > size:
             return [f"{end - size:,} bytes missing at the end"]
+        if start[4:8] in MP4_BOXES and not is_avi:
+            return missing_fragments(file, end)
         if is_avi and _lacks_index(file, size):
             return ["the index is missing"]
     return []

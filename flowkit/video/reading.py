@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 import numpy as np
+from av.video.stream import VideoStream
 
 from flowkit.errors import VideoError
 from flowkit.video.containers import signs_of_loss
@@ -25,6 +26,8 @@ from flowkit.video.image_folders import (
     image_groups,
     image_size,
 )
+
+MOST_FPS = 1000.0  # believed of an average: that of raw DV comes out as 60,000
 
 
 class Account(NamedTuple):
@@ -148,11 +151,14 @@ def _open_file(path: Path, keep_damaged: bool, decoder: Decoder, max_frame_mpx: 
     except OSError as error:
         raise VideoError(f"{path}: cannot be read: {error.strerror}") from error
     container, stream = open_stream(path, findings, decoder, max_frame_mpx=max_frame_mpx)
-    rate = stream.average_rate or stream.guessed_rate
     images = decode_images(container, stream, findings, max_frame_mpx)
-    return Video(
-        path, images, findings, fps=float(rate) if rate else None, keep_damaged=keep_damaged
-    )
+    return Video(path, images, findings, fps=_frame_rate(stream), keep_damaged=keep_damaged)
+
+
+def _frame_rate(stream: VideoStream) -> float | None:
+    """Frames per second: the average that FFmpeg has, or where that is beyond belief, its guess."""
+    rates = [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
+    return next((rate for rate in rates if rate <= MOST_FPS), rates[0] if rates else None)
 
 
 def _open_folder(folder: Path, keep_damaged: bool, max_frame_mpx: float) -> Video:
