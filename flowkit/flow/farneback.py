@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -75,20 +75,27 @@ class Farneback(FarnebackParameters):
         not write into a frame that is still to be first. Several threads may each run an iterator:
         the GIL is free while a field is computed.
         """
-        expand, solve_level = _compiled()
-        weights, inverse = _expansion_weights(self.poly_n, self.poly_sigma)
-        window = _gaussian_window(self.win_size) if self.gaussian else _no_window()
+        weights = expansion_weights(self.poly_n, self.poly_sigma)
+        window = gaussian_window(self.win_size) if self.gaussian else _no_window()
         latest: np.ndarray | None = None
         latest_levels: list[np.ndarray] = []
         for first, second in pairs:
             check_pair(first, second)
             sizes = self._sizes(*first.shape)
             if first is not latest:
-                latest_levels = self._expansions(first, sizes, expand, weights, inverse)
+                latest_levels = expand_levels(first, sizes, *weights)
             levels0 = latest_levels
             latest = second
-            latest_levels = self._expansions(second, sizes, expand, weights, inverse)
-            yield self._field(levels0, latest_levels, sizes, solve_level, window)
+            latest_levels = expand_levels(second, sizes, *weights)
+            yield solve_levels(
+                levels0,
+                latest_levels,
+                sizes,
+                growth=1 / self.pyr_scale,
+                win_size=self.win_size,
+                window=window,
+                iterations=self.iterations,
+            )[0]
 
     def _sizes(self, height: int, width: int) -> list[tuple[int, int, float]]:
         """Height, width and scale of the frame and its smaller versions, finest first."""
@@ -100,58 +107,82 @@ class Farneback(FarnebackParameters):
             sizes.append((round(height * scale), round(width * scale), scale))
         return sizes
 
-    def _expansions(
-        self,
-        frame: np.ndarray,
-        sizes: list[tuple[int, int, float]],
-        expand: Callable[..., None],
-        weights: np.ndarray,
-        inverse: np.ndarray,
-    ) -> list[np.ndarray]:
-        """The polynomial expansion of the frame at each size: float32 (h, PLANES, columns)."""
-        import numpy as np
 
-        from flowkit._cv2 import cv2
-        from flowkit.flow import farneback_kernels as kernels
+def expand_levels(
+    frame: np.ndarray,
+    sizes: Sequence[tuple[int, int, float]],
+    weights: np.ndarray,
+    inverse: np.ndarray,
+    *,
+    resize: Callable[[np.ndarray, tuple[int, int]], np.ndarray] | None = None,
+) -> list[np.ndarray]:
+    """The polynomial expansion of a gray frame at each size: float32 (h, PLANES, columns).
 
-        image = frame.astype(np.float32, order="C")
-        expansions = []
-        for height, width, scale in sizes:
-            sigma = (1 / scale - 1) / 2
-            side = max(round(5 * sigma) | 1, 3)
-            smooth = cv2.GaussianBlur(image, (side, side), sigma, sigmaY=sigma)
-            small = cv2.resize(smooth, (width, height))
-            spare = kernels.columns(width) - width
-            planes = np.empty((height, kernels.PLANES, width + spare), np.float32)
-            wide = cv2.copyMakeBorder(small, 0, 0, 0, spare, cv2.BORDER_CONSTANT)
-            expand(wide, width, weights, inverse, planes)
-            expansions.append(planes)
-        return expansions
+    `sizes` are height, width and scale (1 for the frame itself), `weights` and `inverse` those of
+    `expansion_weights`. `resize` takes an image, float32 (H, W), to (width, height) in place of
+    OpenCV's function.
+    """
+    import numpy as np
 
-    def _field(
-        self,
-        levels0: list[np.ndarray],
-        levels1: list[np.ndarray],
-        sizes: list[tuple[int, int, float]],
-        solve_level: Callable[..., None],
-        window: np.ndarray,
-    ) -> np.ndarray:
-        import numpy as np
+    from flowkit._cv2 import cv2
+    from flowkit.flow import farneback_kernels as kernels
 
-        from flowkit._cv2 import cv2
+    expand, _ = _compiled()
+    resize = resize or cv2.resize
+    image = frame.astype(np.float32, order="C")
+    expansions = []
+    for height, width, scale in sizes:
+        sigma = (1 / scale - 1) / 2
+        side = max(round(5 * sigma) | 1, 3)
+        smooth = cv2.GaussianBlur(image, (side, side), sigma, sigmaY=sigma)
+        small = resize(smooth, (width, height))
+        spare = kernels.columns(width) - width
+        planes = np.empty((height, kernels.PLANES, width + spare), np.float32)
+        wide = cv2.copyMakeBorder(small, 0, 0, 0, spare, cv2.BORDER_CONSTANT)
+        expand(wide, width, weights, inverse, planes)
+        expansions.append(planes)
+    return expansions
 
-        field = np.zeros((1, 1, 2), np.float32)
-        for first, second, (height, width, _) in zip(
-            reversed(levels0), reversed(levels1), reversed(sizes), strict=True
-        ):
-            columns = first.shape[2]
-            flow = np.zeros((2, height, columns), np.float32)
-            larger = cv2.resize(field, (width, height)) * np.float32(1 / self.pyr_scale)
-            flow[0, :, :width], flow[1, :, :width] = cv2.split(larger)
-            edges = _edge_weights(height, width, columns)
-            solve_level(flow, first, second, width, edges, self.win_size, window, self.iterations)
-            field = cv2.merge([flow[0, :, :width], flow[1, :, :width]])  # -> (H, W, 2)
-        return field
+
+def solve_levels(
+    levels0: Sequence[np.ndarray],
+    levels1: Sequence[np.ndarray],
+    sizes: Sequence[tuple[int, int, float]],
+    *,
+    growth: float,
+    win_size: int,
+    window: np.ndarray,
+    iterations: int,
+    median: int = 1,
+) -> list[np.ndarray]:
+    """The field at each size, finest first: float32 (h, w, 2), px of that size.
+
+    `levels0` and `levels1` are the expansions of the two frames, `growth` is how much larger a
+    level is than the coarser one, whose field it starts from. A `median` of 3 or 5 px filters the
+    field of every level.
+    """
+    import numpy as np
+
+    from flowkit._cv2 import cv2
+
+    _, solve_level = _compiled()
+    field = np.zeros((1, 1, 2), np.float32)
+    found = []
+    for first, second, (height, width, _) in zip(
+        reversed(levels0), reversed(levels1), reversed(sizes), strict=True
+    ):
+        columns = first.shape[2]
+        flow = np.zeros((2, height, columns), np.float32)
+        larger = cv2.resize(field, (width, height)) * np.float32(growth)
+        flow[0, :, :width], flow[1, :, :width] = cv2.split(larger)
+        edges = _edge_weights(height, width, columns)
+        solve_level(flow, first, second, width, edges, win_size, window, iterations)
+        components = [flow[0, :, :width], flow[1, :, :width]]
+        if median > 1:
+            components = [cv2.medianBlur(np.ascontiguousarray(one), median) for one in components]
+        field = cv2.merge(components)  # -> (H, W, 2)
+        found.append(field)
+    return found[::-1]
 
 
 def warm_up() -> None:
@@ -179,7 +210,7 @@ def _compiled() -> tuple[Callable[..., None], Callable[..., None]]:
 # --- weights, in OpenCV's order and precision ---
 
 
-def _expansion_weights(radius: int, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+def expansion_weights(radius: int, sigma: float) -> tuple[np.ndarray, np.ndarray]:
     """Of the expansion: float32 (3, radius + 1) and float64 (4,), as `expand` takes them.
 
     The metric's elements are sums of the weights times 1, x^2, x^4 and x^2 y^2, each product in
@@ -218,7 +249,7 @@ def _ordered_sum(values: np.ndarray) -> float:
     return float(np.cumsum(values, dtype=np.float64)[-1])
 
 
-def _gaussian_window(win_size: int) -> np.ndarray:
+def gaussian_window(win_size: int) -> np.ndarray:
     """The Gaussian window from its center outward, float32; its sigma is 0.3 of its radius."""
     import numpy as np
 

@@ -1,0 +1,1 @@
+"""Hand-made features: improved dense trajectories, Fisher vectors, and the SVM on them."""

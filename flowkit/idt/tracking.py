@@ -1,0 +1,329 @@
+"""Improved dense trajectories of a video: frames in, the tracks that end in each frame out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from flowkit._cv2 import cv2
+from flowkit.errors import FlowkitError
+from flowkit.flow import farneback
+from flowkit.flow.compiled import ensure_compiled
+from flowkit.flow.method import to_gray
+from flowkit.idt import kernels
+from flowkit.idt.camera import Camera, warp_back
+from flowkit.idt.parameters import TrackParameters
+
+STRIDE = np.float32(np.sqrt(2))  # of two scales
+POLY_N, POLY_SIGMA = 7, 1.5  # of the polynomial expansion
+WINDOW, ITERATIONS = 10, 2  # of the flow at every scale; the window is a Gaussian
+MEDIAN = 5  # px, over the field of every scale
+COMPILE_SECONDS = 12  # measured on one core
+FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
+
+Boxes = Mapping[int, np.ndarray]  # frame -> its boxes of people, float (N, 4): x1, y1, x2, y2 in px
+
+
+def track_dtype(parameters: TrackParameters, descriptors: np.dtype = FLOAT32) -> np.dtype:
+    """A track as a row of a structured array.
+
+    frame: index from 0 of the frame in which the track ends. mean, deviation: of its points, x and
+    y in px of the frame (standard deviation of the population). length: of its path in px. scale:
+    1, 1.41, 2, ... travel: length in px of its path less the camera's motion. trajectory: the
+    displacements of that path divided by `travel`, x0 y0 x1 y1 ... hog, hof, mbhx, mbhy: cells of
+    time, then of x, then of y, then bins.
+    """
+    numbers = [(name, np.float32) for name in ("length", "scale", "travel")]
+    columns = [(name, descriptors, (width,)) for name, width in parameters.widths.items()]
+    return np.dtype(
+        [
+            ("frame", np.int32),
+            ("mean", np.float32, (2,)),
+            ("deviation", np.float32, (2,)),
+            *numbers,
+            *columns,
+        ]
+    )
+
+
+def level_sizes(height: int, width: int, parameters: TrackParameters) -> list[tuple[int, int]]:
+    """Height and width of each level, finest first; FlowkitError for frames under a patch."""
+    if min(height, width) < parameters.patch:
+        raise FlowkitError(
+            f"expected frames of at least {parameters.patch} px a side, got {width} x {height} "
+            "(width x height)"
+        )
+    side, count = np.float32(min(height, width)), 0
+    while side >= parameters.patch:
+        side, count = side / STRIDE, count + 1
+    return [
+        (round(height / float(scale)), round(width / float(scale)))
+        for scale in level_scales(min(parameters.scales, count))
+    ]
+
+
+def level_scales(count: int) -> list[np.float32]:
+    """How many times smaller each of `count` levels is, in float32 as in the authors' program."""
+    scales = [np.float32(1)]
+    while len(scales) < count:
+        scales.append(scales[-1] * STRIDE)
+    return scales
+
+
+def track_video(
+    path: str | Path, parameters: TrackParameters | None = None, *, boxes: Boxes | None = None
+) -> Iterator[np.ndarray]:
+    """The tracks of a video file or a folder of frames, as `track_frames` gives them.
+
+    VideoError, at the end, if the video did not give every frame that its file promises.
+    """
+    from flowkit.videos import open_video
+
+    with open_video(Path(path)) as video:
+        yield from track_frames(video.frames(), parameters, boxes=boxes)
+
+
+def track_frames(
+    frames: Iterable[np.ndarray],
+    parameters: TrackParameters | None = None,
+    *,
+    boxes: Boxes | None = None,
+) -> Iterator[np.ndarray]:
+    """For each frame the tracks that end in it, lazily: arrays of `track_dtype`, most often empty.
+
+    `frames` are gray or BGR, uint8, of one size. `boxes` are people, whose motion is not the
+    camera's. Wang & Schmid 2013, with the flow and the numbers of the authors' program.
+    """
+    parameters = parameters or TrackParameters()
+    ensure_compiled_kernels()
+    tracker: _Tracker | None = None
+    for index, frame in enumerate(frames):
+        gray = np.ascontiguousarray(to_gray(frame))
+        mask = _mask(gray.shape, boxes.get(index)) if boxes else None
+        if tracker is None:
+            tracker = _Tracker(gray, mask, parameters)
+            yield np.zeros(0, track_dtype(parameters))
+        else:
+            yield tracker.advance(index, gray, mask)
+
+
+def ensure_compiled_kernels() -> None:
+    """Compile, or load from disk, what tracking runs: once in a parent, before its workers."""
+    farneback.warm_up()
+    for name in kernels.ENTRIES:
+        ensure_compiled(
+            getattr(kernels, name),
+            kernels.ENTRIES[name],
+            title=f"the trajectories' {name}",
+            seconds=COMPILE_SECONDS // len(kernels.ENTRIES),
+        )
+
+
+def _mask(shape: tuple[int, ...], boxes: np.ndarray | None) -> np.ndarray:
+    """255 where no box is, uint8 (H, W); a box holds the pixels whose centers are in it."""
+    mask = np.full(shape, 255, np.uint8)
+    for x1, y1, x2, y2 in [] if boxes is None else boxes:
+        rows = slice(max(0, int(np.ceil(y1))), max(0, int(np.floor(y2)) + 1))
+        columns = slice(max(0, int(np.ceil(x1))), max(0, int(np.floor(x2)) + 1))
+        mask[rows, columns] = 0
+    return mask
+
+
+def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A float32 image (H, W) at `size` (width, height), bilinear."""
+    small = np.empty(size[::-1], np.float32)
+    kernels.resize(image, small)
+    return small
+
+
+class _Tracker:
+    """The tracks of all levels, and what is kept of the latest frame."""
+
+    def __init__(
+        self, gray: np.ndarray, mask: np.ndarray | None, parameters: TrackParameters
+    ) -> None:
+        self.parameters = parameters
+        shapes = level_sizes(*gray.shape, parameters)
+        scales = level_scales(len(shapes))
+        self.sizes = [(*shape, 1 / float(scale)) for shape, scale in zip(shapes, scales, strict=True)]
+        self.weights = farneback.expansion_weights(POLY_N, POLY_SIGMA)
+        self.window = farneback.gaussian_window(WINDOW)
+        self.levels = [
+            _Level(*shape, scale, parameters) for shape, scale in zip(shapes, scales, strict=True)
+        ]
+        self.camera = Camera(parameters.matches)
+        self.camera.begin(gray, mask)
+        self.gray = gray
+        self.grays = self._pyramid(gray)
+        self.expansions = self._expand(gray)
+        for level, smaller in zip(self.levels, self.grays, strict=True):
+            level.sample(smaller)
+
+    def advance(self, index: int, gray: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+        """Take frame number `index`; returns the tracks that end in it."""
+        if gray.shape != self.gray.shape:
+            raise FlowkitError(
+                f"expected frames of one size (H, W), got {self.gray.shape} and {gray.shape}"
+            )
+        expansions = self._expand(gray)
+        fields = self._flow(expansions)
+        homography = self.camera.follow(self.gray, gray, fields[0], mask)
+        warped = warp_back(self.gray, gray, homography)
+        warped_fields = self._flow(self._expand(warped))
+        ended = []
+        grays = self._pyramid(gray)
+        for level, before, after, flow, less in zip(
+            self.levels, self.grays, grays, fields, warped_fields, strict=True
+        ):
+            level.step(before, flow, less)
+            ended.append(level.finish(index))
+            if index % self.parameters.gap == 0:
+                level.sample(after)
+        self.gray, self.grays, self.expansions = gray, grays, expansions
+        return np.concatenate(ended)
+
+    def _expand(self, gray: np.ndarray) -> list[np.ndarray]:
+        return farneback.expand_levels(gray, self.sizes, *self.weights, resize=_resize)
+
+    def _flow(self, expansions: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The field of each level from the latest frame to that of `expansions`."""
+        return farneback.solve_levels(
+            self.expansions,
+            expansions,
+            self.sizes,
+            growth=float(STRIDE),
+            win_size=WINDOW,
+            window=self.window,
+            iterations=ITERATIONS,
+            median=MEDIAN,
+        )
+
+    def _pyramid(self, gray: np.ndarray) -> list[np.ndarray]:
+        """The gray frame at each size, each made from the finer one."""
+        grays = [gray]
+        for height, width, _ in self.sizes[1:]:
+            grays.append(cv2.resize(grays[-1], (width, height)))
+        return grays
+
+
+@dataclass
+class _Level:
+    """The tracks of one level, in the slots that `kernels` describes."""
+
+    height: int
+    width: int
+    scale: np.float32
+    parameters: TrackParameters
+    count: int = 0  # of living tracks
+    order: np.ndarray = field(init=False)
+    ages: np.ndarray = field(init=False)
+    points: np.ndarray = field(init=False)
+    moves: np.ndarray = field(init=False)
+    sums: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        one = self.parameters
+        self.order = np.zeros(0, np.int32)
+        self.ages = np.zeros(0, np.int32)
+        self.points = np.zeros((0, one.track_length + 1, 2), np.float32)
+        self.moves = np.zeros((0, one.track_length, 2), np.float32)
+        numbers = one.cells**2 * sum(one.planes.values())
+        self.sums = np.zeros((0, one.time_cells, numbers), np.float32)
+
+    def sample(self, gray: np.ndarray) -> None:
+        """Begin tracks in `gray`, uint8 (H, W), where there are none."""
+        distance = self.parameters.sampling
+        self._reserve(self.count + (self.height // distance) * (self.width // distance))
+        eigenvalues = cv2.cornerMinEigenVal(gray, 3, ksize=3)
+        self.count = kernels.sample(
+            self.order,
+            self.count,
+            self.ages,
+            self.points,
+            self.sums,
+            eigenvalues,
+            self.parameters.quality,
+            distance,
+        )
+
+    def step(self, gray: np.ndarray, flow: np.ndarray, warped: np.ndarray) -> None:
+        """Move every track along `flow` and describe where it came from.
+
+        gray: uint8 (H, W). flow, and `warped`, less the camera's motion: float32 (H, W, 2), px.
+        """
+        one = self.parameters
+        self.count = kernels.move(
+            self.order, self.count, self.ages, self.points, self.moves, flow, warped
+        )
+        if not self.count:
+            return
+        tracks = (self.order, self.count, self.ages)
+        corners = np.empty((self.count, 2), np.int32)
+        top, left, height, width = kernels.windows(
+            *tracks, self.points, self.height, self.width, one.patch, corners
+        )
+        integral = np.empty((height + 1, width + 1, sum(one.planes.values())), np.float32)
+        u, v = cv2.split(warped)
+        kernels.integrate(
+            gray, u, v, top, left, height, width, one.bins, np.float32(one.zero_flow), integral
+        )
+        kernels.describe(
+            *tracks,
+            corners,
+            top,
+            left,
+            integral,
+            one.patch,
+            one.cells,
+            np.float32(one.epsilon),
+            one.track_length // one.time_cells,
+            self.sums,
+        )
+
+    def finish(self, index: int) -> np.ndarray:
+        """End the tracks of full length; returns the valid ones as arrays of `track_dtype`."""
+        one = self.parameters
+        numbers = np.empty((self.count + 1, 6), np.float32)
+        paths = np.empty((self.count + 1, 2 * one.track_length), np.float32)
+        sums = np.empty((self.count + 1, *self.sums.shape[1:]), np.float32)
+        limits = [one.min_deviation, one.max_deviation, one.max_step, one.camera_step]
+        self.count, valid = kernels.finish(
+            self.order,
+            self.count,
+            self.ages,
+            self.points,
+            self.moves,
+            self.sums,
+            self.scale,
+            np.array(limits, np.float32),
+            numbers,
+            paths,
+            sums,
+        )
+        tracks = np.zeros(valid, track_dtype(one))
+        tracks["frame"], tracks["scale"] = index, self.scale
+        tracks["mean"], tracks["deviation"] = numbers[:valid, 0:2], numbers[:valid, 2:4]
+        tracks["length"], tracks["travel"] = numbers[:valid, 4], numbers[:valid, 5]
+        tracks["trajectory"] = paths[:valid]
+        means = sums[:valid] / np.float32(one.track_length // one.time_cells)
+        first = 0
+        for name, bins in one.planes.items():
+            last = first + one.cells**2 * bins
+            tracks[name] = means[:, :, first:last].reshape(valid, one.widths[name])
+            first = last
+        return tracks
+
+    def _reserve(self, slots: int) -> None:
+        """Have at least so many slots, half as many again where there are too few."""
+        there = len(self.order)
+        if slots <= there:
+            return
+        more = slots + slots // 2 - there
+        self.order = np.append(self.order, np.arange(there, there + more, dtype=np.int32))
+        self.ages = np.append(self.ages, np.zeros(more, np.int32))
+        for name in ("points", "moves", "sums"):
+            old = getattr(self, name)
+            setattr(self, name, np.concatenate([old, np.zeros((more, *old.shape[1:]), old.dtype)]))
