@@ -187,7 +187,7 @@ def extract(
         method = _method_on_cards(method)
     cards = _read_cards(gpus)
     flow_method = chosen_method(method, preset, options)
-    share = _read_shard(shard) if shard else None
+    share = read_shard(shard) if shard else None
 
     from flowkit.extraction.extract import extract as run
     from flowkit.extraction.plan import plan, take_shard
@@ -350,7 +350,8 @@ def _event(source: Source, status: str, outcome: Outcome | None = None) -> dict[
     return event
 
 
-def _read_shard(shard: str) -> tuple[int, int]:
+def read_shard(shard: str) -> tuple[int, int]:
+    """The share that --shard names: index from 1, and count."""
     from flowkit.extraction.plan import slurm_shard
 
     if shard == "slurm":

@@ -15,6 +15,7 @@ from flowkit.errors import FlowkitError, InstallError, UsageError
 # only when it is run, so that help comes at once.
 COMMANDS = {
     "extract": "Videos to flow records: decode, compute flow, store it.",
+    "trajectories": "Videos to improved dense trajectories, the hand-made features.",
     "doctor": "What this machine can do, how fast, and what to mend.",
     "info": "What flow records hold, a line each.",
     "verify": "Check that every record below a folder is complete and undamaged.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from flowkit.flow import farneback
 from flowkit.flow.compiled import ensure_compiled
 from flowkit.flow.method import to_gray
 from flowkit.idt import kernels
+from flowkit.idt.boxes import Boxes, box_mask
 from flowkit.idt.camera import Camera, warp_back
 from flowkit.idt.parameters import TrackParameters
 
@@ -23,8 +24,6 @@ WINDOW, ITERATIONS = 10, 2  # of the flow at every scale; the window is a Gaussi
 MEDIAN = 5  # px, over the field of every scale
 COMPILE_SECONDS = 12  # measured on one core
 FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
-
-Boxes = Mapping[int, np.ndarray]  # frame -> its boxes of people, float (N, 4): x1, y1, x2, y2 in px
 
 
 def track_dtype(parameters: TrackParameters, descriptors: np.dtype = FLOAT32) -> np.dtype:
@@ -102,7 +101,7 @@ def track_frames(
     tracker: _Tracker | None = None
     for index, frame in enumerate(frames):
         gray = np.ascontiguousarray(to_gray(frame))
-        mask = _mask(gray.shape, boxes.get(index)) if boxes else None
+        mask = box_mask(gray.shape, boxes.get(index)) if boxes else None
         if tracker is None:
             tracker = _Tracker(gray, mask, parameters)
             yield np.zeros(0, track_dtype(parameters))
@@ -122,16 +121,6 @@ def ensure_compiled_kernels() -> None:
         )
 
 
-def _mask(shape: tuple[int, ...], boxes: np.ndarray | None) -> np.ndarray:
-    """255 where no box is, uint8 (H, W); a box holds the pixels whose centers are in it."""
-    mask = np.full(shape, 255, np.uint8)
-    for x1, y1, x2, y2 in [] if boxes is None else boxes:
-        rows = slice(max(0, int(np.ceil(y1))), max(0, int(np.floor(y2)) + 1))
-        columns = slice(max(0, int(np.ceil(x1))), max(0, int(np.floor(x2)) + 1))
-        mask[rows, columns] = 0
-    return mask
-
-
 def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """A float32 image (H, W) at `size` (width, height), bilinear."""
     small = np.empty(size[::-1], np.float32)
@@ -146,9 +135,11 @@ class _Tracker:
         self, gray: np.ndarray, mask: np.ndarray | None, parameters: TrackParameters
     ) -> None:
         self.parameters = parameters
-        shapes = level_sizes(*gray.shape, parameters)
+        shapes = level_sizes(gray.shape[0], gray.shape[1], parameters)
         scales = level_scales(len(shapes))
-        self.sizes = [(*shape, 1 / float(scale)) for shape, scale in zip(shapes, scales, strict=True)]
+        self.sizes = [
+            (*shape, 1 / float(scale)) for shape, scale in zip(shapes, scales, strict=True)
+        ]
         self.weights = farneback.expansion_weights(POLY_N, POLY_SIGMA)
         self.window = farneback.gaussian_window(WINDOW)
         self.levels = [

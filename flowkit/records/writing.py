@@ -44,7 +44,7 @@ class RecordWriter:
         self.seconds = {"encode": 0.0, "write": 0.0}
 
     def __enter__(self) -> RecordWriter:
-        self.temporary = _temporary_folder(self.out)
+        self.temporary = temporary_folder(self.out)
         for template in [
             self.images,
             *(t for files in self.templates.values() for t in files.values()),
@@ -54,7 +54,7 @@ class RecordWriter:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        _remove_temporary(self.temporary)
+        remove_temporary(self.temporary)
 
     def add_frame(self, frame: np.ndarray) -> None:
         """Take the next frame, uint8 (H, W, 3) BGR; it is stored where the storage says so."""
@@ -187,13 +187,13 @@ def pack_record(folder: Path) -> Path:
     pack = folder.with_name(folder.name + ".zip")
     if pack.exists():
         raise RecordError(f"{pack}: is there already; move it away first")
-    temporary = _temporary_folder(folder.parent)
+    temporary = temporary_folder(folder.parent)
     try:
         zips.write_pack(temporary / "pack", files)
         (temporary / "pack").rename(pack)
         folder.rename(temporary / "folder")
     finally:
-        _remove_temporary(temporary)
+        remove_temporary(temporary)
     return pack
 
 
@@ -206,7 +206,7 @@ def unpack_record(pack: Path) -> Path:
         raise RecordError(f"{folder}: is there already; move it away first")
     if any(PurePosixPath(name).name != name for name in members):
         raise RecordError(f"{pack}: a member's name holds a folder; expected plain file names")
-    temporary = _temporary_folder(pack.parent)
+    temporary = temporary_folder(pack.parent)
     try:
         (temporary / "folder").mkdir()
         for name, place in members.items():
@@ -215,7 +215,7 @@ def unpack_record(pack: Path) -> Path:
         (temporary / "folder").rename(folder)
         pack.unlink()
     finally:
-        _remove_temporary(temporary)
+        remove_temporary(temporary)
     return folder
 
 
@@ -256,7 +256,8 @@ def _move(source: Path, target: Path, trash: Path, overwrite: bool) -> bool:
     return True
 
 
-def _temporary_folder(out: Path) -> Path:
+def temporary_folder(out: Path) -> Path:
+    """A new folder of this process below `out`, in which a record can be written."""
     owner = f"{os.uname().nodename}-{os.getpid()}.{_beginning(os.getpid())}"
     name = f"{owner}-{secrets.token_hex(4)}"
     folder = out / INCOMPLETE / name
@@ -267,7 +268,8 @@ def _temporary_folder(out: Path) -> Path:
     return folder
 
 
-def _remove_temporary(folder: Path) -> None:
+def remove_temporary(folder: Path) -> None:
+    """Remove what `temporary_folder` made, and all in it."""
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
         folder.parent.rmdir()  # where no other record is being written

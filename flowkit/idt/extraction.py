@@ -1,0 +1,262 @@
+"""Videos to track records, one at a time or many in worker processes, as flow is extracted."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+import flowkit
+from flowkit._cv2 import cv2
+from flowkit.errors import RecordError, UsageError, VideoError
+from flowkit.idt.boxes import Boxes, box_file, check_box_files, read_boxes
+from flowkit.idt.parameters import TrackParameters
+from flowkit.idt.records import TEXT_SUFFIX, TrackWriter, is_text, open_tracks, record_path
+from flowkit.idt.tracking import ensure_compiled_kernels, track_frames
+from flowkit.plan import source_bytes
+from flowkit.pool import Done, Failed, Progress, run_pool
+from flowkit.records import differences
+from flowkit.sources import Source
+from flowkit.videos import open_video
+from flowkit.writer import remove_leftovers
+
+log = logging.getLogger("flowkit")
+
+
+@dataclass(frozen=True)
+class TrackRequest:
+    """What is asked of every video.
+
+    `float32` stores descriptors in single instead of half precision; `text` also writes the
+    authors' format; `boxes` is the file or folder of people's boxes (`flowkit.idt.boxes`);
+    `keep_damaged` makes a record of the frames that a damaged video still gives.
+    """
+
+    parameters: TrackParameters = field(default_factory=TrackParameters)
+    float32: bool = False
+    text: bool = False
+    boxes: Path | None = None
+    keep_damaged: bool = False
+
+    def identity(self, source: Source) -> dict[str, Any]:
+        """What the header keeps of the request for a source, and a rerun compares; JSON values."""
+        boxes = None if self.boxes is None else _checksum(box_file(self.boxes, source.id))
+        return json.loads(
+            json.dumps(
+                {
+                    "parameters": dataclasses.asdict(self.parameters),
+                    "float32": self.float32,
+                    "boxes": boxes,
+                    "keep_damaged": self.keep_damaged,
+                }
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What became of one video; `written` is False where another run had finished it meanwhile."""
+
+    frames: int
+    tracks: int
+    damage: str | None
+    seconds: float
+    written: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One event of `extract_tracks`: a video "done", "failed", or so far "running"."""
+
+    source: Source
+    status: str
+    tracked: Tracked | None = None
+    reason: str = ""
+    frames: int = 0
+
+
+def extract_video_tracks(
+    source: Source,
+    out: Path,
+    request: TrackRequest,
+    *,
+    overwrite: bool = False,
+    report: Callable[[int], None] = lambda frames: None,
+) -> Tracked:
+    """Make the track record of one video below `out`; `report` is told the frames so far.
+
+    VideoError where the video is damaged, FlowkitError where it is smaller than a patch: nothing
+    is left of it then. A video too short for a track has a record without tracks.
+    """
+    start = perf_counter()
+    identity = request.identity(source)
+    boxes = None if request.boxes is None else read_boxes(box_file(request.boxes, source.id))
+    with (
+        open_video(source.path, keep_damaged=request.keep_damaged) as video,
+        TrackWriter(
+            out, source.id, request.parameters, float32=request.float32, text=request.text
+        ) as writer,
+    ):
+        count = 0
+        for tracks in track_frames(video.frames(), request.parameters, boxes=boxes):
+            writer.add(tracks)
+            count += 1
+            report(count)
+        _check_boxes(boxes, count)
+        header = {
+            "flowkit": flowkit.__version__,
+            "libraries": {"opencv": cv2.__version__, "numpy": np.__version__},
+            "source": {
+                "name": source.path.name,
+                "bytes": source_bytes(source.path),
+                "sha256": None if source.path.is_dir() else _checksum(source.path),
+                "damage": video.damage,
+            },
+            "fps": video.fps,
+            "size": list(video.size),
+            "frames": count,
+            "request": identity,
+        }
+        written = writer.commit(header, overwrite=overwrite)
+        return Tracked(count, writer.count, video.damage, perf_counter() - start, written)
+
+
+def plan_tracks(
+    sources: Sequence[Source], out: Path, request: TrackRequest, *, overwrite: bool = False
+) -> list[Source]:
+    """The sources whose record is still to be made: those finished as asked for are left out.
+
+    UsageError, before any work, where a record of other parameters, or a file that is no record,
+    stands in a record's place.
+    """
+    if request.boxes is not None:
+        check_box_files(request.boxes, [source.id for source in sources])
+    todo, foreign = [], []
+    different: dict[str, list[Path]] = {}  # how they differ -> the records that do
+    for source in sources:
+        place = record_path(out, source.id)
+        for path in (place, place.with_suffix(TEXT_SUFFIX)):
+            if path.resolve() == source.path:
+                raise UsageError(f"{source.path}: its record would replace it: choose --out")
+        if request.text and not is_text(place.with_suffix(TEXT_SUFFIX), request.parameters):
+            foreign.append(place.with_suffix(TEXT_SUFFIX))
+        if not place.exists():
+            todo.append(source)
+            continue
+        try:
+            found = _differences(source, place, request)
+        except RecordError:
+            foreign.append(place)
+            continue
+        if overwrite:
+            todo.append(source)
+        elif found:
+            different.setdefault(found, []).append(place)
+    if foreign:
+        raise UsageError(
+            f"not written by flowkit, but in the place of a track record: {len(foreign)} files, "
+            f"first {foreign[0]}; move them away, or choose another --out"
+        )
+    if different:
+        ways = "; ".join(
+            f"{how} ({len(places)} of them, first {places[0]})"
+            for how, places in list(different.items())[:3]
+        )
+        raise UsageError(
+            f"made from other parameters: {ways}; --overwrite makes them anew, another --out "
+            "keeps them"
+        )
+    return todo
+
+
+def extract_tracks(
+    sources: Sequence[Source],
+    out: Path,
+    request: TrackRequest,
+    *,
+    workers: int,
+    timeout_s: float | None = None,
+    overwrite: bool = False,
+) -> Iterator[Outcome]:
+    """Make the track records of `sources` in worker processes; yields what became of each.
+
+    A video that fails, takes longer than `timeout_s`, or kills its worker costs itself only. After
+    a full disk no further video is begun: those have no outcome.
+    """
+    full = False
+
+    def supply() -> Iterator[Source]:
+        for source in sources:
+            if full:
+                return
+            yield source
+
+    out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
+    if sources:
+        ensure_compiled_kernels()
+    task = _Task(out, request, overwrite)
+    try:
+        with closing(run_pool(task, supply(), workers=workers, timeout_s=timeout_s)) as events:
+            for event in events:
+                source = sources[event.index]
+                match event:
+                    case Progress():
+                        yield Outcome(source, "running", frames=event.value)
+                    case Done():
+                        yield Outcome(source, "done", event.result, frames=event.result.frames)
+                    case Failed():
+                        full = full or event.errno in (errno.ENOSPC, errno.EDQUOT)
+                        log.debug("%s: %s", source.path, event.traceback)
+                        reason = event.reason.removeprefix(f"{source.path}: ")
+                        yield Outcome(source, "failed", reason=reason)
+    finally:
+        remove_leftovers(out)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker does with one source: picklable."""
+
+    out: Path
+    request: TrackRequest
+    overwrite: bool
+
+    def __call__(self, source: Source, report: Callable[[int], None]) -> Tracked:
+        return extract_video_tracks(
+            source, self.out, self.request, overwrite=self.overwrite, report=report
+        )
+
+
+def _differences(source: Source, place: Path, request: TrackRequest) -> str:
+    """How a record differs from what is asked for; "" if it does not."""
+    header = open_tracks(place).header
+    found = differences(header["request"], request.identity(source))
+    now = {"name": source.path.name, "bytes": source_bytes(source.path)}
+    found += differences(header["source"], {**header["source"], **now})
+    if request.text and not place.with_suffix(TEXT_SUFFIX).exists():
+        found.append("no text beside it")
+    return "; ".join(found)
+
+
+def _check_boxes(boxes: Boxes | None, frames: int) -> None:
+    if boxes and max(boxes) >= frames:
+        raise VideoError(
+            f"boxes are given of frame {max(boxes)}, but there are {frames} frames, which count "
+            "from 0"
+        )
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
