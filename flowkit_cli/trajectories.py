@@ -19,7 +19,7 @@ from flowkit_cli.options import cores, json_option, workers_option
 
 if TYPE_CHECKING:
     from flowkit.idt.extraction import Outcome
-    from flowkit.sources import Source
+    from flowkit.video.sources import Source
 
 
 def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,9 +126,9 @@ def trajectories(
     Exit status: 0 all done, 1 some videos failed (the others are done), 2 usage, 75 stopped by
     SIGTERM, 130 interrupted.
     """
+    from flowkit.extraction.plan import take_shard
     from flowkit.idt.extraction import TrackRequest, extract_tracks, plan_tracks
-    from flowkit.plan import take_shard
-    from flowkit.sources import find_videos
+    from flowkit.video.sources import find_videos
 
     request = TrackRequest(
         TrackParameters(**parameters),

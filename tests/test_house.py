@@ -19,7 +19,7 @@ ORDER = (
     "workers", "video", "synthetic",
     "flow", "flow/cuda", "flow/methods", "doctor",
     "records", "pictures", "extraction",
-    "data", "networks", "scores", "training", "evaluation",
+    "data", "networks", "scores", "idt", "training", "evaluation",
     "report",
 )  # fmt: skip
 

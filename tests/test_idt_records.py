@@ -206,7 +206,7 @@ def test_a_writer_that_is_left_by_an_error_leaves_nothing(tmp_path):
 
 
 def test_single_precision_is_kept_where_asked(clips, tmp_path):
-    from flowkit.sources import Source
+    from flowkit.video.sources import Source
 
     source = Source(clips / "left/v_left_g01_c01.avi", "a")
     request = TrackRequest(STILL, float32=True)

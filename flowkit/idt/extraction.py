@@ -18,17 +18,16 @@ import numpy as np
 
 import flowkit
 from flowkit._cv2 import cv2
+from flowkit.documents import differences
 from flowkit.errors import RecordError, UsageError, VideoError
 from flowkit.idt.boxes import Boxes, box_file, check_box_files, read_boxes
 from flowkit.idt.parameters import TrackParameters
 from flowkit.idt.records import TEXT_SUFFIX, TrackWriter, is_text, open_tracks, record_path
 from flowkit.idt.tracking import ensure_compiled_kernels, track_frames
-from flowkit.plan import source_bytes
-from flowkit.pool import Done, Failed, Progress, run_pool
-from flowkit.records import differences
-from flowkit.sources import Source
-from flowkit.videos import open_video
-from flowkit.writer import remove_leftovers
+from flowkit.records.writing import remove_leftovers
+from flowkit.video.reading import open_video
+from flowkit.video.sources import Source, source_bytes
+from flowkit.workers.pool import Done, Failed, Progress, run_pool
 
 log = logging.getLogger("flowkit")
 

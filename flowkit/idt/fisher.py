@@ -15,7 +15,7 @@ import numpy as np
 
 from flowkit.errors import UsageError
 
-ROWS = 8192  # of descriptors that are looked at together
+ROWS = 1024  # of descriptors that are looked at together: what the cache holds
 KMEANS_ROUNDS = 10
 SEED_ROWS = 64  # for each Gaussian, among which k-means++ chooses the first centers
 EM_ROUNDS = 100  # at most
@@ -27,7 +27,7 @@ LEAST_WEIGHT = 1e-9  # of a Gaussian, by which gradients are divided
 class Statistics(NamedTuple):
     """Sums over descriptors: of posteriors (K,), of them times x and times x squared (K, D)."""
 
-    count: int
+    rows: int
     zeroth: np.ndarray
     first: np.ndarray
     second: np.ndarray
@@ -148,7 +148,7 @@ def gradients(
     u_k = 1/(N sqrt(pi_k)) sum_n q_nk (x_n - mu_k)/sigma_k, and
     v_k = 1/(N sqrt(2 pi_k)) sum_n q_nk [((x_n - mu_k)/sigma_k)^2 - 1].
     """
-    roots = found.count * np.sqrt(weights)[:, None]
+    roots = found.rows * np.sqrt(weights)[:, None]
     zeroth = found.zeroth[:, None]
     by_mean = (found.first - zeroth * means) / (roots * np.sqrt(variances))
     spread = found.second - 2 * means * found.first + zeroth * (means**2 - variances)
@@ -165,7 +165,7 @@ def normalize(vector: np.ndarray) -> np.ndarray:
 
 def _after(found: Statistics, floor: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The mixture of most likelihood for posteriors of these sums."""
-    counts = np.maximum(found.zeroth, LEAST_WEIGHT * found.count)
+    counts = np.maximum(found.zeroth, LEAST_WEIGHT * found.rows)
     means = found.first / counts[:, None]
     variances = np.maximum(found.second / counts[:, None] - means**2, floor)
     return counts / counts.sum(), means, variances

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from flowkit.documents import make_folders, sync
 from flowkit.errors import RecordError
 from flowkit.idt.parameters import TrackParameters
 from flowkit.idt.tracking import FLOAT16, FLOAT32, track_dtype
-from flowkit.writer import remove_temporary, temporary_folder
+from flowkit.records.writing import remove_temporary, temporary_folder
 
 FORMAT, VERSION = "flowkit tracks", 1
 SUFFIX, TEXT_SUFFIX = ".npz", ".txt"
@@ -81,13 +82,13 @@ class TrackWriter:
             np.savez(file, allow_pickle=False, **columns, **{META: meta})  # type: ignore[arg-type]
         if place.exists() and not overwrite:
             return False
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(place.parent)
         if self.text:
             with (self.temporary / "text").open("w", encoding="ascii") as text:
                 exact = _rows(self.temporary / "exact", self.exact)
                 text.writelines(text_lines(exact, header["size"], header["frames"]))
-            os.replace(self.temporary / "text", place.with_suffix(TEXT_SUFFIX))
-        os.replace(self.temporary / "record", place)
+            _move(self.temporary / "text", place.with_suffix(TEXT_SUFFIX))
+        _move(self.temporary / "record", place)
         return True
 
 
@@ -193,6 +194,13 @@ def is_text(path: Path, parameters: TrackParameters) -> bool:
         line = file.readline(TEXT_LINE_BYTES)
     columns = 10 + sum(parameters.widths.values())
     return not line or (line.count(b"\t") == columns and not line.strip(b"0123456789.-\t\n"))
+
+
+def _move(made: Path, place: Path) -> None:
+    """Put a finished file in its place in one step, on the disk before and after."""
+    sync(made)
+    made.replace(place)
+    sync(place.parent)
 
 
 def _rows(path: Path, dtype: np.dtype) -> np.ndarray:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from flowkit.documents import listed
 from flowkit.data.splits import Split, Video, hold_out
+from flowkit.documents import listed
 from flowkit.errors import SplitError, UsageError
 from flowkit.idt.vectors import Codebooks, read_vector
 from flowkit.scores.files import Scores
@@ -94,7 +94,10 @@ def score_split(
     count, classes = len(everyone), len(split.classes)
     margins = decide(products[:count], labels, products[count:], classes, C=C)
     scored = {"heldout": list(split.heldout), "test": list(split.test)}
-    rows = {"heldout": margins[: len(others) - len(split.test)], "test": margins[-len(split.test) :]}
+    rows = {
+        "heldout": margins[: len(others) - len(split.test)],
+        "test": margins[-len(split.test) :],
+    }
     if folds:
         scored["heldout"], rows["heldout"] = _cross_validate(
             split, everyone, held, products[:count], labels, C
@@ -121,7 +124,7 @@ def score_split(
 
 
 def check_leaks(split: Split, codebooks: Codebooks, parts: Iterable[str]) -> None:
-    """Raise SplitError where the codebooks saw a source group of these parts, or parts share one."""
+    """Raise SplitError where the codebooks saw a source group of these parts, or two share one."""
     if straddling := split.straddling_groups():
         raise SplitError(
             f"{split.name}: {len(straddling)} source groups have videos in two parts: "
@@ -164,8 +167,8 @@ def _cross_validate(
             len(split.classes),
             C=C,
         )
-    known = ~np.isnan(margins).any(axis=1)
-    return [video for video, is_known in zip(everyone, known, strict=True) if is_known], margins[known]
+    known = np.flatnonzero(~np.isnan(margins).any(axis=1))
+    return [everyone[int(row)] for row in known], margins[known]
 
 
 def _expect_classes(split: Split, videos: Sequence[Video]) -> None:

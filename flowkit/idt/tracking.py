@@ -79,7 +79,7 @@ def track_video(
 
     VideoError, at the end, if the video did not give every frame that its file promises.
     """
-    from flowkit.videos import open_video
+    from flowkit.video.reading import open_video
 
     with open_video(Path(path)) as video:
         yield from track_frames(video.frames(), parameters, boxes=boxes)

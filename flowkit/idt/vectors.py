@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from flowkit.arrays import read_arrays, write_arrays
+from flowkit.data.splits import Split
+from flowkit.documents import differences
 from flowkit.errors import RecordError, UsageError
 from flowkit.idt.fisher import Codebook, fit_codebook
 from flowkit.idt.records import DESCRIPTORS, SUFFIX, TrackRecord, open_tracks
-from flowkit.pool import Done, Failed, run_pool
-from flowkit.records import differences
-from flowkit.splits import Split
+from flowkit.scores.npz import read_arrays, write_arrays
+from flowkit.workers.pool import Done, Failed, run_pool
 
 CODEBOOK_FORMAT, VECTOR_FORMAT, VERSION = "flowkit fisher codebook", "flowkit fisher vector", 1
 CODEBOOK = "codebook.npz"  # in the folder of the vectors
@@ -125,7 +125,9 @@ def fit_codebooks(
 def write_codebooks(path: Path, found: Codebooks) -> None:
     """Write codebooks to an .npz file; replaces what is there in one step."""
     arrays = {
-        f"{name}_{part}": getattr(book, part) for name, book in found.books.items() for part in PARTS
+        f"{name}_{part}": getattr(book, part)
+        for name, book in found.books.items()
+        for part in PARTS
     }
     names = ("parameters", "split", "gaussians", "sample", "seed")
     write_arrays(
@@ -151,9 +153,7 @@ def read_codebooks(path: Path) -> Codebooks:
     )
     if (meta.get("format"), meta.get("version")) != (CODEBOOK_FORMAT, VERSION):
         raise RecordError(f"{path}: expected a {CODEBOOK_FORMAT} of version {VERSION}")
-    books = {
-        name: Codebook(*(arrays[f"{name}_{part}"] for part in PARTS)) for name in DESCRIPTORS
-    }
+    books = {name: Codebook(*(arrays[f"{name}_{part}"] for part in PARTS)) for name in DESCRIPTORS}
     names = ("parameters", "split", "gaussians", "sample", "seed")
     return Codebooks(
         books,
