@@ -204,7 +204,7 @@ def test_splitting_by_video_ignores_groups_where_that_is_asked_for():
     ],
 )
 def test_folders_called_like_parts_are_asked_about(ids):
-    with raises(r"folders called \w.*which level is the class\? --parts above"):
+    with raises(r"folders called \w.*which level is the class\? flowkit split make --parts above"):
         folder_split(ids)
 
 
