@@ -49,13 +49,12 @@ YARDSTICK = {"spatial": 0.449, "temporal": 0.543, "average": 0.594}
 
 def make_job(stream: Stream, split: Split, records: RecordFolder, steps: int) -> Job:
     return Job(
-        stream,
+        {stream: StackForm(LENGTH) if stream == "temporal" else None},
         NET,
         (Task("main", split, records),),
         make_recipe(
             "short", "scratch", steps=steps, learning_rate=RATE, eval_every=max(1, steps // 10)
         ),
-        form=StackForm(LENGTH) if stream == "temporal" else None,
         augmentation=Augmentation("multi-scale", crop=CROP, short_side=SHORT_SIDE),
     )
 
@@ -67,7 +66,7 @@ def train_and_score(
     for progress in train(job, folder, Ranks(0, 1, device), MACHINE, start="resume"):
         if progress.heldout_accuracy is not None:
             print(
-                f"{job.stream}, step {progress.step}: loss {progress.loss:.3f}, "
+                f"{next(iter(job.inputs))}, step {progress.step}: loss {progress.loss:.3f}, "
                 f"held out {progress.heldout_accuracy:.3f}",
                 flush=True,
             )
@@ -78,7 +77,7 @@ def train_and_score(
         out = folder / f"scores-{part}.npz"
         for done, videos in score_part(scorer, task.split, task.records, part, out):
             if done % 20 == 0:
-                print(f"{job.stream}: {done} of {videos} {part} videos", flush=True)
+                print(f"{next(iter(job.inputs))}: {done} of {videos} {part} videos", flush=True)
         scores[part] = read_scores(out)
     best = read_checkpoint(folder)
     return scores, {

@@ -130,7 +130,9 @@ def open_clips(root: Path, name: str) -> tuple[Dataset[Any], Callable[[list], An
     videos = tuple(Video(id, id.split("/")[0], id) for id in folder.find())
     classes = tuple(sorted({video.class_name for video in videos}))
     split = Split("benchmark", classes, videos, (), ())
-    return TrainingClips(split, folder, form=StackForm(LENGTH), as_planes=True), collate
+    return TrainingClips(
+        split, folder, inputs={"temporal": StackForm(LENGTH)}, as_planes=True
+    ), collate
 
 
 def serve(pipe: Connection, root: Path, name: str) -> None:

@@ -73,7 +73,7 @@ def rates(training: Training, steps: int) -> dict[str, float]:
         found["loader alone"] = batch_size * steps / sum(times[WARM_UP:])
         batch = next(batches)
     fixed = {
-        training.job.stream: training._to_device(batch)[0],
+        **dict(zip(training.job.inputs, training._to_device(batch)[0], strict=True)),
         **{name: batch[name].to(device) for name in ("label", "task")},
     }
     again = iter(lambda: fixed, None)
@@ -102,11 +102,10 @@ def main() -> None:
         records = write_records(Path(folder), options.format)
         videos = tuple(Video(id, id[0], id) for id in sorted(records.find()))
         job = Job(
-            "temporal",
+            {"temporal": StackForm(10)},
             options.net,
             (Task("main", Split("made", CLASSES, videos, (), ()), records),),
             Recipe(steps=10**6, batch_size=options.batch, learning_rate=1e-6),
-            form=StackForm(10),
         )
         machine = Machine(
             workers=options.workers, bf16=options.bf16, channels_last=options.channels_last

@@ -146,9 +146,10 @@ def _make_predictor(
         scorer = Scorer(
             path, views=test_views(options), device=device, pass_inputs=options["pass_inputs"]
         )
-        expected = {spatial: "spatial", temporal: "temporal"}.get(path, scorer.checkpoint.stream)
-        if scorer.checkpoint.stream != expected:
-            raise UsageError(f"--{expected} {path}: holds a {scorer.checkpoint.stream} stream")
+        held = "+".join(scorer.checkpoint.inputs)
+        expected = {spatial: "spatial", temporal: "temporal"}.get(path, held)
+        if held != expected:
+            raise UsageError(f"--{expected} {path}: holds a {held} stream")
         scorers[scorer.path.absolute().parent.name] = scorer
     chosen = _read_fusion(fusion, runs, len(scorers))
     if len(scorers) < len(found):

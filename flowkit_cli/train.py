@@ -176,8 +176,8 @@ def _rehearse(job: Job, ranks: Ranks, machine: Machine) -> None:
 def _say_job(job: Job, ranks: Ranks, machine: Machine) -> None:
     """What will be trained on what, where: said at the start."""
     recipe = job.recipe
-    kinds = f"{job.shape[0]} channels of {job.augmentation.crop}x{job.augmentation.crop} px"
-    output.say(f"{job.stream} stream: {job.net}, {kinds}; mode {recipe.mode}")
+    kinds = " and ".join(f"{c} channels of {h}x{w} px" for c, h, w in job.shapes)
+    output.say(f"{' and '.join(job.inputs)} stream: {job.net}, {kinds}; mode {recipe.mode}")
     for task in job.tasks:
         output.say(
             f"{task.name}: {output.count(len(task.split.train), 'training video')}, "
@@ -215,11 +215,10 @@ def _make_job(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -
         numbers["drop_at"] = _read_steps(numbers["drop_at"])
     mode: Any = options["mode"] or ("fine-tune" if options["weights"] else "scratch")
     return Job(
-        stream,
+        {stream: options.get("form")},
         net,
         _tasks(options),
         make_recipe(options["recipe"], mode, **numbers),
-        form=options.get("form"),
         augmentation=Augmentation(
             options["crops"],
             options["flip"],

@@ -7,7 +7,7 @@ import torch
 from flowkit.data.splits import Split, write_split
 from flowkit.data.stacks import StackForm
 from flowkit.networks.checkpoints import BEST, LAST, Checkpoint, write_checkpoint
-from flowkit.networks.streams import build_stream
+from flowkit.networks.streams import build_net
 
 FIRMNESS = 300.0  # times the heads' fresh weights, which would call all classes alike
 
@@ -26,14 +26,11 @@ def write_run(
     step: int = 7,
 ) -> Path:
     """The run of a temporal stream, or without a `form` of a spatial one, and maybe its split."""
-    stream = "spatial" if form is None else "temporal"
+    inputs = {"spatial" if form is None else "temporal": form}
     tasks = tasks or {"main": classes}
-    channels = 3 if form is None else form.channels
-    checkpoint = Checkpoint(
-        step, stream, "small", channels, 0.5, tasks, short_side, crop, form, flow
-    )
+    checkpoint = Checkpoint(step, "small", inputs, 0.5, tasks, short_side, crop, flow)
     heads = {task: len(names) for task, names in tasks.items()}
-    net = build_stream("small", stream, heads, channels=channels, seed=seed)
+    net = build_net("small", inputs, heads, seed=seed)
     with torch.no_grad():
         for head in net.heads.values():
             head.weight *= FIRMNESS

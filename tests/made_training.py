@@ -62,9 +62,9 @@ def make_job(records: RecordFolder, split: Split | None = None, **options: objec
     recipe = Recipe(**numbers | options.pop("recipe", {}))
     task = Task("main", split or make_split(), records)
     stream = options.pop("stream", "temporal")
-    form = StackForm(2) if stream == "temporal" else None
-    given = {"tasks": (task,), "form": form, "augmentation": CROP, "eval_moments": 2, **options}
-    return Job(stream, given.pop("net", "small"), recipe=recipe, **given)
+    inputs = {stream: StackForm(2) if stream == "temporal" else None}
+    given = {"tasks": (task,), "inputs": inputs, "augmentation": CROP, "eval_moments": 2, **options}
+    return Job(net=given.pop("net", "small"), recipe=recipe, **given)
 
 
 def _field(motion: int, random: np.random.Generator) -> np.ndarray:

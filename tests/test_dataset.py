@@ -14,7 +14,7 @@ from flowkit.data.splits import Split, Video
 from flowkit.data.stacks import StackForm, flip, flow_stack
 from flowkit.errors import RecordError, SplitError, UsageError
 
-BOTH = ("spatial", "temporal")
+BOTH = {"spatial": None, "temporal": StackForm(4)}
 SMALL = Augmentation(crop=24, short_side=32)
 FORM = StackForm(4)
 TRAINING = {"jump/a": 12, "run/b": 3, "run/c": 9, "run/d": 20}
@@ -44,7 +44,9 @@ def split():
 
 
 def training(split, folder, **options):
-    return TrainingClips(split, folder, **{"form": FORM, "augmentation": SMALL, **options})
+    return TrainingClips(
+        split, folder, **{"inputs": {"temporal": FORM}, "augmentation": SMALL, **options}
+    )
 
 
 def equal(one, other):
@@ -52,12 +54,12 @@ def equal(one, other):
 
 
 def test_training_sample_is_a_frame_a_stack_and_a_label(split, folder):
-    sample = training(split, folder, streams=BOTH)[0]
+    sample = training(split, folder, inputs=BOTH)[0]
     assert sample["spatial"].shape == (3, 24, 24) and sample["spatial"].dtype == torch.float32
     assert sample["temporal"].shape == (8, 24, 24) and sample["temporal"].dtype == torch.float32
     assert sample["label"] in (0, 1)
     assert set(training(split, folder)[0]) == {"temporal", "label"}
-    assert set(training(split, folder, streams=("spatial",))[0]) == {"spatial", "label"}
+    assert set(training(split, folder, inputs={"spatial": None})[0]) == {"spatial", "label"}
 
 
 def frame_number(image):
@@ -68,7 +70,7 @@ def frame_number(image):
 def test_frame_and_stack_of_a_sample_are_of_one_moment(split, folder):
     form = StackForm(4, mean_subtract=False)
     plain = Augmentation(crop=24, short_side=32, jitter=0, flip=False)
-    clips = training(split, folder, streams=BOTH, form=form, augmentation=plain)
+    clips = training(split, folder, inputs=BOTH | {"temporal": form}, augmentation=plain)
     starts = set()
     for draw in range(60):
         sample = clips[draw]
@@ -81,7 +83,7 @@ def test_frame_and_stack_of_a_sample_are_of_one_moment(split, folder):
 
 def test_segments_of_a_draw_are_clips_of_one_video_in_order_changed_alike(split, folder):
     form = StackForm(2, mean_subtract=False)
-    clips = training(split, folder, form=form, segments=3, augmentation=SMALL)
+    clips = training(split, folder, inputs={"temporal": form}, segments=3, augmentation=SMALL)
     parts = np.zeros((40, 3))
     for draw in range(40):
         samples = [clips[3 * draw + part] for part in range(3)]
@@ -94,14 +96,14 @@ def test_segments_of_a_draw_are_clips_of_one_video_in_order_changed_alike(split,
 
 
 def test_classes_are_drawn_alike_whatever_their_number_of_videos(split, folder):
-    clips = training(split, folder, streams=("spatial",))
+    clips = training(split, folder, inputs={"spatial": None})
     labels = [clips[draw]["label"] for draw in range(400)]
     assert abs(np.mean(labels) - 0.5) < 0.08  # one video of jump, three of run
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_samples_do_not_depend_on_the_number_of_workers(split, folder, workers):
-    clips = training(split, folder, streams=BOTH, form=StackForm(4, mode="trajectory"))
+    clips = training(split, folder, inputs=BOTH | {"temporal": StackForm(4, mode="trajectory")})
     loader = DataLoader(
         clips, 4, sampler=range(5, 17), num_workers=workers, worker_init_fn=start_worker
     )
@@ -114,10 +116,10 @@ def test_samples_do_not_depend_on_the_number_of_workers(split, folder, workers):
 
 
 def test_samples_depend_on_the_seed_and_the_draw(split, folder):
-    clips = training(split, folder, streams=BOTH, seed=1)
-    assert equal(clips[3], training(split, folder, streams=BOTH, seed=1)[3])
+    clips = training(split, folder, inputs=BOTH, seed=1)
+    assert equal(clips[3], training(split, folder, inputs=BOTH, seed=1)[3])
     assert not equal(clips[3], clips[4])
-    assert not equal(clips[3], training(split, folder, streams=BOTH, seed=2)[3])
+    assert not equal(clips[3], training(split, folder, inputs=BOTH, seed=2)[3])
 
 
 def test_flow_is_never_treated_as_color(split, folder):
@@ -125,7 +127,7 @@ def test_flow_is_never_treated_as_color(split, folder):
     strong = Augmentation(crop=24, short_side=32, jitter=5)
     for draw in range(8):
         one, other = (
-            training(split, folder, streams=BOTH, augmentation=change)[draw]
+            training(split, folder, inputs=BOTH, augmentation=change)[draw]
             for change in (still, strong)
         )
         assert torch.equal(one["temporal"], other["temporal"])
@@ -135,7 +137,7 @@ def test_flow_is_never_treated_as_color(split, folder):
 
 
 def test_flipped_sample_has_x_negated(split, folder):
-    options = {"form": StackForm(4, mean_subtract=False)}
+    options = {"inputs": {"temporal": StackForm(4, mean_subtract=False)}}
     flipped = training(split, folder, **options)
     straight = training(
         split, folder, augmentation=Augmentation(crop=24, short_side=32, flip=False), **options
@@ -150,7 +152,7 @@ def test_flipped_sample_has_x_negated(split, folder):
 
 
 def test_test_clips_are_all_views_of_equally_spaced_moments(split, folder):
-    clips = TestClips(split, folder, streams=BOTH, form=FORM, moments=5, crop=24, short_side=32)
+    clips = TestClips(split, folder, inputs=BOTH, moments=5, crop=24, short_side=32)
     assert len(clips) == 10 and [video.id for video in clips.videos] == ["jump/e", "run/f"]
     assert clips.labels == [1, 0]
     record = folder.open(folder.find()["jump/e"])
@@ -169,7 +171,7 @@ def test_test_clips_are_all_views_of_equally_spaced_moments(split, folder):
 
 
 def test_center_view_is_the_fifth_of_ten(split, folder):
-    options = {"form": FORM, "moments": 3, "crop": 24, "short_side": 32}
+    options = {"inputs": {"temporal": FORM}, "moments": 3, "crop": 24, "short_side": 32}
     ten = TestClips(split, folder, **options)
     center = TestClips(split, folder, views="center", **options)
     assert torch.equal(center[1]["temporal"], ten[1]["temporal"][4:5])
@@ -196,16 +198,16 @@ def test_what_records_lack_is_found_before_training(split, folder, tmp_path):
     one = Split("one", ("run",), videos, (), ())
     write_record(tmp_path, "run/a", fields)
     with pytest.raises(RecordError, match="this record holds none: flowkit extract --rgb"):
-        training(one, RecordFolder(tmp_path), streams=BOTH)
+        training(one, RecordFolder(tmp_path), inputs=BOTH)
     with pytest.raises(RecordError, match="holds no backward fields"):
-        training(one, RecordFolder(tmp_path), form=StackForm(4, bidirectional=True))
+        training(one, RecordFolder(tmp_path), inputs={"temporal": StackForm(4, bidirectional=True)})
     with pytest.raises(RecordError, match="holds no forward fields of step 2"):
-        training(one, RecordFolder(tmp_path), form=StackForm(4, step=2))
+        training(one, RecordFolder(tmp_path), inputs={"temporal": StackForm(4, step=2)})
 
 
 def test_requests_that_cannot_be_are_refused(split, folder):
     with pytest.raises(UsageError, match="streams of spatial and temporal, got rgb"):
-        training(split, folder, streams=("rgb",))
+        training(split, folder, inputs={"rgb": None})
     with pytest.raises(UsageError, match="views ten or center"):
         TestClips(split, folder, views="all")
     with pytest.raises(SplitError, match="made: expected videos in its part heldout, got none"):

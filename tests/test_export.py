@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 from made_runs import write_run
 
+from flowkit.data.inputs import inputs_from_json
 from flowkit.data.stacks import StackForm
 from flowkit.errors import ExportError, InstallError, UsageError
 from flowkit.networks import export
@@ -38,8 +39,8 @@ def check_description(text):
     said = json.loads(text)
     assert (said["format"], said["version"]) == ("flowkit export", 1)
     assert {task: tuple(names) for task, names in said["tasks"].items()} == TASKS
-    assert (said["stream"], said["crop"], said["short_side"]) == ("temporal", 32, 36)
-    assert StackForm(**said["form"]) == StackForm(2)
+    assert (said["crop"], said["short_side"]) == (32, 36)
+    assert inputs_from_json(said["inputs"]) == {"temporal": StackForm(2)}
     assert "training" not in said
 
 

@@ -78,7 +78,7 @@ def test_loader_of_planes_gives_the_batches_of_the_loader_of_stacks(folder, crop
     videos = tuple(Video(id, id.split("/")[0], id) for id in SIZES)
     split = Split("made", ("jump", "run"), videos, (), ())
     options = {
-        "form": StackForm(4),
+        "inputs": {"temporal": StackForm(4)},
         "augmentation": Augmentation(crops=crops, crop=24, short_side=32),
     }
     plain = DataLoader(TrainingClips(split, folder, **options), 6, sampler=range(12))
@@ -93,7 +93,7 @@ def test_loader_of_planes_gives_the_batches_of_the_loader_of_stacks(folder, crop
     sizes = 0
     for one, other in zip(plain, bytes_, strict=True):
         groups = other["temporal"]
-        found = stack_planes(groups, form=options["form"], size=(24, 24), device="cpu")
+        found = stack_planes(groups, form=StackForm(4), size=(24, 24), device="cpu")
         assert torch.equal(one["label"], other["label"])
         assert all(group.codes.dtype == torch.uint8 for group in groups)
         assert all(group.codes.is_shared() for group in groups)  # nothing is copied on the way
@@ -136,7 +136,7 @@ def test_damage_is_an_error_of_the_loader_that_names_record_and_plane(tmp_path, 
     clips = TrainingClips(
         split,
         RecordFolder(tmp_path),
-        form=StackForm(6),
+        inputs={"temporal": StackForm(6)},
         augmentation=Augmentation(crop=24, short_side=32),
         as_planes=True,
     )

@@ -328,6 +328,6 @@ def test_an_overlay_of_another_kind_is_refused(project, video):
 
 def test_series_are_those_of_the_form(flow):
     form = StackForm(2, bidirectional=True, step=2)
-    checkpoint = type("Checkpoint", (), {"form": form, "flow": flow})
+    checkpoint = type("Checkpoint", (), {"inputs": {"temporal": form}, "flow": flow})
     series = video_request([checkpoint]).series
     assert series == (Series("forward", 2), Series("backward", 2))

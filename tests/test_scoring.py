@@ -57,12 +57,11 @@ def finish(scorer, records, out, *, split=SPLIT, part="test"):
 def by_hand(run, records, form, *, average, **how):
     """The mean over all views of all moments of the test part, one forward pass a view."""
     checkpoint, net = load_net(run)
-    stream = checkpoint.stream
+    [stream] = checkpoint.inputs
     clips = TestClips(
         SPLIT,
         records,
-        streams=(stream,),
-        form=form or StackForm(),
+        inputs=checkpoint.inputs,
         crop=checkpoint.crop,
         short_side=checkpoint.short_side,
         **how,
@@ -242,7 +241,13 @@ def test_classes_that_the_split_has_not_are_left_out_before_the_softmax(tmp_path
     assert scores.classes == CLASSES
     np.testing.assert_allclose(scores.values.sum(axis=1), 1, atol=1e-6)
     clips = TestClips(
-        SPLIT, records, form=StackForm(2), moments=1, views="center", crop=32, short_side=36
+        SPLIT,
+        records,
+        inputs={"temporal": StackForm(2)},
+        moments=1,
+        views="center",
+        crop=32,
+        short_side=36,
     )
     with torch.no_grad():
         logits = load_net(run)[1](clips[0]["temporal"])

@@ -77,7 +77,7 @@ def test_both_streams_train_where_they_are_expected(place, one_thread):
     assert not split.straddling_groups()
     flowkit_train("spatial", *TINY[2:], "--steps", 2)
     assert read_split(place / "runs/spatial/split.json") == split
-    assert read_checkpoint(place / "runs/spatial").stream == "spatial"
+    assert read_checkpoint(place / "runs/spatial").inputs == {"spatial": None}
 
 
 def test_a_dry_run_counts_and_writes_nothing(place, one_thread):
@@ -90,10 +90,10 @@ def test_a_dry_run_counts_and_writes_nothing(place, one_thread):
 
 def test_the_papers_recipe_takes_the_papers_network_and_sizes(job_of):
     job = job_of("temporal", "--recipe", "paper")
-    assert (job.net, job.shape, job.recipe.steps) == ("cnn-m-2048", (20, 224, 224), 80_000)
+    assert (job.net, job.shapes, job.recipe.steps) == ("cnn-m-2048", [(20, 224, 224)], 80_000)
     assert (job.augmentation.short_side, job.recipe.mode) == (256, "scratch")
     job = job_of("spatial", "--net", "cnn-m-2048")  # takes no other size
-    assert (job.shape, job.recipe.batch_size) == ((3, 224, 224), 64)
+    assert (job.shapes, job.recipe.batch_size) == ([(3, 224, 224)], 64)
 
 
 def test_weights_are_fine_tuned_unless_told_otherwise(job_of):
@@ -121,14 +121,16 @@ def test_every_number_of_the_recipe_is_an_option(job_of):
 
 
 def test_the_form_of_the_stack_is_told(job_of):
-    form = job_of("temporal", "--stacking", "trajectory", "--bidirectional", "--L", 4).form
+    form = job_of("temporal", "--stacking", "trajectory", "--bidirectional", "--L", 4).inputs[
+        "temporal"
+    ]
     assert (form.length, form.mode, form.bidirectional, form.mean_subtract) == (
         4,
         "trajectory",
         True,
         True,
     )
-    assert not job_of("temporal", "--no-mean-subtract").form.mean_subtract
+    assert not job_of("temporal", "--no-mean-subtract").inputs["temporal"].mean_subtract
 
 
 def test_tasks_have_heads_and_splits_of_their_own(job_of, place):

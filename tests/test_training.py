@@ -186,7 +186,7 @@ def test_classes_are_drawn_alike_whatever_their_number_of_videos(tmp_path):
     )
     split = Split("uneven", CLASSES, train, (), ())
     clips = StepClips(
-        [Task("main", split, records)], "temporal", form=StackForm(1), augmentation=CROP, seed=0
+        [Task("main", split, records)], {"temporal": StackForm(1)}, augmentation=CROP, seed=0
     )
     counts = Counter(clips[draw]["label"] for draw in range(300))
     assert all(abs(counts[label] - 100) < 30 for label in range(3))  # 3.7 deviations
@@ -198,7 +198,7 @@ def test_added_classes_train_further_rows_of_the_same_head(tmp_path, records):
     task = Task("main", make_split(), records, added=(extra, other))
     assert added_classes(task.split, extra) == ("jump", "sit")
     assert task.classes == (*CLASSES, "jump", "sit")
-    clips = StepClips([task], "temporal", form=StackForm(2), augmentation=CROP, seed=0)
+    clips = StepClips([task], {"temporal": StackForm(2)}, augmentation=CROP, seed=0)
     counts = Counter(clips[draw]["label"] for draw in range(200))
     assert set(counts) == {0, 1, 2, 3, 4}
     assert all(abs(count - 40) < 22 for count in counts.values())  # 3.9 deviations
@@ -530,7 +530,7 @@ def test_a_checkpoint_says_all_that_is_needed_to_use_it(tmp_path, records):
     run(job, tmp_path)
     checkpoint, net = load_net(tmp_path)
     assert checkpoint.tasks == {"main": CLASSES}
-    assert (checkpoint.stream, checkpoint.form) == ("temporal", StackForm(2))
+    assert checkpoint.inputs == {"temporal": StackForm(2)}
     assert (checkpoint.short_side, checkpoint.crop) == (36, 32)
     assert checkpoint.training["recipe"]["batch_size"] == 8
     assert not net.training
@@ -546,10 +546,10 @@ def test_records_that_do_not_fit_a_checkpoint_are_refused(tmp_path, records):
         RecordError, match=r'not what .* trained on: format: "lossless planes" on disk, "floats" in'
     ):
         checkpoint.check_record(other.open(other.find()["spin/v0"]))
-    both = replace(checkpoint, form=StackForm(2, bidirectional=True))
+    both = replace(checkpoint, inputs={"temporal": StackForm(2, bidirectional=True)})
     with pytest.raises(RecordError, match="holds no backward fields of step 1"):
         both.check_record(records.open(records.find()["spin/v0"]))
-    replace(checkpoint, form=None).check_record(other.open(other.find()["spin/v0"]))
+    replace(checkpoint, inputs={"spatial": None}).check_record(other.open(other.find()["spin/v0"]))
 
 
 @pytest.mark.parametrize("survivors", range(7))
@@ -670,7 +670,9 @@ def test_a_job_is_checked_before_anything_is_read(records):
     with pytest.raises(UsageError, match="cnn-m-2048 takes a crop of 224 px, got 32 px"):
         make_job(nowhere, net="cnn-m-2048")
     with pytest.raises(UsageError, match="expected the form of a stack for the temporal stream"):
-        make_job(nowhere, form=None)
+        make_job(nowhere, inputs={"temporal": None})
+    with pytest.raises(UsageError, match="expected streams of spatial and temporal, got rgb"):
+        make_job(nowhere, inputs={"rgb": None})
     tasks = tuple(Task(name, make_split(), nowhere) for name in "abc")
     with pytest.raises(UsageError, match="at least one clip for each of 3 tasks, got 2"):
         make_job(nowhere, tasks=tasks, recipe={"batch_size": 2})
@@ -692,26 +694,26 @@ def test_a_missing_device_is_named():
 
 def test_activations_are_counted_without_computing():
     net = build_stream("small", "temporal", {"main": 3}, channels=4)
-    small, large = (activation_bytes(net, (4, side, side)) for side in (32, 64))
+    small, large = (activation_bytes(net, [(4, side, side)]) for side in (32, 64))
     assert 3.5 < large / small < 4.5
     net.train_top(0)  # nothing but the head's input is kept
-    assert activation_bytes(net, (4, 64, 64)) < large / 50
+    assert activation_bytes(net, [(4, 64, 64)]) < large / 50
 
 
 def test_a_batch_that_does_not_fit_is_taken_in_passes(monkeypatch):
     net = build_stream("small", "temporal", {"main": 3}, channels=4)
-    shape, cpu = (4, 64, 64), torch.device("cpu")
-    each = 2 * activation_bytes(net, shape)
+    shapes, cpu = [(4, 64, 64)], torch.device("cpu")
+    each = 2 * activation_bytes(net, shapes)
     weights = 12 * sum(p.numel() for p in net.parameters())
     for fits, expected in ((1000, 256), (100, 64), (1, 1)):
         monkeypatch.setattr(
             "flowkit.training.micro_batch._free_bytes",
             lambda n=fits: (n * each + weights) / 0.6 + 9,
         )
-        assert fitting_micro_batch(net, shape, 256, cpu, bf16=False) == expected
+        assert fitting_micro_batch(net, shapes, 256, cpu, bf16=False) == expected
     monkeypatch.setattr("flowkit.training.micro_batch._free_bytes", lambda: weights / 0.6)
     with pytest.raises(UsageError, match=r"small: one clip of .* GB beside the weights"):
-        fitting_micro_batch(net, shape, 256, cpu, bf16=False)
+        fitting_micro_batch(net, shapes, 256, cpu, bf16=False)
 
 
 def test_a_rehearsal_counts_and_writes_nothing(tmp_path, records, monkeypatch):

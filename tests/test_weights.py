@@ -97,9 +97,7 @@ def test_flow_filters_of_another_length_are_not_averaged(tmp_path):
 def test_a_checkpoint_gives_the_head_rows_of_the_classes_it_knows(tmp_path):
     old, new = small({"main": "abc"}, seed=1), small({"main": "cxa"}, seed=2)
     fresh = new.heads.main.weight[1].clone()
-    checkpoint = Checkpoint(
-        5, "spatial", "small", 3, 0.9, {"main": ("a", "b", "c")}, 64, 32, None, None
-    )
+    checkpoint = Checkpoint(5, "small", {"spatial": None}, 0.9, {"main": ("a", "b", "c")}, 64, 32)
     write_checkpoint(tmp_path, [BEST], checkpoint, old.state_dict(), {})
     loaded = load_weights(new, read_weights(str(tmp_path), "small"), {"main": "cxa"})
     assert loaded.kept_classes == {"main": 2}
@@ -231,9 +229,8 @@ def test_the_form_of_a_stack_survives_a_checkpoint(tmp_path):
     form = StackForm(4, "trajectory", bidirectional=True, mean_subtract=False)
     net = build_stream("small", "temporal", {"main": 2}, channels=8)
     flow = {"method": {"name": "tvl1"}, "bound": 20.0}
-    checkpoint = Checkpoint(
-        7, "temporal", "small", 8, 0.9, {"main": ("a", "b")}, 64, 32, form, flow, {"seed": 3}
-    )
+    tasks = {"main": ("a", "b")}
+    checkpoint = Checkpoint(7, "small", {"temporal": form}, 0.9, tasks, 64, 32, flow, {"seed": 3})
     write_checkpoint(tmp_path, [BEST], checkpoint, net.state_dict(), {})
     again, same = load_net(tmp_path)
     assert again == checkpoint

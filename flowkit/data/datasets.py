@@ -19,14 +19,13 @@ from flowkit.data.clips import (
     CROP,
     MOMENTS,
     SHORT_SIDE,
-    STREAMS,
-    Stream,
     View,
     center_view,
     random_clips,
     spaced_clips,
     ten_views,
 )
+from flowkit.data.inputs import TEMPORAL, Inputs, check_inputs
 from flowkit.data.plane_batches import PlaneClip, read_groups
 from flowkit.data.record_folders import Missing, RecordFolder, match_records
 from flowkit.data.splits import Split, Video
@@ -40,9 +39,9 @@ class TrainingClips(Dataset[dict[str, Any]]):
 
     Each draw takes a class, of those that have videos, a video of it, a clip of that and its
     random changes. A sample is a dict of ``"spatial"``, float32 (3, crop, crop), and
-    ``"temporal"``, float32 (2L, crop, crop) in px, as far as asked for, and ``"label"``. Both are
-    of one clip: the frame is its middle one. `skipped` counts videos passed over for want of a
-    record.
+    ``"temporal"``, float32 (2L, crop, crop) in px, as far as `inputs` names them, and ``"label"``.
+    Both are of one clip: the frame is its middle one. `skipped` counts videos passed over for want
+    of a record.
 
     With several `segments`, draw `d` is the samples ``d * segments`` to ``(d + 1) * segments - 1``:
     a clip out of each equal part of one video, in order, all changed alike.
@@ -53,8 +52,7 @@ class TrainingClips(Dataset[dict[str, Any]]):
         split: Split,
         records: RecordFolder,
         *,
-        streams: Sequence[Stream] = ("temporal",),
-        form: StackForm | None = None,
+        inputs: Inputs = TEMPORAL,
         augmentation: Augmentation | None = None,
         segments: int = 1,
         part: str = "train",
@@ -62,11 +60,11 @@ class TrainingClips(Dataset[dict[str, Any]]):
         missing: Missing = "error",
         as_planes: bool = False,
     ) -> None:
-        self.streams, self.form = _checked(streams), form or StackForm()
+        self.inputs = check_inputs(inputs)
         self.augmentation = augmentation or Augmentation()
         self.segments, self.seed, self.as_planes = segments, seed, as_planes
         self.videos, self.records, self.skipped = _open_all(split, part, records, missing)
-        _check_records(self.records, self.streams, self.form)
+        _check_records(self.records, self.inputs)
         self.labels = split.labels(self.videos)
         self.by_label = [
             [place for place, label in enumerate(self.labels) if label == wanted]
@@ -79,7 +77,7 @@ class TrainingClips(Dataset[dict[str, Any]]):
         random = np.random.default_rng((self.seed, draw))
         alike = self.by_label[int(random.integers(len(self.by_label)))]
         place = alike[int(random.integers(len(alike)))]
-        record, form = self.records[place], self.form
+        record, form = self.records[place], clip_form(self.inputs)
         count = record.frame_count - form.step
         clip = random_clips(
             self.videos[place].id,
@@ -92,12 +90,12 @@ class TrainingClips(Dataset[dict[str, Any]]):
         view, color = self.augmentation.draw(record.size, random)
         size = (self.augmentation.crop, self.augmentation.crop)
         sample: dict[str, Any] = {"label": self.labels[place]}
-        if "spatial" in self.streams:
+        if "spatial" in self.inputs:
             frame = record.frame(clip.frame(count))
             sample["spatial"] = torch.from_numpy(frame_input(frame, view, size, color))
-        if "temporal" in self.streams and self.as_planes:
+        if "temporal" in self.inputs and self.as_planes:
             sample["temporal"] = PlaneClip(record, clip, view, form)
-        elif "temporal" in self.streams:
+        elif "temporal" in self.inputs:
             stacked = flow_stack(record, clip, view, form=form, size=size)
             sample["temporal"] = torch.from_numpy(stacked)
         return sample
@@ -107,9 +105,9 @@ class TestClips(Dataset[dict[str, Any]]):
     """Equally spaced moments of every video of a part, each in all its views.
 
     Item `i` is moment ``i % moments`` of video ``i // moments``: a dict of ``"spatial"``, float32
-    (V, 3, crop, crop), and ``"temporal"``, float32 (V, 2L, crop, crop) in px, as far as asked for,
-    and ``"video"``, the place in `videos`. `views`: "ten" (corners and center, and their flips) or
-    "center" (V = 1).
+    (V, 3, crop, crop), and ``"temporal"``, float32 (V, 2L, crop, crop) in px, as far as `inputs`
+    names them, and ``"video"``, the place in `videos`. `views`: "ten" (corners and center, and
+    their flips) or "center" (V = 1).
     """
 
     __test__ = False  # no test of pytest's
@@ -119,8 +117,7 @@ class TestClips(Dataset[dict[str, Any]]):
         split: Split,
         records: RecordFolder,
         *,
-        streams: Sequence[Stream] = ("temporal",),
-        form: StackForm | None = None,
+        inputs: Inputs = TEMPORAL,
         part: str = "test",
         moments: int = MOMENTS,
         views: Literal["ten", "center"] = "ten",
@@ -130,10 +127,10 @@ class TestClips(Dataset[dict[str, Any]]):
     ) -> None:
         if views not in ("ten", "center"):
             raise UsageError(f"expected views ten or center, got {views!r}")
-        self.streams, self.form = _checked(streams), form or StackForm()
+        self.inputs = check_inputs(inputs)
         self.moments, self.views, self.crop, self.short_side = moments, views, crop, short_side
         self.videos, self.records, self.skipped = _open_all(split, part, records, missing)
-        _check_records(self.records, self.streams, self.form)
+        _check_records(self.records, self.inputs)
         self.labels = split.labels(self.videos)
 
     def __len__(self) -> int:
@@ -145,18 +142,18 @@ class TestClips(Dataset[dict[str, Any]]):
         place, moment = divmod(index, self.moments)
         if not 0 <= place < len(self.videos):
             raise IndexError(f"expected an index within 0..{len(self) - 1}, got {index}")
-        record, form = self.records[place], self.form
+        record, form = self.records[place], clip_form(self.inputs)
         count = record.frame_count - form.step
         clips = spaced_clips(
             self.videos[place].id, count, form.length, moments=self.moments, step=form.step
         )
         views = self._views(record)
         sample: dict[str, Any] = {"video": place}
-        if "spatial" in self.streams:
+        if "spatial" in self.inputs:
             frame = record.frame(clips[moment].frame(count))
             inputs = [frame_input(frame, view, (self.crop, self.crop)) for view in views]
             sample["spatial"] = torch.from_numpy(np.stack(inputs))
-        if "temporal" in self.streams:
+        if "temporal" in self.inputs:
             stacked = flow_stacks(record, clips[moment], views, form=form)
             sample["temporal"] = torch.from_numpy(stacked)
         return sample
@@ -184,10 +181,9 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return default_collate(others) | {"temporal": read_groups(clips)}
 
 
-def _checked(streams: Sequence[Stream]) -> tuple[Stream, ...]:
-    if not streams or not set(streams) <= set(STREAMS):
-        raise UsageError(f"expected streams of {' and '.join(STREAMS)}, got {', '.join(streams)}")
-    return tuple(streams)
+def clip_form(inputs: Inputs) -> StackForm:
+    """The form that clips follow: both streams look at the same moments."""
+    return inputs.get("temporal") or StackForm()
 
 
 def _open_all(
@@ -202,19 +198,20 @@ def _open_all(
     return videos, [folder.open(found[video.id]) for video in videos], len(listed) - len(videos)
 
 
-def _check_records(records: Sequence[Record], streams: Sequence[Stream], form: StackForm) -> None:
+def _check_records(records: Sequence[Record], inputs: Inputs) -> None:
     """RecordError where a record lacks what the samples are made of."""
+    form = clip_form(inputs)
     for record in records:
-        if "spatial" in streams and not record.has_frames:
+        if "spatial" in inputs and not record.has_frames:
             raise RecordError(
                 f"{record.path}: the spatial stream reads frames, and this record holds none: "
                 "flowkit extract --rgb stores them"
             )
-        if "temporal" in streams:
+        if "temporal" in inputs:
             record.find_series("forward", form.step)
             if form.bidirectional:
                 record.find_series("backward", form.step)
         if record.frame_count <= form.step:
             raise RecordError(f"{record.path}: expected at least {form.step + 1} frames")
-    if "temporal" in streams and form.mode == "trajectory":
+    if "temporal" in inputs and form.mode == "trajectory":
         trajectories.compile_kernel()  # before workers are forked, which then need not

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flowkit.data.clips import Clip
+from flowkit.data.stacks import StackForm
 from flowkit.documents import differences
 from flowkit.errors import UsageError, VideoError
 from flowkit.evaluation.scoring import Scorer
@@ -143,17 +145,20 @@ class Wanted(NamedTuple):
 
     def add(self, scorer: Scorer) -> None:
         """Want what a stream looks at."""
-        step = scorer.form.step
-        count = self.frame_count - step
-        for clip in scorer.clips("video", self.frame_count):
-            if scorer.checkpoint.form is None:
-                self.frames.add(clip.frame(count))
-            elif scorer.form.bidirectional:
-                ahead, back = clip.halves(count)
-                self.fields[Series("forward", step)].update(ahead)
-                self.fields[Series("backward", step)].update(back)
-            else:
-                self.fields[Series("forward", step)].update(clip.fields(count))
+        for form in scorer.checkpoint.inputs.values():
+            for clip in scorer.clips("video", self.frame_count):
+                self._add_clip(clip, form)
+
+    def _add_clip(self, clip: Clip, form: StackForm | None) -> None:
+        count = self.frame_count - clip.step
+        if form is None:
+            self.frames.add(clip.frame(count))
+        elif form.bidirectional:
+            ahead, back = clip.halves(count)
+            self.fields[Series("forward", form.step)].update(ahead)
+            self.fields[Series("backward", form.step)].update(back)
+        else:
+            self.fields[Series("forward", form.step)].update(clip.fields(count))
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,12 @@ def video_request(checkpoints: Iterable[Checkpoint]) -> Request:
     For networks that see frames alone it is as `flowkit extract` does it unless told otherwise.
     UsageError where they were trained on different flow, or on that of another tool.
     """
-    trained = [(one.flow or {}, one.form) for one in checkpoints if one.form is not None]
+    trained = [
+        (one.flow or {}, form)
+        for one in checkpoints
+        for form in one.inputs.values()
+        if form is not None
+    ]
     if not trained:
         return Request(make_method("tvl1"))
     flow = trained[0][0]

@@ -24,10 +24,10 @@ import torch
 
 from flowkit.data.augment import frame_input
 from flowkit.data.clips import MOMENTS, Clip, View, center_view, spaced_clips, ten_views
-from flowkit.data.datasets import TestClips
+from flowkit.data.datasets import TestClips, clip_form
 from flowkit.data.record_folders import Missing, RecordFolder
 from flowkit.data.splits import Split, read_split
-from flowkit.data.stacks import StackForm, flip, flow_stack
+from flowkit.data.stacks import flip, flow_stack
 from flowkit.documents import differences, listed
 from flowkit.errors import SplitError, UsageError
 from flowkit.networks.checkpoints import checkpoint_path, load_net
@@ -94,7 +94,7 @@ class Scorer:
         self.checkpoint, net = load_net(path)
         self.task, self.known = next(iter(self.checkpoint.tasks.items()))
         self.views, self.pass_inputs = views or TestViews(), pass_inputs
-        self.form = self.checkpoint.form or StackForm()  # both streams look at the same moments
+        self.form = clip_form(self.checkpoint.inputs)
         self.weights = _digest_weights(net)
         self.device = torch.device(device)
         self.net = net.to(self.device)
@@ -134,11 +134,12 @@ class Scorer:
     def describe(self) -> dict[str, Any]:
         """What scores files tell of how they were made, and resuming compares; JSON values."""
         checkpoint, views = self.checkpoint, self.views
-        form = "" if checkpoint.form is None else f", L = {checkpoint.form.length}"
+        forms = [form for form in checkpoint.inputs.values() if form is not None]
+        form = "".join(f", L = {form.length}" for form in forms)
         shown = f"{views.moments} x {10 if views.crops == 'ten' else 1} views"
         return {
             "kind": views.average,
-            "stream": checkpoint.stream,
+            "stream": "+".join(checkpoint.inputs),
             "about": f"{checkpoint.net}{form}, step {checkpoint.step:,}, {shown}",
             "checkpoint": {
                 "file": self.path.name,
@@ -162,41 +163,48 @@ class Scorer:
             last = first + size
             yield _Pass(record, clips[first:last], is_last=last >= len(clips))
 
-    def _read(self, one: _Pass) -> torch.Tensor:
-        """The whole rescaled frames or flow stacks of a pass, float32 (clips, C, H, W).
+    def _read(self, one: _Pass) -> list[torch.Tensor]:
+        """The whole rescaled frames or flow stacks of a pass: float32 (clips, C, H, W) per input.
 
         The views are cut on the device: ten of them have six times as many values.
         """
-        record, form = one.record, self.form
+        record = one.record
         frame = self._views(record)[0].frame
         whole = View(frame, 0, 0, *frame)
-        count = record.frame_count - form.step
-        if self.checkpoint.stream == "spatial":
-            frames = (record.frame(clip.frame(count)) for clip, _ in one.clips)
-            inputs = [frame_input(image, whole, frame) for image in frames]
-        else:
-            inputs = [flow_stack(record, clip, whole, form=form) for clip, _ in one.clips]
-        return torch.from_numpy(np.stack(inputs))
+        count = record.frame_count - self.form.step
+        read = []
+        for form in self.checkpoint.inputs.values():
+            if form is None:
+                frames = (record.frame(clip.frame(count)) for clip, _ in one.clips)
+                inputs = [frame_input(image, whole, frame) for image in frames]
+            else:
+                inputs = [flow_stack(record, clip, whole, form=form) for clip, _ in one.clips]
+            read.append(torch.from_numpy(np.stack(inputs)))
+        return read
 
     @torch.inference_mode()
-    def _ask(self, one: _Pass, inputs: torch.Tensor, columns: list[int]) -> np.ndarray:
+    def _ask(self, one: _Pass, inputs: list[torch.Tensor], columns: list[int]) -> np.ndarray:
         """The sum over the moments of a pass of the mean over views: float64 (K,)."""
         views = self._views(one.record)
-        inputs = inputs.to(self.device)
-        cuts = torch.stack([self._cut(inputs, view) for view in views], 1).flatten(0, 1)
-        logits = torch.cat([self.net(part) for part in cuts.split(self.pass_inputs)])
+        cuts = []
+        for whole, form in zip(inputs, self.checkpoint.inputs.values(), strict=True):
+            whole = whole.to(self.device)
+            cut = torch.stack([_cut(whole, view, is_flow=form is not None) for view in views], 1)
+            cuts.append(cut.flatten(0, 1).split(self.pass_inputs))
+        logits = torch.cat([self.net(*parts) for parts in zip(*cuts, strict=True)])
         values = self.net.split_logits(logits)[self.task][:, columns].double()
         if self.views.average == "softmax":
             values = values.softmax(1)
         moments = values.unflatten(0, (-1, len(views))).mean(1).cpu().numpy()  # (clips, K)
         return np.array([times for _, times in one.clips], np.float64) @ moments
 
-    def _cut(self, inputs: torch.Tensor, view: View) -> torch.Tensor:
-        """One view of whole inputs: (B, C, H, W) -> (B, C, h, w)."""
-        cut = inputs[..., view.top : view.top + view.height, view.left : view.left + view.width]
-        if not view.flip:
-            return cut
-        return cut.flip(-1) if self.checkpoint.stream == "spatial" else flip(cut)
+
+def _cut(whole: torch.Tensor, view: View, *, is_flow: bool) -> torch.Tensor:
+    """One view of whole frames or stacks: (B, C, H, W) -> (B, C, h, w)."""
+    cut = whole[..., view.top : view.top + view.height, view.left : view.left + view.width]
+    if not view.flip:
+        return cut
+    return flip(cut) if is_flow else cut.flip(-1)
 
 
 def score_part(
@@ -223,8 +231,7 @@ def score_part(
     clips = TestClips(  # finds, opens and checks the records
         split,
         records,
-        streams=(checkpoint.stream,),
-        form=scorer.form,
+        inputs=checkpoint.inputs,
         part=part,
         crop=checkpoint.crop,
         short_side=checkpoint.short_side,
@@ -276,10 +283,10 @@ def trained_videos(split: Split, run_split: Path) -> list[str]:
 
 
 def _read_ahead(
-    read: Callable[[_Pass], torch.Tensor], passes: Iterable[_Pass], readers: int
-) -> Iterator[tuple[_Pass, torch.Tensor]]:
+    read: Callable[[_Pass], list[torch.Tensor]], passes: Iterable[_Pass], readers: int
+) -> Iterator[tuple[_Pass, list[torch.Tensor]]]:
     """Every pass with what `read` makes of it, in order, some of them read ahead in threads."""
-    waiting: deque[tuple[_Pass, Future[torch.Tensor]]] = deque()
+    waiting: deque[tuple[_Pass, Future[list[torch.Tensor]]]] = deque()
     pool = ThreadPoolExecutor(max(1, readers))
     try:
         for one in passes:

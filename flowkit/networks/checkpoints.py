@@ -20,14 +20,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import flowkit
-from flowkit.data.stacks import StackForm
+from flowkit.data.inputs import Inputs, inputs_from_json
 from flowkit.documents import differences, read_document, replacing
 from flowkit.errors import CheckpointError, FlowkitError, RecordError
-from flowkit.networks.streams import Stream, StreamNet, build_stream
+from flowkit.networks.streams import StreamNet, build_net
 from flowkit.records.reading import Record, flow_of
 
 FORMAT = "flowkit checkpoint"
-VERSION = 1
+VERSION = 2  # 1 had one stream: `stream`, `channels` and `form` where 2 has `inputs`
 BEST, LAST = "best.json", "last.json"
 
 
@@ -35,45 +35,41 @@ BEST, LAST = "best.json", "last.json"
 class Checkpoint:
     """What a checkpoint's JSON says.
 
-    `tasks` are the class names of every head, in the order of their logits. Frames are rescaled to
-    `short_side` px and cropped to `crop` px. `form` is None for the spatial stream. `flow` is what
-    records must have been made with, None where they need not say. `training` is how the weights
-    were made, `progress` how far they are, both for the training itself and for people.
+    `inputs` are what the network takes, in order. `tasks` are the class names of every head, in the
+    order of their logits. Frames are rescaled to `short_side` px and cropped to `crop` px. `flow`
+    is what records must have been made with, None where they need not say. `training` is how the
+    weights were made, `progress` how far they are, both for the training itself and for people.
+    Whatever a later version adds has a default here, so that older checkpoints still load.
     """
 
     step: int
-    stream: Stream
     net: str
-    channels: int
+    inputs: Inputs
     dropout: float
     tasks: dict[str, tuple[str, ...]]
     short_side: int
     crop: int
-    form: StackForm | None
-    flow: dict[str, Any] | None
+    flow: dict[str, Any] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
 
     def build(self) -> StreamNet:
         """The network with fresh weights."""
-        return build_stream(
-            self.net,
-            self.stream,
-            {task: len(classes) for task, classes in self.tasks.items()},
-            channels=self.channels,
-            dropout=self.dropout,
-        )
+        heads = {task: len(classes) for task, classes in self.tasks.items()}
+        return build_net(self.net, self.inputs, heads, dropout=self.dropout)
 
     def check_record(self, record: Record) -> None:
         """RecordError, which names the difference, where a record is not what the net learned on.
 
         The frames of a record always fit.
         """
-        if self.form is None:
+        forms = [form for form in self.inputs.values() if form is not None]
+        if not forms:
             return
-        record.find_series("forward", self.form.step)
-        if self.form.bidirectional:
-            record.find_series("backward", self.form.step)
+        for form in forms:
+            record.find_series("forward", form.step)
+            if form.bidirectional:
+                record.find_series("backward", form.step)
         found = [] if self.flow is None else differences(flow_of(record), self.flow)
         if found:
             raise RecordError(
@@ -118,9 +114,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = checkpoint_path(path)
     data = _read_json(path)
     try:
-        given = {key: data[key] for key in Checkpoint.__dataclass_fields__}
+        if data["version"] == 1:
+            data["inputs"] = {data["stream"]: data["form"]}
+        given = {key: data[key] for key in Checkpoint.__dataclass_fields__ if key in data}
         given["tasks"] = {task: tuple(classes) for task, classes in data["tasks"].items()}
-        given["form"] = None if data["form"] is None else StackForm(**data["form"])
+        given["inputs"] = inputs_from_json(data["inputs"])
         return Checkpoint(**given)
     except (KeyError, TypeError, AttributeError, FlowkitError) as error:
         raise CheckpointError(f"{path}: not of this format ({error!r})") from error

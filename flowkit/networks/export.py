@@ -7,16 +7,17 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from flowkit.data.inputs import input_channels
 from flowkit.documents import replacing
 from flowkit.errors import ExportError, InstallError, UsageError
-from flowkit.networks.checkpoints import Checkpoint, load_net
+from flowkit.networks.checkpoints import load_net
 from flowkit.networks.streams import StreamNet
 
 FORMATS = ("onnx", "torchscript")
@@ -37,10 +38,11 @@ def export_net(
     """Write the network of a checkpoint or run to `out`; the largest difference of a logit.
 
     The file takes ``input``, float32 (B, C, crop, crop) for any B, and gives ``logits``, float32
-    (B, K), those of several tasks side by side. What the checkpoint says of both is in it as JSON
-    under the key ``flowkit.json``. It is read back, by onnxruntime or TorchScript, and its outputs
-    are compared on random inputs before it is put in place: ExportError where they differ by more
-    than 1e-4 of the largest. InstallError where a library is missing.
+    (B, K), those of several tasks side by side. A network of several streams takes an input for
+    each, called as the stream is. What the checkpoint says of both is in the file as JSON under the
+    key ``flowkit.json``. It is read back, by onnxruntime or TorchScript, and its outputs are
+    compared on random inputs before it is put in place: ExportError where they differ by more than
+    1e-4 of the largest. InstallError where a library is missing.
     """
     if format not in FORMATS:
         raise UsageError(f"expected a format of {' or '.join(FORMATS)}, got {format!r}")
@@ -51,28 +53,34 @@ def export_net(
         if name not in ("training", "progress")
     }
     description = json.dumps({"format": "flowkit export", "version": 1, **said})
-    example = torch.zeros(2, checkpoint.channels, checkpoint.crop, checkpoint.crop)
+    channels = input_channels(checkpoint.inputs)
+    names = [INPUT] if len(channels) == 1 else list(channels)
+    examples = {
+        name: torch.zeros(2, count, checkpoint.crop, checkpoint.crop)
+        for name, count in zip(names, channels.values(), strict=True)
+    }
     with replacing(out) as part, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both exporters warn of their own deprecated parts
         if format == "onnx":
-            run = _write_onnx(net, example, description, part)
+            run = _write_onnx(net, examples, description, part)
         else:
-            run = _write_torchscript(net, example, description, part)
-        return _compare(net, run, checkpoint)
+            run = _write_torchscript(net, examples, description, part)
+        return _compare(net, run, examples)
 
 
 def _write_onnx(
-    net: StreamNet, example: torch.Tensor, description: str, file: Path
-) -> Callable[[torch.Tensor], torch.Tensor]:
+    net: StreamNet, examples: Mapping[str, torch.Tensor], description: str, file: Path
+) -> Callable[..., torch.Tensor]:
     """Write the file; the call that runs it by onnxruntime."""
     runtime = _onnx_libraries()[-1]
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    batch = torch.export.Dim("batch")
     program = torch.onnx.export(
         net,
-        (example,),
-        input_names=[INPUT],
+        tuple(examples.values()),
+        input_names=list(examples),
         output_names=[OUTPUT],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamic_shapes=tuple({0: batch} for _ in examples),
         dynamo=True,
         verbose=False,
     )
@@ -82,30 +90,37 @@ def _write_onnx(
     entry.key, entry.value = DESCRIPTION, description
     file.write_bytes(model.SerializeToString())
     session = runtime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    return lambda inputs: torch.from_numpy(session.run([OUTPUT], {INPUT: inputs.numpy()})[0])
+
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
+        arrays = {name: tensor.numpy() for name, tensor in zip(examples, inputs, strict=True)}
+        return torch.from_numpy(session.run([OUTPUT], arrays)[0])
+
+    return run
 
 
 def _write_torchscript(
-    net: StreamNet, example: torch.Tensor, description: str, file: Path
-) -> Callable[[torch.Tensor], torch.Tensor]:
+    net: StreamNet, examples: Mapping[str, torch.Tensor], description: str, file: Path
+) -> Callable[..., torch.Tensor]:
     """Write the file; the network that was read back from it."""
     with torch.no_grad():
-        traced = torch.jit.trace(net, example)
+        traced = torch.jit.trace(net, tuple(examples.values()))
     torch.jit.save(traced, str(file), _extra_files={DESCRIPTION: description})
     return torch.jit.load(str(file))
 
 
 def _compare(
-    net: StreamNet, run: Callable[[torch.Tensor], torch.Tensor], checkpoint: Checkpoint
+    net: StreamNet, run: Callable[..., torch.Tensor], examples: Mapping[str, torch.Tensor]
 ) -> float:
     """The largest difference of a logit on random inputs; ExportError if it is no rounding."""
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
     for batch in CHECKED_BATCHES:
-        shape = (batch, checkpoint.channels, checkpoint.crop, checkpoint.crop)
-        inputs = torch.randn(shape, generator=generator)
+        inputs = [
+            torch.randn((batch, *example.shape[1:]), generator=generator)
+            for example in examples.values()
+        ]
         with torch.no_grad():
-            expected, got = net(inputs), run(inputs)
+            expected, got = net(*inputs), run(*inputs)
         difference = (expected - got).abs().max().item() if got.shape == expected.shape else None
         if difference is None or not difference <= TOLERANCE * expected.abs().max().item():
             raise ExportError(

@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from flowkit.data.clips import STREAMS, Stream
+from flowkit.data.inputs import RGB_CHANNELS, Inputs, check_inputs, input_channels
 from flowkit.errors import InstallError, UsageError
 
 NETS = ("cnn-m-2048", "vgg16", "resnet18", "resnet50", "inception-v3", "small")
-RGB_CHANNELS = 3
 
 # Krizhevsky et al. 2012: k 2, size 5, beta 0.75, and alpha 1e-4 for each of the 5 elements summed;
 # PyTorch divides the sum by the size.
@@ -115,6 +115,26 @@ class StreamNet(nn.Module):
             if not norm.weight.requires_grad or (self.frozen_statistics and place):
                 norm.eval()
         return self
+
+
+def build_net(
+    name: str,
+    inputs: Inputs,
+    heads: Mapping[str, int],
+    *,
+    dropout: float = DROPOUT,
+    seed: int = 0,
+) -> StreamNet:
+    """The network `name` for `inputs`, whose forward takes a tensor of each in their order.
+
+    Fresh weights, heads, dropout and errors as `build_stream` has them; UsageError for inputs that
+    no network takes together.
+    """
+    channels = input_channels(check_inputs(inputs))
+    if len(channels) > 1:
+        raise UsageError(f"{name}: expected the input of one stream, got {' and '.join(channels)}")
+    [(stream, count)] = channels.items()
+    return build_stream(name, stream, heads, channels=count, dropout=dropout, seed=seed)
 
 
 def build_stream(

@@ -39,11 +39,10 @@ def fold_jobs(checkpoint: Checkpoint, split: Split, records: RecordFolder, folds
     }
     return [
         Job(
-            checkpoint.stream,
+            checkpoint.inputs,
             checkpoint.net,
             (Task(task, hold_out(split, folds=folds, fold=fold), records),),
             recipe,
-            form=checkpoint.form,
             augmentation=Augmentation(**told["augmentation"]),
             **given,
         )

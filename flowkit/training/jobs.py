@@ -5,36 +5,39 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from flowkit.data.augment import Augmentation
-from flowkit.data.clips import Stream
+from flowkit.data.inputs import Inputs, check_inputs, input_channels, inputs_to_json
 from flowkit.data.record_folders import Missing
-from flowkit.data.stacks import StackForm
+from flowkit.documents import differences
 from flowkit.errors import UsageError
-from flowkit.networks.streams import RGB_CHANNELS, StreamNet, build_stream, check_input_side
+from flowkit.networks.checkpoints import Checkpoint
+from flowkit.networks.streams import StreamNet, build_net, check_input_side
 from flowkit.networks.weights import FirstLayer, load_weights, read_weights
 from flowkit.training.recipes import Recipe
 from flowkit.training.sampling import Task
 
 log = logging.getLogger(__name__)
 
+# Fields of a job, beside its recipe and augmentation, that a checkpoint tells of.
+OPTIONS = ("weights", "first_layer", "seed", "eval_moments", "missing")
+
 
 @dataclass(frozen=True)
 class Job:
     """What is trained on what: all that decides the weights.
 
-    The first task is the one that the best step is chosen for, by its held-out part; `form` is None
-    for the spatial stream. `weights` are what to start from (`weights.read_weights`), None for
+    `inputs` are what the network takes. The first task is the one that the best step is chosen for,
+    by its held-out part. `weights` are what to start from (`weights.read_weights`), None for
     fresh ones. `eval_moments` clips of a held-out video, at equal spacing, are asked.
     """
 
-    stream: Stream
+    inputs: Inputs
     net: str
     tasks: tuple[Task, ...]
     recipe: Recipe
-    form: StackForm | None = None
     augmentation: Augmentation = field(default_factory=Augmentation)
     weights: str | None = None
     first_layer: FirstLayer = "averaged"
@@ -43,8 +46,7 @@ class Job:
     missing: Missing = "error"
 
     def __post_init__(self) -> None:
-        if (self.form is None) != (self.stream == "spatial"):
-            raise UsageError("expected the form of a stack for the temporal stream, and no other")
+        check_inputs(self.inputs)
         if self.recipe.mode in ("last-layer", "two-phase") and self.weights is None:
             raise UsageError(
                 f"mode {self.recipe.mode} trains on top of given weights: name them (--weights)"
@@ -57,18 +59,17 @@ class Job:
         check_input_side(self.net, self.augmentation.crop)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of a clip."""
-        channels = RGB_CHANNELS if self.form is None else self.form.channels
-        return channels, self.augmentation.crop, self.augmentation.crop
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """(C, h, w) of each input."""
+        crop = self.augmentation.crop
+        return [(channels, crop, crop) for channels in input_channels(self.inputs).values()]
 
     def build(self) -> StreamNet:
         """The network with the weights that training starts from."""
-        net = build_stream(
+        net = build_net(
             self.net,
-            self.stream,
+            self.inputs,
             {task.name: len(task.classes) for task in self.tasks},
-            channels=self.shape[0],
             dropout=self.recipe.dropout,
             seed=self.seed,
         )
@@ -98,12 +99,26 @@ class Job:
             }
             for task in self.tasks
         ]
-        options = {
-            name: getattr(self, name)
-            for name in ("weights", "first_layer", "seed", "eval_moments", "missing")
-        }
+        options = {name: getattr(self, name) for name in OPTIONS}
         values = {"recipe": asdict(self.recipe), "augmentation": asdict(self.augmentation)}
         return json.loads(json.dumps({**values, **options, "data": data}))
+
+    def differences(self, checkpoint: Checkpoint) -> list[str]:
+        """What a checkpoint was trained otherwise; options that it does not know had no effect."""
+        told = checkpoint.training
+        defaults = {f.name: f.default for f in fields(self) if f.name in OPTIONS}
+        own = (
+            defaults
+            | told
+            | {
+                "recipe": asdict(Recipe()) | told.get("recipe", {}),
+                "augmentation": asdict(Augmentation()) | told.get("augmentation", {}),
+                "net": checkpoint.net,
+                "inputs": inputs_to_json(checkpoint.inputs),
+            }
+        )
+        asked = {"net": self.net, "inputs": inputs_to_json(self.inputs), **self.describe()}
+        return differences(json.loads(json.dumps(own)), asked)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,11 +12,12 @@ from flowkit.errors import UsageError
 from flowkit.networks.streams import StreamNet, count_parameters
 
 COPIES = 3  # of the weights, 4 bytes each, in training: they, their gradients, their momentum
+Shapes = Sequence[tuple[int, int, int]]  # (C, h, w) of each input of a network
 SHARE = 0.6  # of a CPU's free memory that a pass may take: the loader and the system need the rest
 
 
-def activation_bytes(net: StreamNet, shape: tuple[int, int, int]) -> int:
-    """Bytes that the backward pass of one clip of `shape` (C, h, w) keeps; nothing is computed."""
+def activation_bytes(net: StreamNet, shapes: Shapes) -> int:
+    """Bytes that the backward pass of one clip of `shapes` keeps; nothing is computed."""
     saved: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -28,35 +30,35 @@ def activation_bytes(net: StreamNet, shape: tuple[int, int, int]) -> int:
     meta = copy.deepcopy(net).to("meta")
     weights = {parameter.untyped_storage()._cdata for parameter in meta.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        meta(torch.empty(2, *shape, device="meta"))
+        meta(*(torch.empty(2, *shape, device="meta") for shape in shapes))
     return sum(size for key, size in saved.items() if key not in weights) // 2
 
 
 def fitting_micro_batch(
-    net: StreamNet, shape: tuple[int, int, int], share: int, device: torch.device, *, bf16: bool
+    net: StreamNet, shapes: Shapes, share: int, device: torch.device, *, bf16: bool
 ) -> int:
-    """The most clips of `shape` (C, h, w) a pass, at most `share`, that `device` has memory for.
+    """The most clips of `shapes` in a pass, at most `share`, that `device` has memory for.
 
     On a CUDA device by trying; on a CPU by what the tensors take. The halves of `share` are tried
     in turn. UsageError where not even one fits.
     """
     if device.type == "cuda":
-        return _try_micro_batch(net, shape, share, device, bf16=bf16)
+        return _try_micro_batch(net, shapes, share, device, bf16=bf16)
     free = SHARE * _free_bytes() - 4 * COPIES * count_parameters(net)
-    each = 2 * activation_bytes(net, shape)  # and the gradients of the activations
+    each = 2 * activation_bytes(net, shapes)  # and the gradients of the activations
     size = share
     while size > 1 and size * each > free:
         size = -(-size // 2)
     if size * each > free:
         raise UsageError(
-            f"{net.name}: one clip of {shape} needs {each / 2**30:.1f} GB beside the weights, "
-            f"{max(free, 0) / 2**30:.1f} GB are free: take a smaller network or crop"
+            f"{net.name}: one clip of {_text(shapes)} needs {each / 2**30:.1f} GB beside the "
+            f"weights, {max(free, 0) / 2**30:.1f} GB are free: take a smaller network or crop"
         )
     return size
 
 
 def _try_micro_batch(
-    net: StreamNet, shape: tuple[int, int, int], share: int, device: torch.device, *, bf16: bool
+    net: StreamNet, shapes: Shapes, share: int, device: torch.device, *, bf16: bool
 ) -> int:
     state = torch.cuda.get_rng_state(device)
     momentum = [torch.zeros_like(parameter) for parameter in net.parameters()]
@@ -66,14 +68,15 @@ def _try_micro_batch(
         while True:
             try:
                 with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-                    loss = net(torch.zeros(size, *shape, device=device)).sum()
+                    inputs = (torch.zeros(size, *shape, device=device) for shape in shapes)
+                    loss = net(*inputs).sum()
                 loss.backward()
                 torch.cuda.synchronize(device)
                 return size
             except torch.OutOfMemoryError as error:
                 if size == 1:
                     raise UsageError(
-                        f"{net.name}: not even one clip of {shape} fits on {device}: "
+                        f"{net.name}: not even one clip of {_text(shapes)} fits on {device}: "
                         "take a smaller network or crop"
                     ) from error
             size = -(-size // 2)
@@ -85,6 +88,10 @@ def _try_micro_batch(
         torch.cuda.set_rng_state(state, device)
         for name, value in net.named_buffers():  # batch statistics have seen zeros
             value.copy_(buffers[name])
+
+
+def _text(shapes: Shapes) -> str:
+    return " and ".join(map(str, shapes))
 
 
 def _free_bytes() -> int:

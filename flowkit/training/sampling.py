@@ -17,11 +17,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from flowkit.data.augment import Augmentation
-from flowkit.data.clips import Stream
 from flowkit.data.datasets import TrainingClips
+from flowkit.data.inputs import Inputs
 from flowkit.data.record_folders import Missing, RecordFolder
 from flowkit.data.splits import Split
-from flowkit.data.stacks import StackForm
 from flowkit.documents import listed
 from flowkit.errors import SplitError
 from flowkit.records.reading import common_flow
@@ -60,7 +59,7 @@ def train_on_all(split: Split) -> Split:
 class StepClips(Dataset[dict[str, Any]]):
     """The samples of a training by number.
 
-    A sample is a dict of ``"spatial"`` or ``"temporal"`` as `TrainingClips` gives it, ``"label"``,
+    A sample is a dict of the `inputs` as `TrainingClips` gives them, ``"label"``,
     the place in the classes of its task, and ``"task"``, the place of that among `tasks`.
     SplitError where a class has no video to train on.
     """
@@ -68,15 +67,14 @@ class StepClips(Dataset[dict[str, Any]]):
     def __init__(
         self,
         tasks: Sequence[Task],
-        stream: Stream,
+        inputs: Inputs,
         *,
-        form: StackForm | None,
         augmentation: Augmentation,
         seed: int,
         segments: int = 1,
         missing: Missing = "error",
     ) -> None:
-        self.stream, self.seed, self.segments = stream, seed, segments
+        self.inputs, self.seed, self.segments = inputs, seed, segments
         self.sources: list[list[tuple[int, TrainingClips]]] = []  # of each task: (classes, clips)
         for place, task in enumerate(tasks):
             sets = [(task.split, task.records, task.split.classes)]
@@ -87,8 +85,7 @@ class StepClips(Dataset[dict[str, Any]]):
                 clips = TrainingClips(
                     split,
                     records,
-                    streams=(stream,),
-                    form=form,
+                    inputs=inputs,
                     augmentation=augmentation,
                     segments=segments,
                     seed=int(np.random.SeedSequence((seed, place, number)).generate_state(1)[0]),
@@ -114,7 +111,7 @@ class StepClips(Dataset[dict[str, Any]]):
     def send_planes(self) -> bool:
         """Give planes instead of flow stacks (`TrainingClips`), if all records hold them."""
         sets = [clips for sources in self.sources for _, clips in sources]
-        if self.stream == "spatial" or any(
+        if "temporal" not in self.inputs or any(
             one.ranges is None
             for clips in sets
             for record in clips.records

@@ -7,7 +7,6 @@ import math
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from torch.utils.data import DataLoader, Subset
 
 from flowkit.data.datasets import TestClips, collate, start_worker
 from flowkit.data.plane_batches import stack_planes
-from flowkit.documents import differences
 from flowkit.errors import CheckpointError, FlowkitError, TrainingError, UsageError
 from flowkit.networks.checkpoints import Checkpoint, read_checkpoint, read_tensors, write_checkpoint
 from flowkit.training.distributed import Ranks
@@ -50,8 +48,7 @@ class Training:
         self.job, self.ranks, self.machine = job, ranks, machine
         self.clips = StepClips(
             job.tasks,
-            job.stream,
-            form=job.form,
+            job.inputs,
             augmentation=job.augmentation,
             seed=job.seed,
             segments=job.recipe.segments,
@@ -60,7 +57,7 @@ class Training:
         if ranks.device.type == "cuda":
             self.clips.send_planes()  # and let the device make the stacks
         self.heldout = _heldout_clips(job)
-        self.flow = None if job.form is None else self.clips.find_flow()
+        self.flow = self.clips.find_flow() if "temporal" in job.inputs else None
         checkpoint = None if resume is None else _check_resumed(resume, job)
         self.step = 0 if checkpoint is None else checkpoint.step
         self.progress: dict[str, Any] = {} if checkpoint is None else checkpoint.progress
@@ -128,7 +125,7 @@ class Training:
             is_shared = isinstance(self.model, DistributedDataParallel)
             with self.model.no_sync() if is_shared and not is_last else nullcontext():  # type: ignore[operator]
                 with self._autocast():
-                    logits = self.model(inputs)
+                    logits = self.model(*inputs)
                 logits = logits.float().unflatten(0, (-1, recipe.segments)).mean(1)  # of a video
                 parts = self.net.split_logits(logits).values()
                 sums = [
@@ -173,9 +170,9 @@ class Training:
                 if ranks.size == 1 and is_stopped():
                     self.net.train()
                     return None
-                inputs = self._inputs(batch[self.job.stream].flatten(0, 1))  # (B, 1, ...): a view
+                views = (batch[stream].flatten(0, 1) for stream in self.job.inputs)  # one a clip
                 with self._autocast():
-                    logits = self.net(inputs)
+                    logits = self.net(*map(self._place, views))
                 first = self.net.split_logits(logits.float())[self.net.tasks[0]]
                 sums.index_add_(0, batch["video"].to(ranks.device), first.softmax(1).double())
         self.net.train()
@@ -190,14 +187,12 @@ class Training:
             job = self.job
             checkpoint = Checkpoint(
                 step=self.step,
-                stream=job.stream,
                 net=job.net,
-                channels=job.shape[0],
+                inputs=job.inputs,
                 dropout=job.recipe.dropout,
                 tasks={task.name: task.classes for task in job.tasks},
                 short_side=job.augmentation.short_side,
                 crop=job.augmentation.crop,
-                form=job.form,
                 flow=self.flow,
                 training=job.describe(),
                 progress=self.progress,
@@ -228,7 +223,7 @@ class Training:
         if self.machine.micro_batch is not None:
             return min(share, self.machine.micro_batch)
         device, bf16 = self.ranks.device, self.machine.bf16
-        fits = fitting_micro_batch(self.net, self.job.shape, share, device, bf16=bf16)
+        fits = fitting_micro_batch(self.net, self.job.shapes, share, device, bf16=bf16)
         return int(-self.ranks.most(-fits))  # the least of all
 
     def _momentum(self) -> dict[str, torch.Tensor]:
@@ -247,22 +242,25 @@ class Training:
             own = torch.empty_like(parameters[name]).copy_(tensor)
             self.optimizer.state[parameters[name]]["momentum_buffer"] = own
 
-    def _to_device(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Inputs (B K, C, h, w) of K segments, and labels (B,) for the head of each task."""
+    def _to_device(self, batch: dict[str, Any]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The inputs, (B K, C, h, w) each of K segments, and labels (B,) for each task's head."""
         segments = self.job.recipe.segments
         task, label = (batch[name][::segments].to(self.ranks.device) for name in ("task", "label"))
         places = range(len(self.net.tasks))
         labels = [torch.where(task == place, label, OTHER_TASK) for place in places]
-        given = batch[self.job.stream]
-        if self.job.form is not None and isinstance(given, list):
-            size = self.job.shape[1:]
-            given = stack_planes(given, form=self.job.form, size=size, device=self.ranks.device)
-        return self._inputs(given), labels
+        size = (self.job.augmentation.crop, self.job.augmentation.crop)
+        inputs = []
+        for stream, form in self.job.inputs.items():
+            given = batch[stream]
+            if form is not None and isinstance(given, list):
+                given = stack_planes(given, form=form, size=size, device=self.ranks.device)
+            inputs.append(self._place(given))
+        return inputs, labels
 
-    def _inputs(self, inputs: torch.Tensor) -> torch.Tensor:
+    def _place(self, tensor: torch.Tensor) -> torch.Tensor:
         layout = torch.channels_last if self.machine.channels_last else torch.contiguous_format
-        inputs = inputs.to(self.ranks.device, non_blocking=True)
-        return inputs.contiguous(memory_format=layout)
+        tensor = tensor.to(self.ranks.device, non_blocking=True)
+        return tensor.contiguous(memory_format=layout)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.machine.bf16)
@@ -315,8 +313,7 @@ def _heldout_clips(job: Job) -> TestClips | None:
     return TestClips(
         task.split,
         task.records,
-        streams=(job.stream,),
-        form=job.form,
+        inputs=job.inputs,
         part="heldout",
         moments=job.eval_moments,
         views="center",
@@ -328,11 +325,7 @@ def _heldout_clips(job: Job) -> TestClips | None:
 
 def _check_resumed(path: Path, job: Job) -> Checkpoint:
     checkpoint = read_checkpoint(path)
-    own = {"stream": checkpoint.stream, "net": checkpoint.net, **checkpoint.training}
-    asked = {"stream": job.stream, "net": job.net, **job.describe()}
-    forms = [None if form is None else asdict(form) for form in (checkpoint.form, job.form)]
-    found = differences({**own, "form": forms[0]}, {**asked, "form": forms[1]})
-    if found:
+    if found := job.differences(checkpoint):
         raise UsageError(
             f"{path}: was begun otherwise: {'; '.join(found)}: "
             "give the same options, or --overwrite"
