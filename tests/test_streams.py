@@ -15,6 +15,7 @@ from flowkit.networks.streams import (
     build_stream,
     check_input_side,
     count_parameters,
+    share_first_layer,
     torchvision_weights,
     widen_first_layer,
 )
@@ -174,6 +175,14 @@ def test_widened_filters_answer_to_gray_as_the_rgb_filters_do():
     rgb = nn.functional.conv2d(gray.expand(1, 3, 9, 9), weight)
     wide = nn.functional.conv2d(gray.expand(1, 20, 9, 9), widen_first_layer(weight, 20))
     torch.testing.assert_close(wide, rgb * 20 / 3, rtol=1e-4, atol=1e-4)
+
+
+def test_shared_filters_answer_to_flow_as_the_rgb_filters_to_its_mean_in_red_and_green():
+    weight, stack = torch.randn(4, 3, 5, 5), torch.randn(1, 20, 9, 9)
+    x, y = stack[:, 0::2].mean(1), stack[:, 1::2].mean(1)
+    image = torch.stack([x, y, torch.zeros_like(x)], 1)
+    shared = nn.functional.conv2d(stack, share_first_layer(weight, 20))
+    torch.testing.assert_close(shared, nn.functional.conv2d(image, weight), rtol=1e-4, atol=1e-4)
 
 
 def test_a_class_count_a_task_name_and_a_dropout_are_checked():

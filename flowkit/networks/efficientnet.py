@@ -19,6 +19,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from flowkit.data.augment import RGB_MEAN, RGB_STD
+from flowkit.data.inputs import RGB_CHANNELS
 from flowkit.errors import InstallError, UsageError
 
 # (repeats, kernel side, stride, expansion, output channels) of the stages of lite0.
@@ -35,8 +37,10 @@ STEM_CHANNELS, FEATURES = 32, 1280
 CHANNEL_STEP = 8  # widths are rounded to multiples of it
 # PyTorch's momentum of 0.1 and not TensorFlow's 0.01, for trainings of a few hundred steps.
 NORM_EPS, NORM_MOMENTUM = 1e-3, 0.1
-# Frames as the weights were trained on them: (RGB in 0..255 - 127) / 128.
-PIXEL_MEAN, PIXEL_STD = (127 / 255,) * 3, (128 / 255,) * 3
+PIXEL_MEAN, PIXEL_STD = 127, 128  # of RGB in 0..255, as the weights were trained on it
+# Displacement that stands for a pixel of +-1, in parts of the input's side: 1 px of 112. Most of a
+# person's movements in a frame step are below it.
+FLOW_RANGE = 1 / 112
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,35 @@ OTHER_LAYERS = {
 }
 
 
+class FramePixels(nn.Module):
+    """Frames standardized by ImageNet's mean and deviation -> as the weights were trained on them.
+
+    float32 (B, 3, h, w) of both; the result lies in about -1..1.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        mean, std = (torch.tensor(255 * one)[:, None, None] for one in (RGB_MEAN, RGB_STD))
+        self.register_buffer("scale", std / PIXEL_STD, persistent=False)
+        self.register_buffer("shift", (mean - PIXEL_MEAN) / PIXEL_STD, persistent=False)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return frames * self.scale + self.shift
+
+
+class FlowPixels(nn.Module):
+    """Displacements in px -> as if they were pixels in -1..1: larger ones are cut (FLOW_RANGE).
+
+    float32 (B, 2L, h, w) of both.
+    """
+
+    def forward(self, stacks: torch.Tensor) -> torch.Tensor:
+        return (stacks / (FLOW_RANGE * stacks.shape[-1])).clamp(-1, 1)
+
+
 class SameConv2d(nn.Conv2d):
     """A convolution padded as TensorFlow's "SAME" is: the output has ceil(size / stride) px."""
 
@@ -138,11 +171,13 @@ class Block(nn.Sequential):
 def efficientnet_lite(name: str, channels: int, dropout: float) -> tuple[nn.Sequential, int]:
     """The trunk of a network of LITES with fresh weights, and how many features it gives.
 
-    Images float32 (B, channels, h, w) -> features (B, 1280). Fresh weights are normal with
-    variance 2 / (outputs x kernel area) of a filter's channel, as TensorFlow draws them.
+    Standardized frames of 3 channels, or flow stacks in px of any other number, float32
+    (B, channels, h, w) -> features (B, 1280). Fresh weights are normal with variance
+    2 / (outputs x kernel area) of a filter's channel, as TensorFlow draws them.
     """
     lite = LITES[name]
     trunk = nn.Sequential()
+    trunk.add_module("pixels", FramePixels() if channels == RGB_CHANNELS else FlowPixels())
     trunk.add_module("stem", _layer(SameConv2d(channels, STEM_CHANNELS, 3, 2)))
     inputs, number = STEM_CHANNELS, 0
     for place, (repeats, kernel, stride, expansion, width) in enumerate(STAGES):

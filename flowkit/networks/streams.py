@@ -18,8 +18,9 @@ from torch import nn
 from flowkit.data.clips import STREAMS, Stream
 from flowkit.data.inputs import RGB_CHANNELS, Inputs, check_inputs, input_channels
 from flowkit.errors import InstallError, UsageError
+from flowkit.networks.efficientnet import LITES, efficientnet_lite
 
-NETS = ("cnn-m-2048", "vgg16", "resnet18", "resnet50", "inception-v3", "small")
+NETS = ("cnn-m-2048", "vgg16", "resnet18", "resnet50", "inception-v3", *LITES, "small")
 
 # Krizhevsky et al. 2012: k 2, size 5, beta 0.75, and alpha 1e-4 for each of the 5 elements summed;
 # PyTorch divides the sum by the size.
@@ -40,6 +41,7 @@ FIRST_LAYER = {
     "resnet18": "conv1",
     "resnet50": "conv1",
     "inception-v3": "Conv2d_1a_3x3.conv",
+    **dict.fromkeys(LITES, "stem.conv"),
     "small": "block1.conv",
 }
 INPUT_SIDES = {  # px, the least and the largest that a network can take
@@ -48,6 +50,7 @@ INPUT_SIDES = {  # px, the least and the largest that a network can take
     "resnet18": (32, 1024),
     "resnet50": (32, 1024),
     "inception-v3": (75, 1024),
+    **dict.fromkeys(LITES, (32, 1024)),
     "small": (16, 1024),
 }
 
@@ -173,6 +176,8 @@ def build_stream(
                 trunk, features = _cnn_m_2048(stream, channels, dropout), 2048
             case "small":
                 trunk, features = _small(channels, dropout), SMALL_WIDTHS[-1]
+            case lite if lite in LITES:
+                trunk, features = efficientnet_lite(name, channels, dropout)
             case _:
                 trunk, features = _torchvision_trunk(name, channels, dropout)
         return StreamNet(name, trunk, features, heads)
@@ -199,6 +204,16 @@ def widen_first_layer(weight: torch.Tensor, channels: int) -> torch.Tensor:
     return weight.mean(1, keepdim=True).repeat(1, channels, 1, 1)
 
 
+def share_first_layer(weight: torch.Tensor, channels: int) -> torch.Tensor:
+    """The red filters for every x, the green for every y, each divided by the number of fields.
+
+    (O, 3, h, w) -> (O, channels, h, w). The layer answers a stack as it would an image of its mean
+    x in red and its mean y in green, so the two stay apart and what follows sees what it knows.
+    """
+    pair = weight[:, :2] * (2 / channels)
+    return pair.repeat(1, channels // 2, 1, 1)
+
+
 def torchvision_weights(net: str, name: str) -> tuple[dict[str, torch.Tensor], str]:
     """torchvision's weights of a network by name ("IMAGENET1K_V1"), and the file they came from.
 
@@ -206,7 +221,7 @@ def torchvision_weights(net: str, name: str) -> tuple[dict[str, torch.Tensor], s
     of that name or they can neither be found nor fetched.
     """
     models = _torchvision_models()
-    if net in ("cnn-m-2048", "small"):
+    if net in ("cnn-m-2048", "small", *LITES):
         raise UsageError(f"torchvision has no weights of {net}: name a file of them")
     choices = models.get_model_weights(net.replace("-", "_"))
     if name not in choices.__members__:

