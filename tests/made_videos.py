@@ -46,16 +46,20 @@ def write_video(
     rate: int = 25,
     options: dict[str, str] | None = None,
     index_first: bool = False,
+    tags: dict[str, int] | None = None,
 ) -> Path:
     """Encode BGR `frames` of one size into the container that the name of `path` asks for.
 
-    `index_first` puts an MP4's index before its frames, as for streaming.
+    `index_first` puts an MP4's index before its frames, as for streaming; `tags` name the colors by
+    PyAV's attributes and the numbers of ITU-T H.273.
     """
     muxing = {"movflags": "faststart"} if index_first else {}
     with av.open(str(path), "w", options=muxing) as container:
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.pix_fmt = pixel_format
         stream.height, stream.width = frames[0].shape[:2]
+        for name, number in (tags or {}).items():
+            setattr(stream.codec_context, name, number)
         for image in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), "bgr24")
             container.mux(stream.encode(frame))

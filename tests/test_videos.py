@@ -95,6 +95,38 @@ def test_frames_equal_those_of_opencv(tmp_path, name, codec, pixel_format):
     assert all(image.dtype == np.uint8 and image.flags.c_contiguous for image in frames)
 
 
+WIDE = {  # matrix, primaries and transfer
+    "HLG": {"colorspace": 9, "color_primaries": 9, "color_trc": 18},
+    "PQ": {"colorspace": 9, "color_primaries": 9, "color_trc": 16},
+    "BT.2020": {"colorspace": 9, "color_primaries": 9, "color_trc": 14},
+    "Display P3": {"colorspace": 1, "color_primaries": 12, "color_trc": 13},
+}
+
+
+@needs_x264
+@pytest.mark.parametrize("tags", WIDE.values(), ids=WIDE)
+def test_wide_colors_are_those_of_the_file_without_its_tags_of_light(tmp_path, tags):
+    """Not brought to BT.709, as newer OpenCV does it: the matrix alone is applied."""
+    matrix = {"colorspace": tags["colorspace"]}
+    wide, plain = (
+        write_video(
+            tmp_path / f"{len(some)}.mp4",
+            moving_texture(4),
+            "libx264",
+            pixel_format="yuv420p10le",
+            tags=some,
+        )
+        for some in (tags, matrix)
+    )
+    with av.open(str(wide)) as container:
+        codec = container.streams.video[0].codec_context
+        assert {name: getattr(codec, name) for name in tags} == tags
+    frames, video = read(wide)
+    assert video.account == (4, 4)
+    assert_same(frames, read(plain)[0])
+    assert_same(frames, read_with_cv2(plain))
+
+
 @pytest.mark.parametrize("size", [(33, 47), (2, 2), (240, 318)])
 def test_odd_sizes_equal_those_of_opencv(tmp_path, size):
     path = write_video(

@@ -49,7 +49,7 @@ class TVL1(MedianTVL1Parameters):
     """
 
     name: ClassVar[str] = "tvl1"
-    # "fast" stops a warp at twice the change: docs/tvl1.md has what that costs.
+    # "fast" stops a warp at twice the change, and misses OpenCV's regression test: docs/tvl1.md.
     presets: ClassVar[dict[str, dict[str, Any]]] = {"opencv": {}, "fast": {"epsilon": 0.02}}
 
     gamma: float = parameter(0.0, "Weight of the illumination term; 0 leaves it out.", at_least=0)

@@ -157,6 +157,7 @@ def decode_images(
 ) -> Generator[np.ndarray, None, None]:
     """The frames, upright, uint8 (H, W, 3) BGR, as cv2.VideoCapture gives them bit for bit.
 
+    Except that wide colors (BT.2020, HLG, PQ, Display P3) stay as they are stored: docs/videos.md.
     Closes the container at the end, and when it is closed itself before.
     """
     path = Path(container.name)
