@@ -240,6 +240,18 @@ def test_input_that_does_not_exist(tmp_path):
         find_videos([tmp_path / "none.avi"])
 
 
+def test_named_folder_without_videos_is_kept_to_fail_by_name(tmp_path):
+    touch(tmp_path, "jump/a.avi", "jump/none/b.csv", "run/c.csv")
+    found = find_videos([tmp_path / "jump", tmp_path / "run"])
+    assert found.sources == (
+        Source(tmp_path / "jump/a.avi", "a"),
+        Source(tmp_path / "run", "run"),
+    )
+    assert ids(tmp_path / "jump", tmp_path / "run", out=tmp_path / "run") == ["a"]
+    with pytest.raises(VideoError, match=r"run: expected numbered images .* found none"):
+        open_video(tmp_path / "run")
+
+
 def test_nothing_found_says_what_was_passed_over(tmp_path):
     touch(tmp_path, "a.csv", "b.csv", "c.txt")
     with pytest.raises(UsageError, match=r"found none \(passed over: 2 .csv, 1 .txt\)"):

@@ -223,7 +223,7 @@ def source_group(id: str) -> str:
 
 
 def write_split(path: str | os.PathLike[str], split: Split) -> None:
-    """Write `split` as JSON, a video a line; replaces what is there in one step."""
+    """Write `split` as JSON, one video per line; replaces what is there in one step."""
     head = {"format": FORMAT, "version": VERSION, "name": split.name, "classes": split.classes}
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     for part in PARTS:

@@ -62,8 +62,7 @@ def plan(
     if different:
         ways = "; ".join(f"{how} ({_named(where)})" for how, where in list(different.items())[:3])
         raise UsageError(
-            f"made from other parameters: {ways}; --overwrite makes them anew, another --out "
-            "keeps them"
+            f"made from other parameters: {ways}; --overwrite redoes them, another --out keeps them"
         )
     return todo
 

@@ -83,7 +83,8 @@ def find_videos(
       first one;
     - "-": a list from `stdin` (default: standard input), NUL-separated if it contains a NUL.
 
-    A path that several inputs name is one source, with the id that the first of them gives it.
+    A path that several inputs name is one source, with the id that the first of them gives it. A
+    folder without any video is a source that fails, beside others that are not.
     Raises UsageError if a path does not exist or lies outside `root`, if two ids collide or one
     lies inside the other's record, or if there is no video at all.
     """
@@ -91,9 +92,14 @@ def find_videos(
     leave = frozenset() if out is None else frozenset({os.path.realpath(out)})
     passed_over: Counter[str] = Counter()
     sources: dict[Path, Source] = {}
+    empty: list[Source] = []  # folders that were named and hold none
     for place in _places(inputs, top, stdin):
         base = top or (place if place.is_dir() else place.parent)
-        videos = _walk(place, frozenset(), leave, passed_over) if place.is_dir() else [place]
+        videos = [place]
+        if place.is_dir():
+            videos = list(_walk(place, frozenset(), leave, passed_over))
+            if not videos and os.path.realpath(place) not in leave:
+                empty.append(Source(place, _id(place, base)))
         for path in videos:
             sources.setdefault(path, Source(path, _id(path, base)))
     over = {kind: count for kind, count in sorted(passed_over.items()) if count}
@@ -103,6 +109,7 @@ def find_videos(
             f"expected videos or folders of numbered frames under {listed(inputs)}, found none "
             f"(passed over: {words or 'nothing'})"
         )
+    sources |= {source.path: source for source in empty}
     found = sorted(_without_collisions(sources.values()), key=lambda source: _natural(source.id))
     return Found(tuple(found), over)
 
