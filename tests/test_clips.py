@@ -11,9 +11,11 @@ from flowkit.data.clips import (
     chosen_clip,
     corner_view,
     random_clips,
+    random_frames,
     random_view,
     rescaled_size,
     spaced_clips,
+    spaced_frames,
     ten_views,
 )
 from flowkit.errors import RecordError, UsageError
@@ -50,19 +52,40 @@ def test_random_clips_start_at_all_frames_alike():
     assert np.abs(np.bincount(starts) / 5000 - 0.2).max() < 0.03
 
 
-def test_spaced_clips_go_from_the_first_frame_to_the_last_field():
-    clips = spaced_clips("a", 163, 10)  # UCF-101's first video: 164 frames
-    starts = [clip.start for clip in clips]
-    assert len(clips) == 25 and starts[0] == 0 and clips[-1].fields(163)[-1] == 162
-    assert set(np.diff(starts)) == {6, 7}  # 153 frames in 24 equal gaps
-    exact = np.linspace(0, 153, 25)
-    assert np.abs(starts - exact).max() <= 0.5
+def test_moments_are_equally_spaced_over_all_frames():
+    frames = spaced_frames(164)  # UCF-101's first video
+    assert len(frames) == 25 and (frames[0], frames[-1]) == (0, 163)
+    assert np.abs(frames - np.linspace(0, 163, 25)).max() <= 0.5
+    assert spaced_frames(3, 5) == [0, 1, 1, 2, 2]  # 0.5 and 1.5, halves up
+    assert spaced_frames(1) == [0] * 25
+    assert (spaced_frames(9, 1), spaced_frames(10, 1)) == ([4], [4])
+
+
+@pytest.mark.parametrize("length", [1, 5, 10])
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("frame_count", [3, 12, 41, 164])
+def test_the_stack_of_a_moment_fits_and_has_its_middle_nearest_to_it(length, step, frame_count):
+    moments = spaced_frames(frame_count)  # which are the spatial stream's, whatever L and step
+    clips = spaced_clips("a", frame_count - step, length, step=step)
+    fitting = range(max(frame_count - length * step, 1))
+    for moment, clip in zip(moments, clips, strict=True):
+        away = {start: abs(start + length * step / 2 - moment) for start in fitting}
+        nearest = [start for start in fitting if away[start] == min(away.values())]
+        assert clip.start == nearest[-1]  # of two equally near ones the later
+    assert (clips[0].start, clips[-1].start) == (0, fitting[-1])
 
 
 def test_spaced_clips_of_one_and_of_few_moments():
     assert [clip.start for clip in spaced_clips("a", 19, 10, moments=1)] == [4]
     assert [clip.start for clip in spaced_clips("a", 19, 10, moments=3)] == [0, 5, 9]
     assert [clip.start for clip in spaced_clips("a", 11, 10, moments=5)] == [0, 0, 1, 1, 1]
+
+
+def test_random_frames_are_all_frames_alike():
+    random = rng()
+    counts = np.bincount([random_frames(7, random)[0] for _ in range(7000)], minlength=7)
+    assert abs(counts - 1000).max() < 120  # 4 deviations
+    assert random_frames(1, random, 3) == [0, 0, 0]
 
 
 def test_short_video_is_looped_from_its_first_field():

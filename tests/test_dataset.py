@@ -156,7 +156,7 @@ def test_test_clips_are_all_views_of_equally_spaced_moments(split, folder):
     assert len(clips) == 10 and [video.id for video in clips.videos] == ["jump/e", "run/f"]
     assert clips.labels == [1, 0]
     record = folder.open(folder.find()["jump/e"])
-    for moment, start in enumerate((0, 2, 4, 6, 8)):  # 12 fields, 4 a clip
+    for moment, start in enumerate((0, 1, 4, 7, 8)):  # 13 frames: moments 0, 3, 6, 9 and 12
         sample = clips[moment]
         assert sample["video"] == 0
         assert sample["spatial"].shape == (10, 3, 24, 24)
@@ -164,7 +164,7 @@ def test_test_clips_are_all_views_of_equally_spaced_moments(split, folder):
         corner = flow_stack(record, Clip("", start, 4), View((32, 40), 8, 16, 24, 24), form=FORM)
         np.testing.assert_array_equal(sample["temporal"][3], corner)
         np.testing.assert_array_equal(sample["temporal"][8], flip(corner))
-        assert frame_number(sample["spatial"][0]) == start + 2
+        assert frame_number(sample["spatial"][0]) == 3 * moment
     assert clips[5]["video"] == 1
     with pytest.raises(IndexError):
         clips[10]

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from made_records import write_record
 from made_runs import write_run
 
+from flowkit._cv2 import cv2
 from flowkit.data.inputs import inputs_from_json
 from flowkit.data.stacks import StackForm
 from flowkit.errors import ExportError, InstallError, UsageError
+from flowkit.evaluation.scoring import Scorer
 from flowkit.networks import export
 from flowkit.networks.checkpoints import load_net
 from flowkit.networks.export import export_net
@@ -37,7 +40,7 @@ def expected(run, inputs):
 
 def check_description(text):
     said = json.loads(text)
-    assert (said["format"], said["version"]) == ("flowkit export", 1)
+    assert (said["format"], said["version"]) == ("flowkit export", 2)
     assert {task: tuple(names) for task, names in said["tasks"].items()} == TASKS
     assert (said["crop"], said["short_side"]) == (32, 36)
     assert inputs_from_json(said["inputs"]) == {"temporal": StackForm(2)}
@@ -88,6 +91,37 @@ def test_a_missing_library_is_named(tmp_path, run, monkeypatch):
         export_net(run, tmp_path / "net.onnx", format="onnx")
     with pytest.raises(UsageError, match="a format of onnx or torchscript, got 'caffe'"):
         export_net(run, tmp_path / "net", format="caffe")
+
+
+def test_a_video_is_scored_by_what_the_file_says(tmp_path):
+    """The exported spatial network, the frames of a record, and the JSON: nothing of flowkit's."""
+    fields, random = np.zeros((29, 40, 50, 2), np.float32), np.random.default_rng(0)
+    frames = random.integers(0, 256, (30, 40, 50, 3), dtype=np.uint8)
+    record = write_record(tmp_path, "a", fields, frames=frames)
+    own = write_run(tmp_path / "run")
+    export_net(own, tmp_path / "net.pt", format="torchscript")
+    extra = {"flowkit.json": ""}
+    with pytest.warns(FutureWarning):
+        net = torch.jit.load(tmp_path / "net.pt", _extra_files=extra)
+    said = json.loads(extra["flowkit.json"])
+    scoring = said["scoring"]
+    assert scoring["spatial"]["frame"] == "moment"
+    moments, crop = scoring["moments"], said["crop"]
+    mean, deviation = (np.array(scoring["spatial"][key]) for key in ("mean", "deviation"))
+    total = 0
+    for k in range(moments):
+        number = (2 * k * 29 + moments - 1) // (2 * (moments - 1))
+        image = record.frame(number)  # BGR as it is stored
+        image = cv2.resize(image, (45, 36), interpolation=cv2.INTER_AREA)
+        rgb = ((image[..., ::-1] / 255 - mean) / deviation).transpose(2, 0, 1)
+        down, right = 36 - crop, 45 - crop
+        places = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
+        cuts = [rgb[:, top : top + crop, left : left + crop] for top, left in places]
+        views = np.stack(cuts + [cut[..., ::-1] for cut in cuts]).astype(np.float32)
+        with torch.no_grad():
+            total = total + net(torch.from_numpy(views)).double().softmax(1).mean(0).numpy()
+    [expected] = Scorer(own).score([record])
+    np.testing.assert_allclose(total / moments, expected, atol=1e-6)
 
 
 def test_the_command_writes_beside_the_checkpoint(run):

@@ -15,6 +15,7 @@ from scipy.special import softmax as scipy_softmax
 from flowkit.errors import FlowkitError, ScoresError
 from flowkit.scores import npz
 from flowkit.scores.files import (
+    PLACED,
     Scores,
     align,
     find_scores,
@@ -355,3 +356,17 @@ def test_input_is_left_as_it_is():
     align({"a": shuffle(scores, 3), "b": scores})
     np.testing.assert_array_equal(scores.values, before[0])
     np.testing.assert_array_equal(scores.labels, before[1])
+
+
+def test_scores_of_the_earlier_moments_say_so_and_are_not_mixed(tmp_path):
+    views = {"moments": 25, "crops": "ten", "average": "softmax"}
+    old = make_scores(views=views, about="small, 25 x 10 views")
+    new = make_scores(views=views | {"placed": PLACED}, about="small", seed=1)
+    write_scores(tmp_path / "old.npz", old)
+    assert read_scores(tmp_path / "old.npz").meta["about"].endswith("moments of an earlier rule")
+    write_scores(tmp_path / "new.npz", new)
+    assert read_scores(tmp_path / "new.npz").meta["about"] == "small"
+    with pytest.raises(ScoresError, match=r"a and b look at different moments .* score it again"):
+        align({"a": old, "b": new})
+    align({"a": old, "b": old})
+    align({"a": old, "elsewhere": make_scores()})  # made without views of flowkit's

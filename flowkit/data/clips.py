@@ -1,4 +1,4 @@
-"""Where to look in a video: clips (which moment) and views (which crop, flipped or not).
+"""Where to look in a video: moments and clips, and views (which crop, flipped or not).
 
 Addresses only, in integers: no pixels are touched. Both streams take their moments from here. A
 video of N frames has F = N - step fields; a clip of L fields covers the frames from `start` to
@@ -39,8 +39,8 @@ class Clip:
 
     @property
     def middle(self) -> int:
-        """The frame in the middle, where the spatial stream looks; t of a bi-directional stack."""
-        return self.start + self.length // 2 * self.step
+        """The frame in the middle, of two the first; t of a bi-directional stack."""
+        return self.start + self.length * self.step // 2
 
     def frame(self, field_count: int) -> int:
         """`middle` in a video of `field_count` fields, looped where that is too short."""
@@ -113,29 +113,49 @@ def random_clips(
     The parts divide the frames where a clip fits (Wang et al. 2016, arXiv:1608.00859, section 3.1);
     of fewer frames than parts some are taken again. A clip of a short video starts at frame 0.
     """
+    starts = _starts(video, field_count, length, step)
+    return [Clip(video, start, length, step) for start in random_frames(starts, random, segments)]
+
+
+def random_frames(frame_count: int, random: np.random.Generator, segments: int = 1) -> list[int]:
+    """A frame out of each of `segments` equal parts of `frame_count` frames, in order, all alike.
+
+    Of fewer frames than parts some are taken again.
+    """
     if segments < 1:
         raise UsageError(f"expected at least one segment, got {segments}")
-    starts = _starts(video, field_count, length, step)
-    edges = [part * starts // segments for part in range(segments + 1)]
-    chosen = [int(random.integers(first, max(last, first + 1))) for first, last in pairwise(edges)]
-    return [Clip(video, start, length, step) for start in chosen]
+    edges = [part * frame_count // segments for part in range(segments + 1)]
+    return [int(random.integers(first, max(last, first + 1))) for first, last in pairwise(edges)]
 
 
 def spaced_clips(
     video: str, field_count: int, length: int, *, moments: int = MOMENTS, step: int = 1
 ) -> list[Clip]:
-    """`moments` clips of equal temporal spacing, the first at the first frame, the last at the end.
+    """For each of `spaced_frames` the clip that fits whose middle is nearest to that frame.
 
-    One moment is the middle one. A video with fewer places than moments repeats some.
+    Where two are equally near, the later one. So the first and the last ones repeat where a clip
+    reaches further than the moments lie apart.
+    """
+    last = _starts(video, field_count, length, step) - 1
+    first_frames = [
+        frame - length * step // 2 for frame in spaced_frames(field_count + step, moments)
+    ]
+    return [Clip(video, min(max(start, 0), last), length, step) for start in first_frames]
+
+
+def spaced_frames(frame_count: int, moments: int = MOMENTS) -> list[int]:
+    """`moments` frames of equal spacing: number k lies at k / (moments - 1) of all frames.
+
+    Rounded, halves up; the first is the first frame of the video, the last its last, and of one
+    moment it is the middle one. A video with fewer frames than moments repeats some. Both streams
+    are asked about these moments, whatever L is (Simonyan & Zisserman 2014, section 5).
     """
     if moments < 1:
         raise UsageError(f"expected at least one moment, got {moments}")
-    last = _starts(video, field_count, length, step) - 1
-    gaps = moments - 1
+    last, gaps = frame_count - 1, moments - 1
     if not gaps:
-        return [Clip(video, last // 2, length, step)]
-    starts = [(2 * k * last + gaps) // (2 * gaps) for k in range(moments)]  # rounded half up
-    return [Clip(video, start, length, step) for start in starts]
+        return [last // 2]
+    return [(2 * k * last + gaps) // (2 * gaps) for k in range(moments)]
 
 
 def rescaled_size(size: tuple[int, int], short_side: int = SHORT_SIDE) -> tuple[int, int]:

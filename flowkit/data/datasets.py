@@ -22,14 +22,14 @@ from flowkit.data.clips import (
     View,
     center_view,
     random_clips,
-    spaced_clips,
+    random_frames,
     ten_views,
 )
-from flowkit.data.inputs import TEMPORAL, Inputs, check_inputs
+from flowkit.data.inputs import TEMPORAL, Inputs, check_inputs, spaced_places
 from flowkit.data.plane_batches import PlaneClip, read_groups
 from flowkit.data.record_folders import Missing, RecordFolder, match_records
 from flowkit.data.splits import Split, Video
-from flowkit.data.stacks import StackForm, flow_stack, flow_stacks
+from flowkit.data.stacks import flow_stack, flow_stacks
 from flowkit.errors import RecordError, SplitError, UsageError
 from flowkit.records.reading import Record
 
@@ -40,8 +40,8 @@ class TrainingClips(Dataset[dict[str, Any]]):
     Each draw takes a class, of those that have videos, a video of it, a clip of that and its
     random changes. A sample is a dict of ``"spatial"``, float32 (3, crop, crop), and
     ``"temporal"``, float32 (2L, crop, crop) in px, as far as `inputs` names them, and ``"label"``.
-    Both are of one clip: the frame is its middle one. `skipped` counts videos passed over for want
-    of a record.
+    Both are of one clip: the frame is its middle one, and without a stack any frame of the video.
+    `skipped` counts videos passed over for want of a record.
 
     With several `segments`, draw `d` is the samples ``d * segments`` to ``(d + 1) * segments - 1``:
     a clip out of each equal part of one video, in order, all changed alike.
@@ -77,25 +77,29 @@ class TrainingClips(Dataset[dict[str, Any]]):
         random = np.random.default_rng((self.seed, draw))
         alike = self.by_label[int(random.integers(len(self.by_label)))]
         place = alike[int(random.integers(len(alike)))]
-        record, form = self.records[place], clip_form(self.inputs)
-        count = record.frame_count - form.step
-        clip = random_clips(
-            self.videos[place].id,
-            count,
-            form.length,
-            random,
-            segments=self.segments,
-            step=form.step,
-        )[segment]
+        record, form = self.records[place], self.inputs.get("temporal")
+        if form is None:
+            frame = random_frames(record.frame_count, random, self.segments)[segment]
+        else:
+            count = record.frame_count - form.step
+            clip = random_clips(
+                self.videos[place].id,
+                count,
+                form.length,
+                random,
+                segments=self.segments,
+                step=form.step,
+            )[segment]
+            frame = clip.frame(count)
         view, color = self.augmentation.draw(record.size, random)
         size = (self.augmentation.crop, self.augmentation.crop)
         sample: dict[str, Any] = {"label": self.labels[place]}
         if "spatial" in self.inputs:
-            frame = record.frame(clip.frame(count))
-            sample["spatial"] = torch.from_numpy(frame_input(frame, view, size, color))
-        if "temporal" in self.inputs and self.as_planes:
+            image = record.frame(frame)
+            sample["spatial"] = torch.from_numpy(frame_input(image, view, size, color))
+        if form is not None and self.as_planes:
             sample["temporal"] = PlaneClip(record, clip, view, form)
-        elif "temporal" in self.inputs:
+        elif form is not None:
             stacked = flow_stack(record, clip, view, form=form, size=size)
             sample["temporal"] = torch.from_numpy(stacked)
         return sample
@@ -142,20 +146,17 @@ class TestClips(Dataset[dict[str, Any]]):
         place, moment = divmod(index, self.moments)
         if not 0 <= place < len(self.videos):
             raise IndexError(f"expected an index within 0..{len(self) - 1}, got {index}")
-        record, form = self.records[place], clip_form(self.inputs)
-        count = record.frame_count - form.step
-        clips = spaced_clips(
-            self.videos[place].id, count, form.length, moments=self.moments, step=form.step
-        )
+        record, video = self.records[place], self.videos[place].id
+        looks = spaced_places(self.inputs, video, record.frame_count, self.moments)[moment]
         views = self._views(record)
         sample: dict[str, Any] = {"video": place}
-        if "spatial" in self.inputs:
-            frame = record.frame(clips[moment].frame(count))
-            inputs = [frame_input(frame, view, (self.crop, self.crop)) for view in views]
-            sample["spatial"] = torch.from_numpy(np.stack(inputs))
-        if "temporal" in self.inputs:
-            stacked = flow_stacks(record, clips[moment], views, form=form)
-            sample["temporal"] = torch.from_numpy(stacked)
+        for (stream, form), look in zip(self.inputs.items(), looks, strict=True):
+            if isinstance(look, int):
+                image, size = record.frame(look), (self.crop, self.crop)
+                seen = np.stack([frame_input(image, view, size) for view in views])
+            else:
+                seen = flow_stacks(record, look, views, form=form)
+            sample[stream] = torch.from_numpy(seen)
         return sample
 
     def _views(self, record: Record) -> list[View]:
@@ -181,11 +182,6 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return default_collate(others) | {"temporal": read_groups(clips)}
 
 
-def clip_form(inputs: Inputs) -> StackForm:
-    """The form that clips follow: both streams look at the same moments."""
-    return inputs.get("temporal") or StackForm()
-
-
 def _open_all(
     split: Split, part: str, folder: RecordFolder, missing: Missing
 ) -> tuple[list[Video], list[Record], int]:
@@ -200,18 +196,18 @@ def _open_all(
 
 def _check_records(records: Sequence[Record], inputs: Inputs) -> None:
     """RecordError where a record lacks what the samples are made of."""
-    form = clip_form(inputs)
+    form = inputs.get("temporal")
     for record in records:
         if "spatial" in inputs and not record.has_frames:
             raise RecordError(
                 f"{record.path}: the spatial stream reads frames, and this record holds none: "
                 "flowkit extract --rgb stores them"
             )
-        if "temporal" in inputs:
+        if form is not None:
             record.find_series("forward", form.step)
             if form.bidirectional:
                 record.find_series("backward", form.step)
-        if record.frame_count <= form.step:
-            raise RecordError(f"{record.path}: expected at least {form.step + 1} frames")
-    if "temporal" in inputs and form.mode == "trajectory":
+            if record.frame_count <= form.step:
+                raise RecordError(f"{record.path}: expected at least {form.step + 1} frames")
+    if form is not None and form.mode == "trajectory":
         trajectories.compile_kernel()  # before workers are forked, which then need not

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from flowkit.data.clips import STREAMS, Stream
+from flowkit.data.clips import STREAMS, Clip, Stream, spaced_clips, spaced_frames
 from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError
 
@@ -33,6 +33,21 @@ def check_inputs(inputs: Inputs) -> dict[Stream, StackForm | None]:
 def input_channels(inputs: Inputs) -> dict[Stream, int]:
     """The channels of each stream's input: 3 of a frame, 2L of a stack."""
     return {s: RGB_CHANNELS if form is None else form.channels for s, form in inputs.items()}
+
+
+def spaced_places(
+    inputs: Inputs, video: str, frame_count: int, moments: int
+) -> list[tuple[int | Clip, ...]]:
+    """Where each input looks at each moment of a video, in the inputs' order: a frame or a clip."""
+    columns: list[list[int] | list[Clip]] = [
+        spaced_frames(frame_count, moments)
+        if form is None
+        else spaced_clips(
+            video, frame_count - form.step, form.length, moments=moments, step=form.step
+        )
+        for form in inputs.values()
+    ]
+    return list(zip(*columns, strict=True))
 
 
 def inputs_to_json(inputs: Inputs) -> dict[str, Any]:

@@ -119,7 +119,8 @@ class Predictor:
         """
         path = Path(path)
         count = _count_frames(path, self.request.max_frame_mpx)
-        least = max(self.request.steps) + 1
+        forms = [f for one in self.scorers.values() for f in one.checkpoint.inputs.values()]
+        least = 1 + max((f.step for f in forms if f is not None), default=int(whole))
         if count < least:
             raise VideoError(f"{path}: expected at least {least} frames, got {count}")
         wanted = Wanted(count, set(), {one: set() for one in self.request.series})
@@ -145,20 +146,22 @@ class Wanted(NamedTuple):
 
     def add(self, scorer: Scorer) -> None:
         """Want what a stream looks at."""
-        for form in scorer.checkpoint.inputs.values():
-            for clip in scorer.clips("video", self.frame_count):
-                self._add_clip(clip, form)
+        for places in scorer.places("video", self.frame_count):
+            for look, form in zip(places, scorer.checkpoint.inputs.values(), strict=True):
+                self._add_place(look, form)
 
-    def _add_clip(self, clip: Clip, form: StackForm | None) -> None:
-        count = self.frame_count - clip.step
-        if form is None:
-            self.frames.add(clip.frame(count))
-        elif form.bidirectional:
-            ahead, back = clip.halves(count)
+    def _add_place(self, look: int | Clip, form: StackForm | None) -> None:
+        if isinstance(look, int) or form is None:
+            assert isinstance(look, int)
+            self.frames.add(look)
+            return
+        count = self.frame_count - form.step
+        if form.bidirectional:
+            ahead, back = look.halves(count)
             self.fields[Series("forward", form.step)].update(ahead)
             self.fields[Series("backward", form.step)].update(back)
         else:
-            self.fields[Series("forward", form.step)].update(clip.fields(count))
+            self.fields[Series("forward", form.step)].update(look.fields(count))
 
 
 @dataclass(frozen=True)

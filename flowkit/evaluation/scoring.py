@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 from flowkit.data.augment import frame_input
-from flowkit.data.clips import MOMENTS, Clip, View, center_view, spaced_clips, ten_views
-from flowkit.data.datasets import TestClips, clip_form
+from flowkit.data.clips import MOMENTS, Clip, View, center_view, ten_views
+from flowkit.data.datasets import TestClips
+from flowkit.data.inputs import spaced_places
 from flowkit.data.record_folders import Missing, RecordFolder
 from flowkit.data.splits import Split, read_split
 from flowkit.data.stacks import flip, flow_stack
@@ -32,7 +33,7 @@ from flowkit.documents import differences, listed
 from flowkit.errors import SplitError, UsageError
 from flowkit.networks.checkpoints import checkpoint_path, load_net
 from flowkit.records.reading import Record
-from flowkit.scores.files import Scores, read_scores, write_scores
+from flowkit.scores.files import PLACED, Scores, read_scores, write_scores
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +66,14 @@ class TestViews:
             raise UsageError(f"expected an average of softmax or logits, got {self.average!r}")
 
 
+Places = tuple[int | Clip, ...]  # where each input of a network looks: at a frame, or at a clip
+
+
 class _Pass(NamedTuple):
-    """Some clips of a record that are read together, each with the moments that it stands for."""
+    """Some places of a record that are read together, each with the moments that it stands for."""
 
     record: Record
-    clips: list[tuple[Clip, int]]
+    places: list[tuple[Places, int]]
     is_last: bool
 
 
@@ -94,7 +98,6 @@ class Scorer:
         self.checkpoint, net = load_net(path)
         self.task, self.known = next(iter(self.checkpoint.tasks.items()))
         self.views, self.pass_inputs = views or TestViews(), pass_inputs
-        self.form = clip_form(self.checkpoint.inputs)
         self.weights = _digest_weights(net)
         self.device = torch.device(device)
         self.net = net.to(self.device)
@@ -108,11 +111,9 @@ class Scorer:
             )
         return [self.known.index(name) for name in classes]
 
-    def clips(self, video: str, frame_count: int) -> list[Clip]:
-        """The moments of a video of so many frames that are looked at; short ones repeat some."""
-        form = self.form
-        count = frame_count - form.step
-        return spaced_clips(video, count, form.length, moments=self.views.moments, step=form.step)
+    def places(self, video: str, frame_count: int) -> list[Places]:
+        """Where a video of so many frames is looked at, by moment; short ones repeat some."""
+        return spaced_places(self.checkpoint.inputs, video, frame_count, self.views.moments)
 
     def score(
         self, records: Iterable[Record], classes: Sequence[str] | None = None, *, readers: int = 1
@@ -146,7 +147,7 @@ class Scorer:
                 "step": checkpoint.step,
                 "weights": self.weights,
             },
-            "views": asdict(views),
+            "views": asdict(views) | {"placed": PLACED},
         }
 
     def _views(self, record: Record) -> list[View]:
@@ -156,30 +157,30 @@ class Scorer:
         return ten_views(record.size, crop=crop, short_side=short_side)
 
     def _passes(self, record: Record) -> Iterator[_Pass]:
-        """The distinct clips of a record by the number that are read and asked together."""
-        clips = list(Counter(self.clips(record.name, record.frame_count)).items())
+        """The distinct places of a record by the number that are read and asked together."""
+        places = list(Counter(self.places(record.name, record.frame_count)).items())
         size = max(1, self.pass_inputs // len(self._views(record)))
-        for first in range(0, len(clips), size):
+        for first in range(0, len(places), size):
             last = first + size
-            yield _Pass(record, clips[first:last], is_last=last >= len(clips))
+            yield _Pass(record, places[first:last], is_last=last >= len(places))
 
     def _read(self, one: _Pass) -> list[torch.Tensor]:
-        """The whole rescaled frames or flow stacks of a pass: float32 (clips, C, H, W) per input.
+        """The whole rescaled frames or flow stacks of a pass: float32 (places, C, H, W) per input.
 
         The views are cut on the device: ten of them have six times as many values.
         """
         record = one.record
         frame = self._views(record)[0].frame
         whole = View(frame, 0, 0, *frame)
-        count = record.frame_count - self.form.step
         read = []
-        for form in self.checkpoint.inputs.values():
-            if form is None:
-                frames = (record.frame(clip.frame(count)) for clip, _ in one.clips)
-                inputs = [frame_input(image, whole, frame) for image in frames]
-            else:
-                inputs = [flow_stack(record, clip, whole, form=form) for clip, _ in one.clips]
-            read.append(torch.from_numpy(np.stack(inputs)))
+        for number, form in enumerate(self.checkpoint.inputs.values()):
+            seen = [
+                frame_input(record.frame(look), whole, frame)
+                if isinstance(look, int)
+                else flow_stack(record, look, whole, form=form)
+                for look in (places[number] for places, _ in one.places)
+            ]
+            read.append(torch.from_numpy(np.stack(seen)))
         return read
 
     @torch.inference_mode()
@@ -195,8 +196,8 @@ class Scorer:
         values = self.net.split_logits(logits)[self.task][:, columns].double()
         if self.views.average == "softmax":
             values = values.softmax(1)
-        moments = values.unflatten(0, (-1, len(views))).mean(1).cpu().numpy()  # (clips, K)
-        return np.array([times for _, times in one.clips], np.float64) @ moments
+        moments = values.unflatten(0, (-1, len(views))).mean(1).cpu().numpy()  # (places, K)
+        return np.array([times for _, times in one.places], np.float64) @ moments
 
 
 def _cut(whole: torch.Tensor, view: View, *, is_flow: bool) -> torch.Tensor:

@@ -14,10 +14,12 @@ from typing import Any, Literal
 
 import torch
 
+from flowkit.data.augment import RGB_MEAN, RGB_STD
+from flowkit.data.clips import MOMENTS
 from flowkit.data.inputs import input_channels
 from flowkit.documents import replacing
 from flowkit.errors import ExportError, InstallError, UsageError
-from flowkit.networks.checkpoints import load_net
+from flowkit.networks.checkpoints import Checkpoint, load_net
 from flowkit.networks.streams import StreamNet
 
 FORMATS = ("onnx", "torchscript")
@@ -39,10 +41,11 @@ def export_net(
 
     The file takes ``input``, float32 (B, C, crop, crop) for any B, and gives ``logits``, float32
     (B, K), those of several tasks side by side. A network of several streams takes an input for
-    each, called as the stream is. What the checkpoint says of both is in the file as JSON under the
-    key ``flowkit.json``. It is read back, by onnxruntime or TorchScript, and its outputs are
-    compared on random inputs before it is put in place: ExportError where they differ by more than
-    1e-4 of the largest. InstallError where a library is missing.
+    each, called as the stream is. What the checkpoint says of both, and how `flowkit eval` scores a
+    video with them, is in the file as JSON under the key ``flowkit.json``. It is read back, by
+    onnxruntime or TorchScript, and its outputs are compared on random inputs before it is put in
+    place: ExportError where they differ by more than 1e-4 of the largest. InstallError where a
+    library is missing.
     """
     if format not in FORMATS:
         raise UsageError(f"expected a format of {' or '.join(FORMATS)}, got {format!r}")
@@ -52,7 +55,8 @@ def export_net(
         for name, value in asdict(checkpoint).items()
         if name not in ("training", "progress")
     }
-    description = json.dumps({"format": "flowkit export", "version": 1, **said})
+    said |= {"format": "flowkit export", "version": 2, "scoring": _describe_scoring(checkpoint)}
+    description = json.dumps(said)
     channels = input_channels(checkpoint.inputs)
     names = [INPUT] if len(channels) == 1 else list(channels)
     examples = {
@@ -66,6 +70,34 @@ def export_net(
         else:
             run = _write_torchscript(net, examples, description, part)
         return _compare(net, run, examples)
+
+
+def _describe_scoring(checkpoint: Checkpoint) -> dict[str, Any]:
+    """How a video is scored with the network: which frames, as what numbers; JSON values."""
+    looks: dict[str, Any] = {}
+    for stream, form in checkpoint.inputs.items():
+        if form is None:
+            looks[stream] = {
+                "frame": "moment",
+                "channels": "RGB in 0..1, less mean, over deviation",
+                "mean": RGB_MEAN.astype(float).round(6).tolist(),
+                "deviation": RGB_STD.astype(float).round(6).tolist(),
+            }
+        else:
+            looks[stream] = {
+                "first_frame": f"moment - {form.length * form.step // 2}, moved into "
+                f"0..max(0, N - 1 - {form.length * form.step})",
+                "channels": "x1 y1 x2 y2 ... in px; of a video too short, field i mod their count",
+            }
+    return {
+        "moments": MOMENTS,
+        "moment": "k of M: frame floor((2 k (N - 1) + M - 1) / (2 (M - 1))) of N; all from 0",
+        "resize": "short side to short_side, long side rounded half up; then crops",
+        "views": "crops at (0, 0), right, bottom left, bottom right, center (rounded down); "
+        "then these five flipped, where every x of flow is negated",
+        "average": "softmax, over views and moments",
+        **looks,
+    }
 
 
 def _write_onnx(

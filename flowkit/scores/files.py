@@ -24,6 +24,9 @@ FORMAT = "flowkit scores file"
 VERSION = 1
 KINDS = ("softmax", "logits")
 PARTS = ("train", "heldout", "test")
+# How `flowkit eval` places the moments of a video, in `meta["views"]`. Without it they are those of
+# an earlier rule: equally spaced starts of stacks, at whose middles the spatial stream looked.
+PLACED = "over all frames"
 SUM_TOLERANCE = 0.01  # of a row of softmax scores: half precision keeps 3 digits
 
 
@@ -88,6 +91,12 @@ class Scores:
         return self.meta.get("part")
 
 
+def has_old_moments(meta: Mapping[str, Any]) -> bool | None:
+    """Whether `flowkit eval` of an earlier version placed the moments; None: it made no views."""
+    views = meta.get("views")
+    return views.get("placed") != PLACED if isinstance(views, dict) else None
+
+
 def softmax(scores: Scores) -> np.ndarray:
     """The scores as probabilities, float64 (N, K): as they are, or the softmax of logits."""
     values = scores.values.astype(np.float64)
@@ -108,6 +117,11 @@ def align(streams: Mapping[str, Scores]) -> dict[str, Scores]:
     first_name, first = next(iter(streams.items()))
     aligned = {}
     for name, scores in streams.items():
+        if {has_old_moments(scores.meta), has_old_moments(first.meta)} == {True, False}:
+            raise ScoresError(
+                f"{first_name} and {name} look at different moments of the videos: one of them "
+                f"was scored by an earlier version of flowkit: score it again (flowkit eval)"
+            )
         _refuse_difference("videos", first_name, first.videos, name, scores.videos)
         _refuse_difference("classes", first_name, first.classes, name, scores.classes)
         if scores.part and first.part and scores.part != first.part:
@@ -169,6 +183,8 @@ def read_scores(path: str | os.PathLike[str]) -> Scores:
     for name in ("videos", "classes"):
         if arrays[name].ndim != 1:
             raise ScoresError(f"{path}: expected {name} in one row, got {arrays[name].shape}")
+    if has_old_moments(meta) and isinstance(meta.get("about"), str):
+        meta["about"] += ", moments of an earlier rule"
     try:
         videos, classes = (tuple(arrays[name].tolist()) for name in ("videos", "classes"))
         return Scores(videos, classes, arrays["scores"], arrays.get("labels"), meta)  # type: ignore[arg-type]
