@@ -50,6 +50,10 @@ def differences(existing: dict[str, Any], wanted: dict[str, Any], prefix: str = 
                 continue
             one, other = one.get("name"), other.get("name")
         if one != other:
+            one, other = (
+                value.get("name", value) if isinstance(value, dict) else value
+                for value in (one, other)
+            )
             found.append(f"{prefix}{key}: {json.dumps(one)} on disk, {json.dumps(other)} asked for")
     return found
 

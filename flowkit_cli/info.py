@@ -29,24 +29,25 @@ def info(records: tuple[Path, ...], as_json: bool) -> None:
     flowkit info flow/jump/a
     flowkit info flow --json | jq .frames
     """
-    from flowkit.errors import FlowkitError
+    from flowkit.errors import FlowkitError, RecordError
     from flowkit.records.reading import find_records, open_record
 
     failed = False
     for given in records:
-        paths = list(find_records(given))
-        if not paths:
-            output.say(
-                f"flowkit: error: {given}: no flow records there: flowkit extract makes them"
-            )
-            failed = True
+        try:
+            paths = list(find_records(given))
+            if not paths:
+                raise RecordError(f"{given}: no flow records there: flowkit extract makes them")
+        except FlowkitError as error:
+            paths, failed = [], True
+            output.say(f"flowkit: error: {error}")
         for path in paths:
             try:
                 record = open_record(path)
                 output.json_line(_event(record)) if as_json else output.result(_line(record))
             except FlowkitError as error:  # one odd record never hides the others
-                output.say(f"flowkit: error: {error}")
                 failed = True
+                output.say(f"flowkit: error: {error}")
     if failed:
         sys.exit(1)
 

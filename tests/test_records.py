@@ -330,6 +330,7 @@ def test_of_two_methods_only_the_names_are_compared():
     one = {"bound": 20, "method": {"name": "tvl1", "tau": 0.25, "warps": 5}}
     other = {"bound": 20, "method": {"name": "dis", "patch_size": 8}}
     assert differences(one, other) == ['method: "tvl1" on disk, "dis" asked for']
+    assert differences(one, {"bound": 20}) == ['method: "tvl1" on disk, null asked for']
 
 
 @pytest.mark.parametrize(

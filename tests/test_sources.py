@@ -393,6 +393,12 @@ def test_line_that_cannot_be_a_path_is_missing_too(tmp_path):
         find_videos([listed])
 
 
+def test_list_that_is_no_plain_file_is_named_before_it_is_read(tmp_path):
+    os.mkfifo(tmp_path / "list.txt")
+    with pytest.raises(UsageError, match=r"list.txt: expected a plain file"):
+        find_videos([tmp_path / "list.txt"])
+
+
 def test_list_within_a_list(tmp_path):
     inner = write_list(tmp_path / "inner.txt", "a.avi")
     outer = write_list(tmp_path / "outer.txt", str(inner))

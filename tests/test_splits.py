@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -394,6 +395,24 @@ def test_tables_are_read_as_lists_are(tmp_path, text, encoding):
     assert [video.id for video in list_split(train, test).train] == ["run/\u00fc 1", "jump/b c"]
 
 
+def test_tables_are_read_by_their_header(tmp_path):
+    train = write(
+        tmp_path / "a.csv", "label,frames,video,by\n0,9,run/a.avi,me\n1,8,jump/b.avi,me\n"
+    )
+    test = write(tmp_path / "b.csv", "file,label,frames\njump/c.avi,1,7\n")
+    split = list_split(train, test)
+    assert [(video.id, video.listed_count) for video in split.train] == [
+        ("run/a", 9),
+        ("jump/b", 8),
+    ]
+    assert split.test == (Video("jump/c", "jump", "c", 7),)
+    for header in ("file,kind", "name,label"):
+        with raises(r"c.csv: expected a header .* a column label, got"):
+            list_split(train, write(tmp_path / "c.csv", f"{header}\nrun/a.avi,0\n"))
+    with raises(r"c.csv, row 2: expected .path count label. or .path label., got"):
+        list_split(train, write(tmp_path / "c.csv", "label,frames,file\n0,9\n"))
+
+
 def ucf_lists(
     tmp_path, index="1 Run\r\n2 Jump\r\n", train="Run/a.avi 1\r\n", test="Jump/b.avi\r\n"
 ):
@@ -448,8 +467,11 @@ def test_list_files_that_do_not_agree_are_refused(tmp_path):
             list_split(good, write(tmp_path / "bad.txt", text))
     with raises(r"good.txt, line 2: label 1, but .*names.txt has 1 classes, counted from 0"):
         list_split(good, good, classes=write(tmp_path / "names.txt", "run\n"))
-    with raises("cannot be read"):
+    with raises("none.txt: no such file"):
         list_split(good, tmp_path / "none.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    with raises("pipe.txt: expected a plain file"):
+        list_split(good, tmp_path / "pipe.txt")
 
 
 def test_folders_that_cannot_be_split_are_refused():

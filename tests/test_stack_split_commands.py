@@ -178,8 +178,9 @@ def test_info_says_that_there_is_nothing_and_goes_on(folder):
     (folder / "empty").mkdir()
     (folder / "flow/odd").mkdir()
     (folder / "flow/odd/record.json").write_text("{}")
-    done = run(info, "empty", "flow/odd")
+    done = run(info, "none", "empty", "flow/odd")
     assert (done.exit_code, done.stdout) == (1, "")
+    assert "none: no such folder of flow records" in done.stderr
     assert "empty: no flow records" in done.stderr and "flow/odd: record.json" in done.stderr
 
 

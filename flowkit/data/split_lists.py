@@ -11,10 +11,20 @@ from pathlib import Path, PurePosixPath
 
 from flowkit.data.record_folders import Missing, RecordFolder, match_records
 from flowkit.data.splits import PARTS, Split, Video, source_group
-from flowkit.documents import replacing
+from flowkit.documents import read_plain_file, replacing
 from flowkit.errors import SplitError
 from flowkit.records.reading import Record
-from flowkit.video.sources import VIDEO_EXTENSIONS, decode_list, table_rows, unquote
+from flowkit.video.sources import (
+    COLUMNS,
+    VIDEO_EXTENSIONS,
+    decode_list,
+    find_column,
+    table_rows,
+    unquote,
+)
+
+COUNT_COLUMNS = ("count", "frames", "num_frames", "n_frames", "total_frames")  # of a .csv
+LABEL_COLUMNS = ("label", "class_id", "class")
 
 
 def ucf101_split(folder: str | os.PathLike[str], number: int = 1) -> Split:
@@ -241,9 +251,9 @@ def _only(folder: str | os.PathLike[str], pattern: str) -> Path:
 
 def _text(path: Path) -> str:
     try:
-        return decode_list(path.read_bytes(), str(path))
-    except OSError as error:
-        raise SplitError(f"{path}: cannot be read ({error.strerror})") from error
+        return decode_list(read_plain_file(path, error=SplitError), str(path))
+    except FileNotFoundError:
+        raise SplitError(f"{path}: no such file") from None
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -283,7 +293,8 @@ def _list_lines(path: Path) -> list[_Listed]:
     found = []
     for where, columns in rows:
         numbers = columns[1:]
-        if len(numbers) not in (1, 2) or not all(number.isdecimal() for number in numbers):
+        plain = len(numbers) in (1, 2) and all(number.isdecimal() for number in numbers)
+        if not columns[0] or not plain:
             line = " ".join(columns)
             raise SplitError(f'{where}: expected "path count label" or "path label", got {line!r}')
         count = int(numbers[0]) if len(numbers) == 2 else None
@@ -297,14 +308,31 @@ def _rows(path: Path) -> list[tuple[str, list[str]]]:
     """The columns of each line, after where it stands: the path and what follows it."""
     table = table_rows(_text(path), str(path)) if path.suffix.lower() == ".csv" else []
     if any(len(row) > 1 for row in table):
-        header = not table[0][-1].strip().isdecimal()
+        wanted = _header_columns(table[0], path)
+        rows = [[cell.strip() for cell in row] + [""] * len(table[0]) for row in table]
         return [
-            (f"{path}, row {number}", [cell.strip() for cell in row])
-            for number, row in enumerate(table, start=1)
-        ][header:]
+            (f"{path}, row {number}", [row[k] for k in wanted or range(len(table[number - 1]))])
+            for number, row in enumerate(rows, start=1)
+            if number > 1 or wanted is None
+        ]
     line_form = re.compile(r"(\"[^\"]+\"|'[^']+'|.+?)((?:\s+\d+){0,2})")
     matches = [(where, line_form.fullmatch(line)) for where, line in _lines(path)]
     return [(where, [one[1], *one[2].split()]) for where, one in matches if one]
+
+
+def _header_columns(row: list[str], path: Path) -> list[int] | None:
+    """The columns of path, count (if any) and label that a header names; None if it is none."""
+    if row[-1].strip().isdecimal():
+        return None
+    file, count, label = (
+        find_column(row, names) for names in (COLUMNS, COUNT_COLUMNS, LABEL_COLUMNS)
+    )
+    if file is None or label is None:
+        raise SplitError(
+            f"{path}: expected a header with a column path, file, filename or video and a column "
+            f"label, got {', '.join(row)}"
+        )
+    return [file, *([] if count is None else [count]), label]
 
 
 def _id(file: str) -> str:

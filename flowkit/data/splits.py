@@ -27,8 +27,8 @@ PARTS = ("train", "heldout", "test")
 Parts = Literal["above", "below", "none"]  # where folders called train and test lie
 PART_WORDS = {  # folders that are likely no classes -> the part that they say
     "train": "train", "training": "train", "trainset": "train",
-    "val": "heldout", "valid": "heldout", "validation": "heldout", "dev": "heldout",
-    "heldout": "heldout",
+    "val": "heldout", "valid": "heldout", "validation": "heldout", "validate": "heldout",
+    "dev": "heldout", "eval": "heldout", "evaluation": "heldout", "heldout": "heldout",
     "test": "test", "testing": "test", "testset": "test",
 }  # fmt: skip
 UCF_GROUP = re.compile(r"_(g\d+)_c\d+$")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from flowkit.documents import SIDECAR, is_record, listed
+from flowkit.documents import SIDECAR, is_record, listed, read_plain_file
 from flowkit.errors import UsageError
 from flowkit.video.image_folders import image_groups
 
@@ -128,11 +128,7 @@ def _places(
         elif not os.path.lexists(place):
             raise UsageError(f"{name}: no such file or folder")
         elif _is_list(place):
-            try:
-                data = place.read_bytes()
-            except OSError as error:
-                raise UsageError(f"{name}: cannot be read: {error.strerror}") from error
-            yield from _listed(data, name, root)
+            yield from _listed(read_plain_file(place, error=UsageError), name, root)
         else:
             yield place
 
@@ -180,12 +176,17 @@ def _lines(data: bytes, where: str) -> list[str]:
     return text.split("\0" if "\0" in text else "\n")
 
 
+def find_column(row: list[str], names: Iterable[str]) -> int | None:
+    """The column that a table's header calls by one of the `names`, the first of them first."""
+    header = [cell.strip().casefold() for cell in row]
+    return next((header.index(name) for name in names if name in header), None)
+
+
 def _path_column(rows: list[list[str]]) -> list[str]:
     """The paths of a table: the column that its header calls so, else the first one."""
-    header = [cell.strip().casefold() for cell in rows[0]] if rows else []
-    named = [header.index(name) for name in COLUMNS if name in header]
-    column = named[0] if named else 0
-    return [row[column] for row in rows[bool(named) :] if len(row) > column]
+    named = find_column(rows[0], COLUMNS) if rows else None
+    column = named or 0
+    return [row[column] for row in rows[named is not None :] if len(row) > column]
 
 
 def _listed(data: bytes, where: str, root: Path | None) -> list[Path]:
