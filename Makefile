@@ -28,9 +28,9 @@ demo: $(READY)
 	$(BIN)/flowkit verify demo/flow
 	$(BIN)/flowkit view demo/flow/down_checks/v_down_checks_g02_c01 --out demo/look.png
 	$(BIN)/flowkit train spatial --records demo/flow --runs demo/runs --resume \
-		--short-side 120 --crop 96 --steps 60
+		--recipe short --short-side 120 --crop 96 --steps 60
 	$(BIN)/flowkit train temporal --records demo/flow --runs demo/runs --resume --L 5 \
-		--no-mean-subtract --short-side 64 --crop 56 --steps 150 --lr 0.03
+		--recipe short --no-mean-subtract --short-side 64 --crop 56 --steps 150 --lr 0.03
 	$(BIN)/flowkit eval --records demo/flow --runs demo/runs --moments 5 --views center
 	$(BIN)/flowkit fuse --runs demo/runs --method average
 	$(BIN)/flowkit predict demo/videos/down_checks/v_down_checks_g02_c01.mp4 \

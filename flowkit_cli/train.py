@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import click
 
+from flowkit.data.clips import STREAMS
 from flowkit.errors import UsageError
 from flowkit_cli import output
 from flowkit_cli.record_options import (
@@ -27,8 +29,11 @@ from flowkit_cli.train_options import (
 )
 
 if TYPE_CHECKING:
+    from flowkit.data.augment import Crops
     from flowkit.data.record_folders import RecordFolder
     from flowkit.data.splits import Split
+    from flowkit.data.stacks import StackForm
+    from flowkit.networks.weights import FirstLayer
     from flowkit.training.distributed import Ranks
     from flowkit.training.jobs import Job, Machine
     from flowkit.training.log import Progress
@@ -36,9 +41,36 @@ if TYPE_CHECKING:
     from flowkit.training.sampling import Task
 
 LINE_S = 30  # between two lines of progress, but for those with held-out accuracy
-# What goes with a recipe and is no number of it: the paper's network and sizes, or small ones.
-RECIPE_NETS = {"paper": ("cnn-m-2048", 256, 224), "short": ("small", 128, 112)}
 FULL_SIZE = {"cnn-m-2048": (256, 224)}  # networks that take no other
+
+
+class RecipeSetup(NamedTuple):
+    """What goes with a recipe and is no number of it; `sizes` are (short side, crop) in px."""
+
+    net: str
+    sizes: dict[str, tuple[int, int]]
+    crops: Crops
+    weights: str | None
+    mode: str
+    first_layer: FirstLayer
+
+
+RECIPE_SETUPS = {
+    "pretrained": RecipeSetup(
+        "efficientnet-lite0",
+        {"spatial": (256, 224), "temporal": (128, 112)},
+        "multi-scale",
+        "imagenet",
+        "last-layer",
+        "shared",
+    ),
+    "short": RecipeSetup(
+        "small", dict.fromkeys(STREAMS, (128, 112)), "random", None, "scratch", "averaged"
+    ),
+    "paper": RecipeSetup(
+        "cnn-m-2048", dict.fromkeys(STREAMS, (256, 224)), "random", None, "scratch", "averaged"
+    ),
+}
 
 
 @click.group()
@@ -111,7 +143,7 @@ def _train(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -> N
             **{name: options[name] for name in names},
         )
         if ranks.is_first:
-            _say_job(job, ranks, machine)
+            _say_job(job, options["recipe"], ranks, machine)
         if options["dry_run"]:
             _rehearse(job, ranks, machine)
             return
@@ -173,22 +205,24 @@ def _rehearse(job: Job, ranks: Ranks, machine: Machine) -> None:
     )
 
 
-def _say_job(job: Job, ranks: Ranks, machine: Machine) -> None:
+def _say_job(job: Job, recipe_name: str, ranks: Ranks, machine: Machine) -> None:
     """What will be trained on what, where: said at the start."""
     recipe = job.recipe
-    kinds = " and ".join(f"{c} channels of {h}x{w} px" for c, h, w in job.shapes)
-    output.say(f"{' and '.join(job.inputs)} stream: {job.net}, {kinds}; mode {recipe.mode}")
+    for line in _net_lines(job, recipe_name):
+        output.say(line)
     for task in job.tasks:
         output.say(
             f"{task.name}: {output.count(len(task.split.train), 'training video')}, "
             f"{len(task.split.heldout):,} held out, {len(task.classes):,} classes; "
             f"records {task.records.root}, split {task.split.name}"
         )
+    drops = f"x {recipe.drop_factor:g} at {', '.join(map(str, recipe.drop_at)) or 'no step'}"
+    fall = drops if recipe.schedule == "drops" else "falling along half a cosine"
     output.say(
-        f"{recipe.steps:,} steps of {recipe.batch_size} clips, rate {recipe.learning_rate:g} x "
-        f"{recipe.drop_factor:g} at {', '.join(map(str, recipe.drop_at)) or 'no step'}, "
-        f"momentum {recipe.momentum:g}, weight decay {recipe.weight_decay:g}, "
-        f"dropout {recipe.dropout:g}, seed {job.seed}"
+        f"{recipe.steps:,} steps of {recipe.batch_size} videos"
+        + (f" in {recipe.segments} segments" if recipe.segments > 1 else "")
+        + f", rate {recipe.learning_rate:g} {fall}, momentum {recipe.momentum:g}, "
+        f"weight decay {recipe.weight_decay:g}, dropout {recipe.dropout:g}, seed {job.seed}"
     )
     device = str(ranks.device)
     if ranks.device.type == "cuda":
@@ -201,33 +235,68 @@ def _say_job(job: Job, ranks: Ranks, machine: Machine) -> None:
     )
 
 
+def _net_lines(job: Job, recipe_name: str) -> Iterator[str]:
+    """The network, what it starts from and sees, and how to train that of the paper."""
+    import torch
+
+    from flowkit.networks.streams import build_net, count_parameters
+
+    heads = {task.name: len(task.classes) for task in job.tasks}
+    with torch.device("meta"):
+        parameters = count_parameters(build_net(job.net, job.inputs, heads))
+    shapes = " and ".join(f"{c} channels of {h}x{w} px" for c, h, w in job.shapes)
+    forms = [f"; {form}" for form in map(_form_text, job.inputs.values()) if form]
+    weights = "fresh weights" if job.weights is None else f"weights {job.weights}"
+    yield (
+        f"{' and '.join(job.inputs)} stream, recipe {recipe_name}: {job.net}, "
+        f"{parameters:,} parameters, {weights}, mode {job.recipe.mode}"
+    )
+    yield f"its input: {shapes}{''.join(forms)}"
+    if recipe_name != "paper":
+        of_paper = job.tasks[0].split.name.startswith(("ucf101-", "hmdb51-"))
+        yield "the 2014 paper's network and schedule: --recipe paper" + (
+            ", and only they compare with its published figures" if of_paper else ""
+        )
+
+
+def _form_text(form: StackForm | None) -> str:
+    if form is None:
+        return ""
+    direction = "bi-directional, " if form.bidirectional else ""
+    mean = "mean subtracted" if form.mean_subtract else "mean kept"
+    return f"L = {form.length}, {form.mode} stacking, {direction}{mean}"
+
+
 def _make_job(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -> Job:
     """The job that the options ask for."""
     from flowkit.data.augment import Augmentation
     from flowkit.training.jobs import Job
     from flowkit.training.recipes import make_recipe
 
-    net, short_side, crop = RECIPE_NETS[options["recipe"]]
-    net = options["net"] or net
-    short_side, crop = FULL_SIZE.get(net, (short_side, crop))
+    setup = RECIPE_SETUPS[options["recipe"]]
+    net = options["net"] or setup.net
+    short_side, crop = FULL_SIZE.get(net, setup.sizes[stream])
     numbers = {name: options[name] for name in RECIPE_NUMBERS if options[name] is not None}
     if "drop_at" in numbers:
         numbers["drop_at"] = _read_steps(numbers["drop_at"])
-    mode: Any = options["mode"] or ("fine-tune" if options["weights"] else "scratch")
+    mode: Any = options["mode"] or ("fine-tune" if options["weights"] else setup.mode)
+    weights = options["weights"] or (None if mode == "scratch" else setup.weights)
+    tasks = _tasks(options)
+    videos = len(tasks[0].split.train)
     return Job(
         {stream: options.get("form")},
         net,
-        _tasks(options),
-        make_recipe(options["recipe"], mode, **numbers),
+        tasks,
+        make_recipe(options["recipe"], mode, videos=videos, passes=options["passes"], **numbers),
         augmentation=Augmentation(
-            options["crops"],
+            options["crops"] or setup.crops,
             options["flip"],
             options["jitter"],
             crop=options["crop"] or crop,
             short_side=options["short_side"] or short_side,
         ),
-        weights=options["weights"],
-        first_layer=options["first_layer"],
+        weights=weights,
+        first_layer=options["first_layer"] or setup.first_layer,
         seed=options["seed"],
         eval_moments=options["eval_moments"],
         missing=options["missing"],

@@ -108,15 +108,13 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--mode",
             type=click.Choice(["scratch", "fine-tune", "last-layer", "two-phase"]),
-            help="What learns.  [default: fine-tune with --weights, else scratch]",
+            help="What learns.  [default: fine-tune with --weights, else by --recipe]",
         ),
         click.option(
             "--first-layer",
             type=click.Choice(["averaged", "shared", "fresh"]),
-            default="averaged",
-            show_default=True,
             help="Where weights are for RGB and the input is flow: filters averaged over RGB, "
-            "red ones for x and green ones for y, or fresh ones.",
+            "red ones for x and green ones for y, or fresh ones.  [default: by --recipe]",
         ),
         click.option(
             "--short-side",
@@ -131,9 +129,7 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--crops",
             type=click.Choice(["random", "corner", "multi-scale", "center"]),
-            default="random",
-            show_default=True,
-            help="Where training crops lie.",
+            help="Where training crops lie.  [default: by --recipe]",
         ),
         click.option(
             "--flip/--no-flip", default=True, show_default=True, help="Mirror half of all."
@@ -154,10 +150,17 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option(
             "--recipe",
-            type=click.Choice(["short", "paper"]),
-            default="short",
+            type=click.Choice(["pretrained", "paper", "short"]),
+            default="pretrained",
             show_default=True,
-            help="paper: the 2014 network and schedule at full size; short: for small data.",
+            help="pretrained: efficientnet-lite0 from ImageNet; paper: the 2014 network and "
+            "schedule at full size; short: a small network from scratch.",
+        ),
+        click.option(
+            "--passes",
+            type=click.FloatRange(0, min_open=True),
+            help="Length in passes over the training videos, instead of --steps.  [default: by "
+            "--recipe]",
         ),
         click.option("--steps", type=click.IntRange(1), help="Updates; others move with it."),
         click.option("--batch-size", type=click.IntRange(1), help="Videos of an update."),

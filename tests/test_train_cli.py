@@ -1,5 +1,6 @@
 """`flowkit train`: from the options to the job, and a stopped run to its exit status."""
 
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +18,20 @@ from flowkit.networks.checkpoints import LAST, read_checkpoint, read_tensors
 from flowkit_cli import train as train_module
 from flowkit_cli.train import train
 
-TINY = ["--L", "2", "--short-side", "36", "--crop", "32", "--batch-size", "8", "-j", "0"]
+TINY = [
+    "--L",
+    "2",
+    "--recipe",
+    "short",
+    "--short-side",
+    "36",
+    "--crop",
+    "32",
+    "--batch-size",
+    "8",
+    "-j",
+    "0",
+]
 MAIN = """
 from flowkit_cli import main
 main.COMMANDS.setdefault("train", "Train a stream.")
@@ -92,8 +106,38 @@ def test_the_papers_recipe_takes_the_papers_network_and_sizes(job_of):
     job = job_of("temporal", "--recipe", "paper")
     assert (job.net, job.shapes, job.recipe.steps) == ("cnn-m-2048", [(20, 224, 224)], 80_000)
     assert (job.augmentation.short_side, job.recipe.mode) == (256, "scratch")
-    job = job_of("spatial", "--net", "cnn-m-2048")  # takes no other size
+    job = job_of("spatial", "--recipe", "short", "--net", "cnn-m-2048")  # takes no other size
     assert (job.shapes, job.recipe.batch_size) == ([(3, 224, 224)], 64)
+
+
+def test_the_default_recipe_is_the_last_layer_on_weights_of_imagenet(job_of):
+    job = job_of("temporal")
+    assert (job.net, job.weights, job.first_layer) == ("efficientnet-lite0", "imagenet", "shared")
+    assert (job.recipe.mode, job.shapes) == ("last-layer", [(20, 112, 112)])
+    videos = len(job.tasks[0].split.train)
+    assert job.recipe.steps == math.ceil(20 * videos / 32)
+    assert job_of("spatial").shapes == [(3, 224, 224)]
+    assert job_of("spatial", "--passes", 64).recipe.steps == 2 * videos
+    scratch = job_of("temporal", "--mode", "scratch")
+    assert (scratch.weights, scratch.net) == (None, "efficientnet-lite0")
+    tuned = job_of("spatial", "--mode", "fine-tune")
+    assert (tuned.weights, tuned.recipe.mode) == ("imagenet", "fine-tune")
+    assert tuned.recipe.frozen_statistics and tuned.recipe.trunk_rate < 1
+
+
+def test_a_training_begins_with_its_network_and_how_to_get_the_papers(place, one_thread):
+    result = flowkit_train("temporal", *TINY, "--steps", 1)
+    first, second, third = result.stderr.splitlines()[1:4]
+    assert first == (
+        "temporal stream, recipe short: small, 392,483 parameters, fresh weights, mode scratch"
+    )
+    assert second == ("its input: 4 channels of 32x32 px; L = 2, flow stacking, mean subtracted")
+    assert third == "the 2014 paper's network and schedule: --recipe paper"
+
+
+def test_steps_and_passes_together_are_refused(job_of):
+    with pytest.raises(UsageError, match="expected passes or steps"):
+        job_of("temporal", "--steps", 9, "--passes", 2)
 
 
 def test_weights_are_fine_tuned_unless_told_otherwise(job_of):

@@ -7,14 +7,15 @@ flip. Flow is never treated as color: the jitter is for frames alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from flowkit.data.clips import CROP, SCALES, SHORT_SIDE, View, center_view, corner_view, random_view
 from flowkit.errors import UsageError
 
-CROPS = ("random", "corner", "multi-scale", "center")
+Crops = Literal["random", "corner", "multi-scale", "center"]
+CROPS: tuple[Crops, ...] = get_args(Crops)
 # Principal components of the RGB values, in 0..1, of ImageNet's pixels: their variances, and their
 # directions, a column each (Krizhevsky et al. 2012, section 4.1, which scales by the variances).
 PCA_VALUES = np.array([0.2175, 0.0188, 0.0045])
@@ -45,7 +46,7 @@ class Augmentation:
     rescaled to `short_side` px first; `crop` px is the side of a crop.
     """
 
-    crops: Literal["random", "corner", "multi-scale", "center"] = "random"
+    crops: Crops = "random"
     flip: bool = True
     jitter: float = 0.1
     crop: int = CROP

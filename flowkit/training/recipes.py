@@ -8,13 +8,15 @@ from typing import Any, Literal, get_args
 
 from flowkit.errors import UsageError
 
+PASSES = 20  # over the training videos, of the recipe "pretrained"
+EVAL_STEPS = 200  # the most between two of its checkpoints
 # What learns: everything from fresh weights, everything from others' weights, the last layer alone,
 # or the last layer first and then the top blocks with it (as in Keras's fine-tuning example).
 Mode = Literal["scratch", "fine-tune", "last-layer", "two-phase"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Schedule = Literal["drops", "cosine"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
-Name = Literal["paper", "short"]
+Name = Literal["pretrained", "paper", "short"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
 
@@ -98,14 +100,36 @@ class Recipe:
         return None
 
 
-def make_recipe(name: Name, mode: Mode, **numbers: Any) -> Recipe:
+def make_recipe(
+    name: Name,
+    mode: Mode,
+    *,
+    videos: int | None = None,
+    passes: float | None = None,
+    **numbers: Any,
+) -> Recipe:
     """The recipe `name` for `mode`, with `numbers` of its own instead of the recipe's.
 
     "paper" is section 4 of Simonyan & Zisserman 2014: 80,000 steps from scratch, 20,000 from other
-    weights. "short" is for small data. With another number of `steps`, whatever happens at a step
-    of the recipe moves in proportion, unless it is given, too.
+    weights. "short" is for small data, from scratch. "pretrained" is for weights of ImageNet, and
+    as long as PASSES over the number of `videos` that train. Any recipe takes another number of
+    `passes`, or of `steps`: whatever happens at a step of it moves in proportion, unless it is
+    given, too.
     """
     match name, mode:
+        case "pretrained", _:
+            recipe = Recipe(
+                batch_size=32,
+                learning_rate=5e-3,
+                trunk_rate=0.2,
+                schedule="cosine",
+                drop_at=(),
+                dropout=0.5,
+                frozen_statistics=True,
+                clip_norm=20.0,
+                eval_every=EVAL_STEPS,
+            )
+            passes = PASSES if passes is None and "steps" not in numbers else passes
         case "paper", "scratch":
             recipe = Recipe()
         case "paper", _:
@@ -125,6 +149,13 @@ def make_recipe(name: Name, mode: Mode, **numbers: Any) -> Recipe:
             raise UsageError(f"expected a recipe of {', '.join(NAMES)}, got {name!r}")
     if name == "paper" and mode == "last-layer":
         recipe = replace(recipe, dropout=0.5)  # table 1a: 72.7%, but 59.9% with 0.9
+    if passes is not None:
+        if "steps" in numbers:
+            raise UsageError("expected passes or steps: one of them says how long a training is")
+        if not 0 < passes < math.inf or not videos:
+            raise UsageError(f"expected passes over videos, got {passes} over {videos}")
+        batch_size = numbers.get("batch_size", recipe.batch_size)
+        numbers["steps"] = math.ceil(passes * videos / batch_size)
     if "steps" in numbers:
         factor = numbers["steps"] / recipe.steps
         drops = {max(1, round(step * factor)) for step in recipe.drop_at}
