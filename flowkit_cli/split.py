@@ -240,10 +240,11 @@ def _summary(made: Split) -> str:
 
 def _groups(made: Split) -> str:
     """How many source groups the videos are of, and what it means where names carry none."""
-    videos, groups = made.group_counts()
-    if groups < videos:
-        return f"{output.count(videos, 'video')} of {output.count(groups, 'source group')}"
-    return (
-        f"{output.count(videos, 'video')}, each a source group of its own: names carry no groups, "
-        "so parts of one recording may lie on two sides"
-    )
+    videos, groups, alone = made.group_counts()
+    text = f"{output.count(videos, 'video')} of {output.count(groups, 'source group')}"
+    if alone:
+        text += (
+            f" ({alone:,} of their names carry no group: each counts as a group of its own, and "
+            "parts of one recording may lie on two sides)"
+        )
+    return text

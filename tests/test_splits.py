@@ -235,7 +235,10 @@ def test_the_users_own_division_is_taken_where_it_is_said_where_it_lies():
 
 
 def test_groups_are_counted_within_their_classes():
-    assert folder_split(made_ids(classes=2, groups=8, clips=3)).group_counts() == (48, 16)
+    assert folder_split(made_ids(classes=2, groups=8, clips=3)).group_counts() == (48, 16, 0)
+    ids = [*made_ids(classes=2, groups=8, clips=1), "c0/interview_part1", "c0/interview_part2"]
+    assert folder_split(ids).group_counts() == (18, 18, 2)
+    assert folder_split(ids, by_video=True).group_counts() == (18, 18, 18)
 
 
 def made_split():

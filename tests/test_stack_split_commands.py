@@ -120,7 +120,7 @@ def test_where_names_carry_no_groups_it_is_said(folder):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
     done = run(split, "make", "videos")
-    assert "24 videos, each a source group of its own: names carry no groups" in done.output
+    assert "24 videos of 24 source groups (24 of their names carry no group" in done.output
     assert "parts of one recording may lie on two sides" in done.output
 
 

@@ -94,10 +94,15 @@ class Split:
                     found[f"{video.class_name}: {video.group}"] = None
         return list(found)
 
-    def group_counts(self) -> tuple[int, int]:
-        """How many videos there are, and how many source groups, each within its class."""
+    def group_counts(self) -> tuple[int, int, int]:
+        """How many videos there are, of how many source groups, and how many whose name has none.
+
+        Groups count within their class; a video without one is a group of its own.
+        """
         videos = [video for part in PARTS for video in self.part(part)]
-        return len(videos), len({(video.class_name, video.group) for video in videos})
+        groups = {(video.class_name, video.group) for video in videos}
+        alone = sum(video.group in (video.id, PurePosixPath(video.id).name) for video in videos)
+        return len(videos), len(groups), alone
 
 
 def folder_split(

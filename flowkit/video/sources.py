@@ -290,7 +290,7 @@ def _without_layouts(folder: Path, folders: list[str]) -> list[str]:
     """The folders within `folder`, less those of flowkit's records in twostreamfusion's layout."""
     if not {"records", "u", "v"} <= {*folders}:
         return folders
-    if not any(is_record(Path(entry)) for entry in os.scandir(folder / "records")):
+    if not any(map(is_record, (folder / "records").glob("*"))):
         return folders
     own = re.compile(r"records|jpegs_256|[uv](_backward)?(_step[0-9]+)?")
     return [name for name in folders if not own.fullmatch(name)]
