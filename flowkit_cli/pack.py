@@ -17,8 +17,8 @@ def pack(folder: Path) -> None:
     Every record folder at or below DIR becomes a .zip of the same files beside it, which flowkit
     opens the same way and any unzip reads; nothing is computed anew.
     """
+    from flowkit.records.packing import pack_record
     from flowkit.records.reading import find_records
-    from flowkit.records.writing import pack_record
 
     folders = [path for path in find_records(folder) if path.is_dir()]
     with output.Progress(len(folders)) as progress:

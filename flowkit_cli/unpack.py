@@ -17,8 +17,8 @@ def unpack(folder: Path) -> None:
     Every pack at or below DIR becomes a folder of the same files beside it; nothing is computed
     anew.
     """
+    from flowkit.records.packing import unpack_record
     from flowkit.records.reading import find_records
-    from flowkit.records.writing import unpack_record
 
     packs = [path for path in find_records(folder) if path.is_file()]
     with output.Progress(len(packs)) as progress:

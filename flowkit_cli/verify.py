@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -14,7 +14,11 @@ from flowkit_cli.options import cores, json_option, workers_option
 
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True))
-@click.option("--delete-broken", is_flag=True, help="Delete what is not complete and undamaged.")
+@click.option(
+    "--delete-broken",
+    is_flag=True,
+    help="Delete what is flowkit's and broken, or left by a run that is gone.",
+)
 @workers_option
 @json_option
 def verify(folder: Path, delete_broken: bool, workers: int | None, as_json: bool) -> None:
@@ -24,35 +28,40 @@ def verify(folder: Path, delete_broken: bool, workers: int | None, as_json: bool
     there is any. After --delete-broken, the same flowkit extract makes anew what was deleted.
     """
     from flowkit.records.reading import find_records
+    from flowkit.records.verify import delete_broken as delete
     from flowkit.records.verify import find_unfinished, verify_records
 
     paths = list(find_records(folder))
-    broken = []
+    verdicts = []
     with output.Progress(len(paths)) as progress:
         for verdict in verify_records(paths, workers=workers or cores()):
             progress.finished(failed=bool(verdict.problems))
-            if verdict.problems:
-                broken.append(verdict)
-    sound = len(paths) - len(broken)
-    broken += find_unfinished(folder)
-    for verdict in broken:
-        if delete_broken:
-            _delete(verdict.path)
+            verdicts.append(verdict)
+    verdicts += find_unfinished(folder)
+    counts = Counter(verdict.kind for verdict in verdicts)
+    for verdict in verdicts:
+        if not verdict.problems:
+            continue
+        left = None
+        if delete_broken and verdict.kind in ("broken", "unfinished"):
+            left = delete(verdict)
+            counts["deleted"] += not left
         if as_json:
-            output.json_line({"path": str(verdict.path), "problems": verdict.problems})
+            event = {"path": str(verdict.path), "kind": verdict.kind, "problems": verdict.problems}
+            output.json_line(event | ({} if left is None else {"deleted": not left}))
             continue
         more = f" (and {len(verdict.problems) - 1} more)" if len(verdict.problems) > 1 else ""
-        output.result(f"{verdict.path}: {verdict.problems[0]}{more}")
+        output.result(
+            f"{verdict.path}: {verdict.problems[0].removeprefix(f'{verdict.path}: ')}{more}"
+            + ("" if left is None else f"; not deleted: {left}" if left else "; deleted")
+        )
+    bad = sum(counts[kind] for kind in ("broken", "unfinished", "unreadable"))
     output.say(
-        f"{output.count(len(paths), 'record')}: {sound:,} sound; {len(broken):,} broken or "
-        "unfinished" + (", deleted" if delete_broken and broken else "")
+        f"{output.count(len(paths), 'record')}: {counts['sound']:,} sound; "
+        f"{counts['broken'] + counts['unfinished']:,} broken or unfinished"
+        + (f", {counts['deleted']:,} deleted" if delete_broken and bad else "")
+        + (f"; {counts['unreadable']:,} could not be read" if counts["unreadable"] else "")
+        + (f"; {counts['in progress']:,} in progress" if counts["in progress"] else "")
     )
-    if broken:
+    if bad:
         sys.exit(1)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

@@ -17,8 +17,8 @@ from flowkit.data.splits import Split, Video
 from flowkit.data.stacks import StackForm, flow_stack
 from flowkit.errors import RecordError
 from flowkit.records import zips
+from flowkit.records.packing import pack_record
 from flowkit.records.reading import open_record
-from flowkit.records.writing import pack_record
 
 SIZES = {"jump/a": (32, 40), "run/b": (40, 32), "run/c": (24, 36)}  # the last is rescaled
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -21,7 +22,8 @@ from flowkit.extraction.flow_processes import FlowProcesses
 from flowkit.extraction.request import Request, resize_frame, target_size
 from flowkit.flow.method import FlowMethod, Pair, consecutive, series_pairs, takes_color
 from flowkit.flow.methods import device_of, prepare_method
-from flowkit.records.writing import RecordWriter, remove_leftovers
+from flowkit.records.unfinished import remove_dead, remove_of
+from flowkit.records.writing import RecordWriter
 from flowkit.series import Series
 from flowkit.video.reading import open_video
 from flowkit.video.sources import Source, source_bytes
@@ -73,6 +75,7 @@ def extract_video(
     overwrite: bool = False,
     report: Callable[[int], None] = lambda frames: None,
     remote: RemoteFlow | None = None,
+    owner: str = "",
 ) -> Extracted:
     """Make the record of one video below `out`; decodes once, whatever series are asked for.
 
@@ -90,7 +93,7 @@ def extract_video(
             decoder=request.decoder,
             max_frame_mpx=request.max_frame_mpx,
         ) as video,
-        RecordWriter(out, source.id, request.storage, request.series) as writer,
+        RecordWriter(out, source.id, request.storage, request.series, owner=owner) as writer,
     ):
         size = target_size(request.resize, video.size)
 
@@ -174,10 +177,10 @@ def extract(
             yield source, remote
 
     out.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(out)
+    remove_dead(out)
     if processes is None and sources:
         prepare_method(request.method)
-    task = _Task(out, request, overwrite)
+    task = _Task(out, request, overwrite, owner=secrets.token_hex(8))
     try:
         with closing(run_pool(task, supply(), workers=workers, timeout_s=timeout_s)) as events:
             for event in events:
@@ -199,7 +202,7 @@ def extract(
                         reason = event.reason.removeprefix(f"{source.path}: ")
                         yield Outcome(source, "failed", reason=reason)
     finally:
-        remove_leftovers(out)
+        remove_of(out, task.owner)  # what killed workers could not
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,7 @@ class _Task:
     out: Path
     request: Request
     overwrite: bool
+    owner: str
 
     def __call__(
         self, item: tuple[Source, RemoteFlow | None], report: Callable[[int], None]
@@ -221,6 +225,7 @@ class _Task:
             overwrite=self.overwrite,
             report=report,
             remote=remote,
+            owner=self.owner,
         )
 
 

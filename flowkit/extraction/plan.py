@@ -9,11 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flowkit.documents import differences, is_record
+from flowkit.documents import differences, is_record, listed
 from flowkit.errors import RecordError, UsageError
 from flowkit.extraction.request import Request
-from flowkit.records.layout import record_folder
-from flowkit.records.reading import SIDECAR, find_records, read_sidecar
+from flowkit.records.layout import record_folder, record_parts
+from flowkit.records.ownership import in_the_way
+from flowkit.records.reading import find_records, read_sidecar
+from flowkit.records.writing import request_differences, standing_record
 from flowkit.video.sources import Source, source_bytes
 
 
@@ -26,7 +28,8 @@ def plan(
     anything else, stands in a record's place, where that place lies inside another record or
     around one, or where it is the source itself.
     """
-    todo, foreign = [], []
+    todo: list[Source] = []
+    foreign: list[Path] = []
     is_taken = cache(_is_taken)  # videos of a class share their folders
     different: dict[str, list[str]] = {}  # how they differ -> the records that do
     names: dict[str, Source] = {}
@@ -42,22 +45,23 @@ def plan(
                 f"{source.path}: its record, {place}, would lie inside the record {outer}: "
                 "rename one, or choose another --out"
             )
-        state = _existing(source, place, request)
-        if state is None and place.is_dir() and (inner := next(find_records(place), None)):
+        existing = _existing(source, place, request)
+        if existing is None and place.is_dir() and (inner := next(find_records(place), None)):
             raise UsageError(
                 f"{source.path}: the place of its record, {place}, holds other records, the first "
                 f"{inner}: rename one, or choose another --out"
             )
-        if state is None or overwrite:
+        state = None if overwrite else existing
+        if state is None:
+            parts = record_parts(source.id, request.storage, request.series)
+            foreign += in_the_way(out / parts[-1], [out / part for part in parts])
             todo.append(source)
         elif state:
             different.setdefault(state, []).append(str(place))
-        if state is None and _is_foreign(place):
-            foreign.append(str(place))
     if foreign:
         raise UsageError(
-            f"not written by flowkit, but in the place of a record: {_named(foreign)}; "
-            "move them away, or choose another --out"
+            f"in the place of a record, but not written by flowkit as that record: "
+            f"{listed(foreign)}; move them away, or choose another --out"
         )
     if different:
         ways = "; ".join(f"{how} ({_named(where)})" for how, where in list(different.items())[:3])
@@ -130,32 +134,26 @@ def slurm_shard(environ: Mapping[str, str], total: int | None = None) -> tuple[i
 
 
 def _existing(source: Source, place: Path, request: Request) -> str | None:
-    """None: no finished record at `place`; "": the one asked for; else how it differs."""
-    pack = place.with_name(place.name + ".zip")
-    in_folder = (place / SIDECAR).exists()
-    if not in_folder and not pack.exists():
+    """None: no record of flowkit's at `place`; "": the one asked for; else how it differs."""
+    standing = standing_record(place)
+    if standing is None:
         return None
     try:
-        sidecar = read_sidecar(place if in_folder else pack)
-        found = differences(sidecar["request"], request.identity())
+        sidecar = read_sidecar(standing)
+    except RecordError:
+        return None
+    try:
+        found = request_differences(
+            standing, sidecar, request.identity(), pack=request.storage.pack
+        )
         found += differences(sidecar["source"], {**sidecar["source"], **_source_now(source)})
-    except (RecordError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         return f"unreadable ({error})"
-    if in_folder == request.storage.pack:
-        found.append(f"a {'folder' if in_folder else 'pack'} on disk: flowkit pack|unpack converts")
     return "; ".join(found)
 
 
 def _source_now(source: Source) -> dict[str, Any]:
     return {"name": source.path.name, "bytes": source_bytes(source.path)}
-
-
-def _is_foreign(place: Path) -> bool:
-    """Whether files stand at `place` that no unfinished record of flowkit would hold."""
-    own = ("img_", "flow_", "backward_")
-    return place.is_dir() and any(
-        entry.is_file() and not entry.name.startswith(own) for entry in place.iterdir()
-    )
 
 
 def _named(paths: list[str]) -> str:

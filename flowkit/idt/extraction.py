@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import logging
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from flowkit.idt.boxes import Boxes, box_file, check_box_files, read_boxes
 from flowkit.idt.parameters import TrackParameters
 from flowkit.idt.records import TEXT_SUFFIX, TrackWriter, is_text, open_tracks, record_path
 from flowkit.idt.tracking import ensure_compiled_kernels, track_frames
-from flowkit.records.writing import remove_leftovers
+from flowkit.records.unfinished import remove_dead, remove_of
 from flowkit.video.reading import open_video
 from flowkit.video.sources import Source, source_bytes
 from flowkit.workers.pool import Done, Failed, Progress, run_pool
@@ -91,6 +92,7 @@ def extract_video_tracks(
     *,
     overwrite: bool = False,
     report: Callable[[int], None] = lambda frames: None,
+    owner: str = "",
 ) -> Tracked:
     """Make the track record of one video below `out`; `report` is told the frames so far.
 
@@ -103,7 +105,12 @@ def extract_video_tracks(
     with (
         open_video(source.path, keep_damaged=request.keep_damaged) as video,
         TrackWriter(
-            out, source.id, request.parameters, float32=request.float32, text=request.text
+            out,
+            source.id,
+            request.parameters,
+            float32=request.float32,
+            text=request.text,
+            owner=owner,
         ) as writer,
     ):
         count = 0
@@ -201,10 +208,10 @@ def extract_tracks(
             yield source
 
     out.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(out)
+    remove_dead(out)
     if sources:
         ensure_compiled_kernels()
-    task = _Task(out, request, overwrite)
+    task = _Task(out, request, overwrite, owner=secrets.token_hex(8))
     try:
         with closing(run_pool(task, supply(), workers=workers, timeout_s=timeout_s)) as events:
             for event in events:
@@ -220,7 +227,7 @@ def extract_tracks(
                         reason = event.reason.removeprefix(f"{source.path}: ")
                         yield Outcome(source, "failed", reason=reason)
     finally:
-        remove_leftovers(out)
+        remove_of(out, task.owner)  # what killed workers could not
 
 
 @dataclass(frozen=True)
@@ -230,10 +237,16 @@ class _Task:
     out: Path
     request: TrackRequest
     overwrite: bool
+    owner: str
 
     def __call__(self, source: Source, report: Callable[[int], None]) -> Tracked:
         return extract_video_tracks(
-            source, self.out, self.request, overwrite=self.overwrite, report=report
+            source,
+            self.out,
+            self.request,
+            overwrite=self.overwrite,
+            report=report,
+            owner=self.owner,
         )
 
 

@@ -17,7 +17,7 @@ from flowkit.documents import make_folders, sync
 from flowkit.errors import RecordError
 from flowkit.idt.parameters import TrackParameters
 from flowkit.idt.tracking import FLOAT16, FLOAT32, track_dtype
-from flowkit.records.writing import remove_temporary, temporary_folder
+from flowkit.records.unfinished import WorkFolder
 
 FORMAT, VERSION = "flowkit tracks", 1
 SUFFIX, TEXT_SUFFIX = ".npz", ".txt"
@@ -37,19 +37,28 @@ class TrackWriter:
     """Writes one record: tracks as they come, then `commit`; a context manager.
 
     Until `commit` nothing is in the record's place; leaving the context removes what was written.
-    The rows wait in a file, so that a long video needs no memory.
+    The rows wait in a file, so that a long video needs no memory. `owner`: see `WorkFolder`.
     """
 
     def __init__(
-        self, out: Path, id: str, parameters: TrackParameters, *, float32: bool, text: bool
+        self,
+        out: Path,
+        id: str,
+        parameters: TrackParameters,
+        *,
+        float32: bool,
+        text: bool,
+        owner: str = "",
     ) -> None:
+        self.work = WorkFolder(out, owner)
+        self.temporary = self.work.path
         self.out, self.id, self.text = out, id, text
         self.dtype = track_dtype(parameters, FLOAT32 if float32 else FLOAT16)
         self.exact = track_dtype(parameters)
         self.count = 0
 
     def __enter__(self) -> TrackWriter:
-        self.temporary = temporary_folder(self.out)
+        self.work.__enter__()
         self.files = [(self.temporary / "rows").open("wb")]
         if self.text:
             self.files.append((self.temporary / "exact").open("wb"))
@@ -58,13 +67,14 @@ class TrackWriter:
     def __exit__(self, *exc: object) -> None:
         for file in self.files:
             file.close()
-        remove_temporary(self.temporary)
+        self.work.__exit__(*exc)
 
     def add(self, tracks: np.ndarray) -> None:
         """Take more tracks, rows of `track_dtype` in float32."""
         self.count += len(tracks)
         for file, dtype in zip(self.files, (self.dtype, self.exact), strict=False):
             file.write(tracks.astype(dtype).tobytes())
+        self.work.beat()
 
     def commit(self, header: dict[str, Any], *, overwrite: bool = False) -> bool:
         """Write the columns and the header, whose "size" (H, W) and "frames" the text needs.

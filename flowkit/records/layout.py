@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
-from typing import Any
+from pathlib import PurePath, PurePosixPath
+from typing import Any, TypeVar
 
 from flowkit.errors import UsageError
 from flowkit.series import Series
+
+P = TypeVar("P", bound=PurePath)
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,25 @@ def record_folder(id: str, storage: Storage) -> PurePosixPath:
     if storage.layout == "twostreamfusion":  # which knows no class folders
         return PurePosixPath("records", PurePosixPath(id).name)
     return PurePosixPath(id)
+
+
+def record_parts(id: str, storage: Storage, series: Sequence[Series]) -> list[PurePosixPath]:
+    """The folders and files below the output folder that a record is made of, its place last."""
+    folder = record_folder(id, storage)
+    if storage.pack:
+        return [folder.with_name(folder.name + ".zip")]
+    templates = [image_template(folder, storage)] if storage.rgb else []
+    planes = [field_templates(folder, storage, one, first_step=series[0].step) for one in series]
+    templates += [template for files in planes for template in files.values()]
+    parents = [PurePosixPath(template.replace("%%", "%")).parent for template in templates]
+    others = dict.fromkeys(parent.relative_to("../..") for parent in parents if parent.parts)
+    tables = [PurePosixPath(range_table(one)) for one in others if one.parts[0].startswith("u")]
+    return [*others, *tables, folder]
+
+
+def range_table(folder: P) -> P:
+    """The file of layout twostreamfusion with min x, max x, min y, max y of a folder's fields."""
+    return folder.with_name(folder.name + ".bin")
 
 
 def image_template(folder: PurePosixPath, storage: Storage) -> str:

@@ -1,38 +1,53 @@
-"""Writes flow records: all files under a temporary name, then moved into place, sidecar last."""
+"""Writes flow records: all files out of sight and onto the disk, then into their place."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
-import secrets
-import shutil
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
+from flowkit.documents import differences, listed, make_folders, sync, sync_all
 from flowkit.errors import RecordError
 from flowkit.records import formats, zips
-from flowkit.records.layout import Storage, field_templates, image_template, record_folder
-from flowkit.records.reading import FORMAT, SIDECAR, VERSION, Record, open_record
+from flowkit.records.layout import (
+    Storage,
+    field_templates,
+    image_template,
+    range_table,
+    record_folder,
+    record_parts,
+)
+from flowkit.records.ownership import (
+    UNFINISHED,
+    claim_of,
+    in_the_way,
+    move_away,
+    one_at_a_time,
+    take_mark_away,
+)
+from flowkit.records.packing import member_files
+from flowkit.records.reading import FORMAT, SIDECAR, VERSION, open_record, read_sidecar
+from flowkit.records.unfinished import WorkFolder
 from flowkit.series import Series
-
-INCOMPLETE = ".incomplete"  # below the output folder: what is being written, by host and process
 
 
 class RecordWriter:
     """Writes one record: frames and fields as they come, then `commit`; a context manager.
 
     Until `commit` nothing is in the record's place; leaving the context removes what was written.
-    `seconds` adds up the time spent in "encode" and in "write".
+    `seconds` adds up the time spent in "encode" and in "write". `owner`: see `WorkFolder`.
     """
 
-    def __init__(self, out: Path, id: str, storage: Storage, series: tuple[Series, ...]) -> None:
+    def __init__(
+        self, out: Path, id: str, storage: Storage, series: tuple[Series, ...], *, owner: str = ""
+    ) -> None:
         self.out, self.storage, self.series = out, storage, series
         self.folder = record_folder(id, storage)
+        self.parts = record_parts(id, storage, series)
         self.images = image_template(self.folder, storage)
         self.templates = {
             one: field_templates(self.folder, storage, one, first_step=series[0].step)
@@ -42,19 +57,17 @@ class RecordWriter:
         self.frame_count = 0
         self.size: tuple[int, int] = (0, 0)
         self.seconds = {"encode": 0.0, "write": 0.0}
+        self.work = WorkFolder(out, owner)
+        self.temporary = self.work.path / "out"  # its files lie in it as they will below `out`
 
     def __enter__(self) -> RecordWriter:
-        self.temporary = temporary_folder(self.out)
-        for template in [
-            self.images,
-            *(t for files in self.templates.values() for t in files.values()),
-        ]:
-            self._path(template % 1).parent.mkdir(parents=True, exist_ok=True)
-        self._path(SIDECAR).parent.mkdir(parents=True, exist_ok=True)
+        self.work.__enter__()
+        for name in [SIDECAR, *(template % 1 for template in self._counts())]:
+            self._path(name).parent.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(self, *exc: object) -> None:
-        remove_temporary(self.temporary)
+        self.work.__exit__(*exc)
 
     def add_frame(self, frame: np.ndarray) -> None:
         """Take the next frame, uint8 (H, W, 3) BGR; it is stored where the storage says so."""
@@ -93,7 +106,9 @@ class RecordWriter:
     def commit(self, description: dict[str, Any], *, overwrite: bool = False) -> bool:
         """Write the sidecar, with `description` in it, and move the record into its place.
 
-        Returns False where another run has finished this record meanwhile: theirs stays.
+        Data and sidecar are on the disk before that, the names afterwards. Returns False where
+        another run has finished the same record meanwhile: theirs stays. RecordError where theirs
+        was asked for otherwise, where anything else stands in the place, or files have vanished.
         """
         start = perf_counter()
         sidecar = {
@@ -108,7 +123,14 @@ class RecordWriter:
         text = json.dumps(sidecar, indent=1) + "\n"
         self._path(SIDECAR).write_text(text, encoding="ascii")
         try:
-            return self._move_all(overwrite)
+            self._finish_files()
+            place = self.out / self.folder
+            make_folders(place.parent)
+            with one_at_a_time(place.parent):
+                if not overwrite and self._is_there(place, sidecar):
+                    return False
+                self._move(place, sidecar)
+            return True
         finally:
             self.seconds["write"] += perf_counter() - start
 
@@ -122,43 +144,84 @@ class RecordWriter:
             "ranges": ranges if self.storage.is_planes else None,
         }
 
-    def _move_all(self, overwrite: bool) -> bool:
-        """Move the parts of the record from the temporary folder to their places, sidecar last."""
-        place = self.out / self.folder
-        pack = place.with_name(place.name + ".zip")
-        final = pack if self.storage.pack else place / SIDECAR
-        if final.exists() and not overwrite:
-            return False
+    def _finish_files(self) -> None:
+        """Count the files, write those that hold others or their ranges, and sync all."""
+        names = [t % (k + 1) for t, count in self._counts().items() for k in range(count)]
+        files = set(map(self._path, names))
+        there = {
+            Path(folder, name)
+            for folder in {file.parent for file in files}
+            for name in os.listdir(folder)
+        }
+        if lost := files - there:
+            raise RecordError(f"files vanished while they were written: {listed(sorted(lost))}")
+        if self.storage.pack:
+            packed = self.temporary / self.parts[-1]
+            zips.write_pack(packed, member_files(open_record(self.temporary / self.folder)))
+            sync(packed)
+            return
         if self.storage.layout == "twostreamfusion":
-            moves = [
-                (self.temporary / part, self.out / part) for part in self._twostreamfusion_parts()
-            ]
-        elif self.storage.pack:
-            packed = self.temporary / "pack"
-            zips.write_pack(packed, _member_files(open_record(self.temporary / self.folder)))
-            moves = [(packed, pack)]
-        else:
-            moves = [(self.temporary / self.folder, place)]
-        for source, target in moves:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if not _move(source, target, self.temporary, overwrite):
-                return False
-        other = place if self.storage.pack else pack
-        if overwrite and other.exists():  # the same record in the other container
-            other.rename(self.temporary / f"old-{secrets.token_hex(4)}")
+            for one in self.series:
+                x = self._path(self.templates[one]["x"] % 1).parent
+                np.array(self.ranges[one], "<f4").tofile(range_table(x))
+        sync_all(self.temporary)
+
+    def _is_there(self, place: Path, sidecar: dict[str, Any]) -> bool:
+        """Whether the record stands there; RecordError where one of another request does."""
+        standing = standing_record(place)
+        if standing is None:
+            return False
+        theirs = read_sidecar(standing)
+        found = request_differences(standing, theirs, sidecar["request"], pack=self.storage.pack)
+        for key in ("name", "bytes"):
+            one, other = (each.get("source", {}).get(key) for each in (theirs, sidecar))
+            found += differences({f"source.{key}": one}, {f"source.{key}": other})
+        if found:
+            raise RecordError(
+                f"{standing}: another run has finished it meanwhile, otherwise than asked for: "
+                f"{'; '.join(found)}"
+            )
         return True
 
-    def _twostreamfusion_parts(self) -> list[str]:
-        """The folders and range files that make up the record below `out`, its own folder last."""
-        folders = [] if not self.storage.rgb else [self.images]
-        parts = []
-        for one in self.series:
-            x, y = self.templates[one].values()
-            folders += [x, y]
-            table = f"{_parent(x)}.bin"  # min x, max x, min y, max y of each field
-            np.array(self.ranges[one], "<f4").tofile(self.temporary / table)
-            parts.append(table)
-        return [_parent(template) for template in folders] + parts + [str(self.folder)]
+    def _move(self, place: Path, sidecar: dict[str, Any]) -> None:
+        """Move the record into its place, and away what of flowkit's stands there."""
+        target, pack = self.out / self.parts[-1], place.with_name(place.name + ".zip")
+        parts = [self.out / part for part in self.parts]
+        strangers = in_the_way(target, parts) + in_the_way(place if target == pack else pack, [])
+        if strangers:
+            raise RecordError(f"not written by flowkit, or not for this: {listed(strangers)}")
+        old = [*claim_of(place).parts(), *claim_of(pack).parts()]
+        if len(parts) > 1:
+            self._move_parts(place, parts[:-1], [part for part in old if part != place], sidecar)
+        else:
+            move_away([one for one in old if one != target or one.is_dir()], self.work.path)
+            (self.temporary / self.parts[-1]).rename(target)
+        sync(place.parent)
+
+    def _move_parts(
+        self, place: Path, parts: list[Path], old: list[Path], sidecar: dict[str, Any]
+    ) -> None:
+        """Replace a record in many folders: its mark goes first and comes last."""
+        make_folders(place)
+        take_mark_away(place, [sidecar])
+        move_away(old, self.work.path)
+        for part in parts:
+            make_folders(part.parent)
+            (self.temporary / part.relative_to(self.out)).rename(part)
+        for folder in {part.parent for part in parts}:
+            sync(folder)
+        self._path(SIDECAR).rename(place / SIDECAR)
+        sync(place)
+        (place / UNFINISHED).unlink()
+
+    def _counts(self) -> dict[str, int]:
+        """The templates of all files but the sidecar, and how many of each are written."""
+        counts = {
+            template: len(self.ranges[one])
+            for one, files in self.templates.items()
+            for template in files.values()
+        }
+        return counts | ({self.images: self.frame_count} if self.storage.rgb else {})
 
     def _path(self, name: str) -> Path:
         """Where the file `name`, relative to the record's folder, is written for now."""
@@ -167,127 +230,22 @@ class RecordWriter:
     def _write(self, name: str, data: bytes) -> None:
         start = perf_counter()
         self._path(name).write_bytes(data)
+        self.work.beat()
         self.seconds["write"] += perf_counter() - start
 
 
-def pack_record(folder: Path) -> Path:
-    """Turn a record's folder into a pack beside it, without recomputing; returns the pack's path.
-
-    RecordError if a file is missing, or one is there that the sidecar does not name.
-    """
-    record = open_record(folder)
-    files = _member_files(record)
-    expected = {name for name, _ in files}
-    if any(name.startswith("..") for name in expected):
-        raise RecordError(f"{folder}: a record in another layout than flowkit's cannot be packed")
-    found = set(os.listdir(folder))
-    if found != expected:
-        odd = ", ".join(sorted(found ^ expected)[:5])
-        raise RecordError(f"{folder}: files missing or not the record's own: {odd}")
-    pack = folder.with_name(folder.name + ".zip")
-    if pack.exists():
-        raise RecordError(f"{pack}: is there already; move it away first")
-    temporary = temporary_folder(folder.parent)
-    try:
-        zips.write_pack(temporary / "pack", files)
-        (temporary / "pack").rename(pack)
-        folder.rename(temporary / "folder")
-    finally:
-        remove_temporary(temporary)
-    return pack
+def standing_record(place: Path) -> Path | None:
+    """The finished record at `place`: the folder, or the pack beside it; None without either."""
+    pack = place.with_name(place.name + ".zip")
+    return place if (place / SIDECAR).exists() else pack if pack.exists() else None
 
 
-def unpack_record(pack: Path) -> Path:
-    """Turn a pack into a folder of the same files beside it; returns the folder's path."""
-    members = zips.list_members(pack)
-    open_record(pack)
-    folder = pack.with_suffix("")
-    if folder.exists():
-        raise RecordError(f"{folder}: is there already; move it away first")
-    if any(PurePosixPath(name).name != name for name in members):
-        raise RecordError(f"{pack}: a member's name holds a folder; expected plain file names")
-    temporary = temporary_folder(pack.parent)
-    try:
-        (temporary / "folder").mkdir()
-        for name, place in members.items():
-            [data] = zips.read_members(pack, [(name, place)])
-            (temporary / "folder" / name).write_bytes(data)
-        (temporary / "folder").rename(folder)
-        pack.unlink()
-    finally:
-        remove_temporary(temporary)
-    return folder
-
-
-def remove_leftovers(out: Path) -> int:
-    """Remove what processes of this host that are no more left unfinished; how many there were."""
-    removed = 0
-    for folder in (out / INCOMPLETE).glob(f"{os.uname().nodename}-*-*"):
-        pid, _, began = folder.name.rsplit("-", 2)[1].partition(".")
-        if pid.isdecimal() and began != _beginning(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-            removed += 1
-    with contextlib.suppress(OSError):
-        (out / INCOMPLETE).rmdir()
-    return removed
-
-
-def _member_files(record: Record) -> list[tuple[str, Path]]:
-    """The files of a record in the order of a pack: frames, each series by time, the sidecar."""
-    names = []
-    if record.images is not None:
-        names += [record.images % (index + 1) for index in range(record.frame_count)]
-    for one in record.series:
-        for index in range(one.count):
-            names += [template % (index + 1) for template in one.files.values()]
-    return [(name, record.path / name) for name in [*names, SIDECAR]]
-
-
-def _move(source: Path, target: Path, trash: Path, overwrite: bool) -> bool:
-    """Put `source` at `target`; False where a finished record that may not go is there."""
-    if target.is_dir() and (overwrite or not (target / SIDECAR).exists()):
-        target.rename(trash / f"old-{secrets.token_hex(4)}")
-    try:
-        source.rename(target)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            return False
-        raise
-    return True
-
-
-def temporary_folder(out: Path) -> Path:
-    """A new folder of this process below `out`, in which a record can be written."""
-    owner = f"{os.uname().nodename}-{os.getpid()}.{_beginning(os.getpid())}"
-    name = f"{owner}-{secrets.token_hex(4)}"
-    folder = out / INCOMPLETE / name
-    for _ in range(100):
-        with contextlib.suppress(FileNotFoundError):  # another process has just removed INCOMPLETE
-            folder.mkdir(parents=True)
-            break
-    return folder
-
-
-def remove_temporary(folder: Path) -> None:
-    """Remove what `temporary_folder` made, and all in it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        folder.parent.rmdir()  # where no other record is being written
-
-
-def _beginning(pid: int) -> str | None:
-    """When a process began, in ticks since the machine did; None if it is no more.
-
-    Numbers of processes are used again, so a number alone does not tell the owner of a folder.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()  # from the third on: proc(5)
-    return fields[19] if fields[0] != "Z" else None
-
-
-def _parent(template: str) -> str:
-    """The folder of a template, as a path below the output folder."""
-    return str(PurePosixPath(template.replace("%%", "%")).parent).removeprefix("../../")
+def request_differences(
+    standing: Path, sidecar: dict[str, Any], request: dict[str, Any], *, pack: bool
+) -> list[str]:
+    """How the record at `standing`, with that sidecar, differs from a `request` for one."""
+    found = differences(sidecar["request"], request)
+    if (standing.suffix == ".zip" and standing.is_file()) != pack:
+        kind = "folder" if pack else "pack"
+        found.append(f"a {kind} on disk: flowkit pack|unpack converts")
+    return found
