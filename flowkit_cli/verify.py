@@ -17,7 +17,7 @@ from flowkit_cli.options import cores, json_option, workers_option
 @click.option(
     "--delete-broken",
     is_flag=True,
-    help="Delete what is flowkit's and broken, or left by a run that is gone.",
+    help="Delete what is broken, and what a run that is gone left; only what is flowkit's.",
 )
 @workers_option
 @json_option
@@ -25,7 +25,9 @@ def verify(folder: Path, delete_broken: bool, workers: int | None, as_json: bool
     """Check that every record below a folder is complete and undamaged.
 
     Decodes every file; lists what is broken, and what a stopped run left behind. Exit status 1 if
-    there is any. After --delete-broken, the same flowkit extract makes anew what was deleted.
+    there is any. --delete-broken leaves what has no readable sidecar of flowkit's, what holds other
+    files, what could not be read just now, and the work of a run that may be alive; the same
+    flowkit extract makes again what was deleted.
     """
     from flowkit.records.reading import find_records
     from flowkit.records.verify import delete_broken as delete
@@ -38,7 +40,7 @@ def verify(folder: Path, delete_broken: bool, workers: int | None, as_json: bool
             progress.finished(failed=bool(verdict.problems))
             verdicts.append(verdict)
     verdicts += find_unfinished(folder)
-    counts = Counter(verdict.kind for verdict in verdicts)
+    counts = Counter[str](verdict.kind for verdict in verdicts)
     for verdict in verdicts:
         if not verdict.problems:
             continue

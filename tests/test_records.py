@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import struct
 import subprocess
 import sys
@@ -18,14 +17,10 @@ from flowkit.documents import differences
 from flowkit.errors import RecordError, UsageError
 from flowkit.records import formats, zips
 from flowkit.records.layout import Storage
+from flowkit.records.packing import pack_record, unpack_record
 from flowkit.records.reading import find_records, open_record
-from flowkit.records.writing import (
-    INCOMPLETE,
-    RecordWriter,
-    pack_record,
-    remove_leftovers,
-    unpack_record,
-)
+from flowkit.records.unfinished import INCOMPLETE
+from flowkit.records.writing import RecordWriter
 from flowkit.series import Series
 
 FORWARD, BACKWARD = Series("forward", 1), Series("backward", 1)
@@ -281,8 +276,17 @@ def test_the_second_of_two_writers_of_one_record_leaves_the_first_ones(tmp_path)
     with RecordWriter(tmp_path, "a", Storage(), (FORWARD,)) as late:
         late.add_frame(np.zeros((*SIZE, 3), np.uint8))
         write_record(tmp_path, "a")
-        assert late.commit({"request": {}}) is False
+        assert late.commit({"request": DEFAULT.identity(), "source": {"name": "a.avi"}}) is False
+        with pytest.raises(RecordError, match=r"finished it meanwhile, .*bound: null on disk, 20"):
+            late.commit({"request": Storage(bound=20).identity()})
+        with pytest.raises(RecordError, match=r'source.name: "a.avi" on disk, "b.avi" asked for'):
+            late.commit({"request": DEFAULT.identity(), "source": {"name": "b.avi"}})
+    with RecordWriter(tmp_path, "a", Storage(pack=True), (FORWARD,)) as late:
+        late.add_frame(np.zeros((*SIZE, 3), np.uint8))
+        with pytest.raises(RecordError, match="a folder on disk: flowkit pack"):
+            late.commit({"fps": None, "request": DEFAULT.identity()})
     assert open_record(tmp_path / "a").frame_count == 5
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_overwriting_replaces_either_container(tmp_path):
@@ -294,26 +298,6 @@ def test_overwriting_replaces_either_container(tmp_path):
         writer.commit({"fps": None, "request": Storage().identity()}, overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["a.zip"]
     assert open_record(tmp_path / "a").frame_count == 2
-
-
-def test_leftovers_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from flowkit.records import writing\n"
-        "writing._temporary_folder(Path(sys.argv[1])); print(flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
-        assert remove_leftovers(tmp_path) == 0
-        process.kill()
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead, but still in the table
-        assert remove_leftovers(tmp_path) == 1
-    assert not (tmp_path / INCOMPLETE).exists()
-
-
-def test_a_leftover_whose_owners_number_another_process_has_goes(tmp_path):
-    (tmp_path / INCOMPLETE / f"{os.uname().nodename}-{os.getpid()}.1-abc").mkdir(parents=True)
-    assert remove_leftovers(tmp_path) == 1
 
 
 def test_differences_are_named():

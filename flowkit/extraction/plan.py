@@ -29,7 +29,7 @@ def plan(
     around one, or where it is the source itself.
     """
     todo: list[Source] = []
-    foreign: list[Path] = []
+    foreign: list[str] = []
     is_taken = cache(_is_taken)  # videos of a class share their folders
     different: dict[str, list[str]] = {}  # how they differ -> the records that do
     names: dict[str, Source] = {}
@@ -45,7 +45,11 @@ def plan(
                 f"{source.path}: its record, {place}, would lie inside the record {outer}: "
                 "rename one, or choose another --out"
             )
-        existing = _existing(source, place, request)
+        try:
+            existing = _existing(source, place, request)
+        except RecordError as error:  # damaged, another program's, or of a later version
+            foreign.append(str(error))
+            continue
         if existing is None and place.is_dir() and (inner := next(find_records(place), None)):
             raise UsageError(
                 f"{source.path}: the place of its record, {place}, holds other records, the first "
@@ -54,7 +58,8 @@ def plan(
         state = None if overwrite else existing
         if state is None:
             parts = record_parts(source.id, request.storage, request.series)
-            foreign += in_the_way(out / parts[-1], [out / part for part in parts])
+            strangers = in_the_way(out / parts[-1], [out / part for part in parts])
+            foreign += map(str, strangers)
             todo.append(source)
         elif state:
             different.setdefault(state, []).append(str(place))
@@ -134,14 +139,14 @@ def slurm_shard(environ: Mapping[str, str], total: int | None = None) -> tuple[i
 
 
 def _existing(source: Source, place: Path, request: Request) -> str | None:
-    """None: no record of flowkit's at `place`; "": the one asked for; else how it differs."""
+    """None: no record at `place`; "": the one asked for; else how it differs.
+
+    RecordError where what stands there is none that this flowkit can read.
+    """
     standing = standing_record(place)
     if standing is None:
         return None
-    try:
-        sidecar = read_sidecar(standing)
-    except RecordError:
-        return None
+    sidecar = read_sidecar(standing)
     try:
         found = request_differences(
             standing, sidecar, request.identity(), pack=request.storage.pack

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,15 @@ import numpy as np
 
 from flowkit._cv2 import cv2
 from flowkit.documents import RECORD_FORMAT as FORMAT
-from flowkit.documents import SIDECAR, differences
+from flowkit.documents import SIDECAR, differences, is_record
 from flowkit.errors import RecordError
 from flowkit.records import formats, zips
 from flowkit.records.layout import FORMATS
 from flowkit.series import Direction
 
 VERSION = 1  # of the sidecar and of what it describes
+KEYS = {"format", "version", "size", "frames", "fps", "request", "series"}  # of every sidecar
+END_OF_ZIP = 22  # bytes behind the names of the members: no comment
 
 
 @dataclass(frozen=True)
@@ -214,18 +217,61 @@ def read_sidecar(path: Path) -> dict[str, Any]:
 
 
 def find_records(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """The paths of all records, folders and packs, at or below `folder`, in the order of names."""
+    """The paths of all records, folders and packs, at or below `folder`, in the order of names.
+
+    Steps over what is plainly not flowkit's, as other zips are. What cannot be told is among them.
+    """
     folder = Path(folder)
-    if folder.suffix == ".zip" or (folder / SIDECAR).exists():
+    if not folder.is_dir() and folder.suffix != ".zip":
+        raise RecordError(f"{folder}: no such folder of flow records: flowkit extract makes one")
+    yield from _find_records(folder, frozenset())
+
+
+def _find_records(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    """`above` holds the real paths of the folders on the way here: a link may lead back to one."""
+    if _may_be_record(folder) or (folder.suffix == ".zip" and folder.is_file()):
         yield folder
         return
-    if not folder.is_dir():
-        raise RecordError(f"{folder}: no such folder of flow records: flowkit extract makes one")
+    here = os.path.realpath(folder)
+    if here in above:
+        return
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir() and not entry.name.startswith("."):
-            yield from find_records(entry.path)
-        elif entry.name.endswith(".zip"):
+        if entry.name.endswith(".zip") and entry.is_file() and _may_be_pack(Path(entry.path)):
             yield Path(entry.path)
+        elif entry.is_dir() and not entry.name.startswith("."):
+            yield from _find_records(Path(entry.path), above | {here})
+
+
+def _may_be_record(folder: Path) -> bool:
+    """Whether a folder has a sidecar, however damaged: all but another program's JSON."""
+    sidecar = folder / SIDECAR
+    if is_record(folder) or sidecar.is_dir() or not os.path.lexists(sidecar):
+        return not sidecar.is_dir() and os.path.lexists(sidecar)
+    try:
+        document = json.loads(sidecar.read_bytes()) if sidecar.is_file() else None
+    except (ValueError, OSError, RecursionError):
+        return True
+    return not isinstance(document, dict) or len(KEYS & document.keys()) > len(KEYS) // 2
+
+
+def _may_be_pack(path: Path) -> bool:
+    """Whether a zip has a sidecar, one bit of whose name may be wrong, or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(path.stat().st_size, len(SIDECAR) + END_OF_ZIP), os.SEEK_END)
+            if file.read().startswith(SIDECAR.encode()):
+                return True
+        with zipfile.ZipFile(path) as pack:
+            return any(_differ_by(name, SIDECAR) <= 1 for name in pack.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return True
+
+
+def _differ_by(one: str, other: str) -> int:
+    """The number of letters that differ, all of them where the lengths do."""
+    if len(one) != len(other):
+        return max(len(one), len(other))
+    return sum(a != b for a, b in zip(one, other, strict=True))
 
 
 def _parse_sidecar(path: Path, members: dict[str, zips.Place] | None) -> dict[str, Any]:
