@@ -182,7 +182,7 @@ def examine(
 def measure_speed(method: FlowMethod) -> float:
     """Pairs/s on frames of a texture that moves, after a first pair that compiles and opens."""
     from flowkit._cv2 import cv2
-    from flowkit.flow.method import consecutive
+    from flowkit.flow.pairs import consecutive
 
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # as many workers as cores are at work in an extraction

@@ -16,8 +16,8 @@ import numpy as np
 from flowkit import quantize
 from flowkit.errors import DeviceError, DeviceMemoryError
 from flowkit.flow.cuda.methods import CudaFarneback
-from flowkit.flow.method import Pair
 from flowkit.flow.opencv import OpenCVFarneback
+from flowkit.flow.pairs import Pair
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from flowkit.errors import FlowkitError, UsageError, VideoError
 from flowkit.extraction.extract import extract, extract_video, video_fields
 from flowkit.extraction.plan import plan, slurm_shard, take_shard
 from flowkit.extraction.request import Request, resize_frame, target_size
-from flowkit.flow.method import to_gray
 from flowkit.flow.methods import make_method
+from flowkit.flow.pairs import to_gray
 from flowkit.records.layout import Storage
 from flowkit.records.reading import open_record
 from flowkit.records.unfinished import INCOMPLETE

@@ -10,8 +10,8 @@ from made_raft import save_raft
 
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.fields import end_point_error, mirror, read_flo
-from flowkit.flow.method import consecutive, series_pairs
 from flowkit.flow.methods import describe_method, make_method, methods_on
+from flowkit.flow.pairs import consecutive, series_pairs
 from flowkit.series import Series
 
 # Mean end-point error in px of OpenCV 5.0 at its defaults, rounded up.

@@ -10,7 +10,6 @@ import pytest
 from cuda_double import CudaDouble
 
 from flowkit.errors import UsageError
-from flowkit.flow.method import series_pairs
 from flowkit.flow.methods import (
     describe_method,
     device_of,
@@ -19,6 +18,7 @@ from flowkit.flow.methods import (
     prepare_method,
 )
 from flowkit.flow.opencv_cuda import HELD
+from flowkit.flow.pairs import series_pairs
 from flowkit.series import Series
 
 

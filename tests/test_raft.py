@@ -21,7 +21,6 @@ from flowkit.extraction.extract import extract_video, video_fields
 from flowkit.extraction.plan import plan
 from flowkit.extraction.request import Request
 from flowkit.flow import raft
-from flowkit.flow.method import to_gray
 from flowkit.flow.methods import (
     describe_method,
     device_of,
@@ -29,6 +28,7 @@ from flowkit.flow.methods import (
     method_of,
     prepare_method,
 )
+from flowkit.flow.pairs import to_gray
 from flowkit.flow.raft import RAFT
 from flowkit.records.layout import Storage
 from flowkit.records.reading import open_record

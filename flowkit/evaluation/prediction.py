@@ -8,7 +8,6 @@ those frames and fields alone. They go through the bytes of a flow record, so th
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -21,9 +20,10 @@ from flowkit.data.stacks import StackForm
 from flowkit.documents import differences
 from flowkit.errors import UsageError, VideoError
 from flowkit.evaluation.scoring import Scorer
-from flowkit.extraction.request import Request, resize_frame, target_size
-from flowkit.flow.method import Pair, series_pairs, takes_color
+from flowkit.extraction.request import Request, resized_frames, target_size
+from flowkit.flow.method import takes_color
 from flowkit.flow.methods import make_method, method_of
+from flowkit.flow.pairs import series_fields
 from flowkit.networks.checkpoints import Checkpoint
 from flowkit.records import formats
 from flowkit.records.layout import FORMATS, Storage, field_templates
@@ -217,63 +217,47 @@ def video_request(checkpoints: Iterable[Checkpoint]) -> Request:
 
 def hold_video(path: Path, request: Request, wanted: Wanted) -> HeldRecord:
     """The wanted frames and fields of a video as a record in memory; nothing else is computed."""
-    storage, first_step = request.storage, request.steps[0]
-    templates = {
-        one: field_templates(PurePosixPath(path.name), storage, one, first_step=first_step)
-        for one in wanted.fields
-    }
+    storage, method = request.storage, request.method
+    stored = {one: _empty_series(path, request, one, wanted.count(one)) for one in wanted.fields}
     files: dict[tuple[str, int], bytes] = {}
-    order: deque[tuple[Series, int]] = deque()  # of the pairs handed to the method
-    ranges = {one: np.full((wanted.count(one), 2, 2), np.nan) for one in wanted.fields}
     with open_video(path, max_frame_mpx=request.max_frame_mpx) as video:
-        size = target_size(request.resize, video.size)
 
         def frames() -> Iterator[np.ndarray]:
-            for index, decoded in enumerate(video.frames()):
-                frame = resize_frame(decoded, size)
+            for index, frame in enumerate(resized_frames(video, request.resize)):
                 if index in wanted.frames:
                     data = formats.encode_image(frame, "jpg", storage.rgb_quality)
                     files[IMAGES, index] = data
                 yield frame
 
-        def pairs() -> Iterator[Pair]:
-            for one, index, first, second in series_pairs(
-                frames(), wanted.fields, color=takes_color(request.method)
-            ):
-                if index in wanted.fields[one]:
-                    order.append((one, index))
-                    yield first, second
-
-        for computed in request.method.fields(pairs()):
-            one, index = order.popleft()
+        for one, index, field in series_fields(
+            frames(), stored, method.fields, color=takes_color(method), wanted=wanted.fields
+        ):
             encoded, own = formats.encode_field(
-                computed, storage.format, bound=storage.bound, quality=storage.quality
+                field, storage.format, bound=storage.bound, quality=storage.quality
             )
             if own is not None:
-                ranges[one][index] = own
-            for template, data in zip(templates[one].values(), encoded, strict=True):
+                stored[one].ranges[index] = own  # type: ignore[index]
+            for template, data in zip(stored[one].files.values(), encoded, strict=True):
                 files[template, index] = data
-        has_planes = storage.is_planes
         return HeldRecord(
             path,
-            size,
+            target_size(request.resize, video.size),
             video.fps,
             wanted.frame_count,
             storage.format,
-            tuple(
-                StoredSeries(
-                    one.direction,
-                    one.step,
-                    wanted.count(one),
-                    templates[one],
-                    ranges[one] if has_planes else None,
-                )
-                for one in wanted.fields
-            ),
+            tuple(stored.values()),
             IMAGES,
             description={"request": request.identity()},
             files=files,
         )
+
+
+def _empty_series(path: Path, request: Request, one: Series, count: int) -> StoredSeries:
+    """A series of `count` fields with room for their ranges, where the format has some."""
+    folder = PurePosixPath(path.name)
+    files = field_templates(folder, request.storage, one, first_step=request.steps[0])
+    ranges = np.full((count, 2, 2), np.nan) if request.storage.is_planes else None
+    return StoredSeries(one.direction, one.step, count, files, ranges)
 
 
 def _count_frames(path: Path, max_frame_mpx: float) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import logging
 import secrets
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +19,13 @@ from flowkit._cv2 import cv2
 from flowkit.errors import FlowkitError, VideoError
 from flowkit.extraction.flow_client import RemoteFlow
 from flowkit.extraction.flow_processes import FlowProcesses
-from flowkit.extraction.request import Request, resize_frame, target_size
-from flowkit.flow.method import FlowMethod, Pair, consecutive, series_pairs, takes_color
+from flowkit.extraction.request import Request, resized_frames
+from flowkit.flow.method import FlowMethod, takes_color
 from flowkit.flow.methods import device_of, prepare_method
+from flowkit.flow.pairs import consecutive, series_fields
 from flowkit.records.unfinished import remove_dead, remove_of
 from flowkit.records.writing import RecordWriter
-from flowkit.series import Series
-from flowkit.video.reading import open_video
+from flowkit.video.reading import Video, open_video
 from flowkit.video.sources import Source, source_bytes
 from flowkit.workers.pool import Done, Failed, Progress, run_pool
 
@@ -62,8 +62,7 @@ def video_fields(
     VideoError, at the end, if the video did not give every frame that its file promises.
     """
     with open_video(Path(path)) as video:
-        size = target_size(resize, video.size)
-        frames = (resize_frame(one, size) for one in video.frames())
+        frames = resized_frames(video, resize)
         yield from method.fields(consecutive(frames, color=takes_color(method)))
 
 
@@ -84,8 +83,8 @@ def extract_video(
     nothing is left of it then.
     """
     start = perf_counter()
-    decoding = 0.0
-    order: deque[Series] = deque()  # the series of each pair handed to the method
+    seconds = {"decode": 0.0}
+    compute = request.method.fields if remote is None else remote.compute
     with (
         open_video(
             source.path,
@@ -95,54 +94,22 @@ def extract_video(
         ) as video,
         RecordWriter(out, source.id, request.storage, request.series, owner=owner) as writer,
     ):
-        size = target_size(request.resize, video.size)
 
         def frames() -> Iterator[np.ndarray]:
-            nonlocal decoding
-            decoded = video.frames()
-            while True:
-                begin = perf_counter()
-                frame = next(decoded, None)
-                if frame is not None:
-                    frame = resize_frame(frame, size)
-                decoding += perf_counter() - begin
-                if frame is None:
-                    return
+            for frame in _timed(resized_frames(video, request.resize), seconds):
                 writer.add_frame(frame)
                 report(writer.frame_count)
                 yield frame
 
-        def pairs() -> Iterator[Pair]:
-            color = takes_color(request.method)
-            for series, _, first, second in series_pairs(frames(), request.series, color=color):
-                order.append(series)
-                yield first, second
-
-        compute = request.method.fields if remote is None else remote.compute
-        for computed in compute(pairs()):
+        color = takes_color(request.method)
+        for series, _, computed in series_fields(frames(), request.series, compute, color=color):
             if isinstance(computed, tuple):
-                writer.add_planes(order.popleft(), *computed)
+                writer.add_planes(series, *computed)
             else:
-                writer.add_field(order.popleft(), computed)
+                writer.add_field(series, computed)
         _check_counts(writer, request)
-        written = writer.commit(
-            {
-                "flowkit": flowkit.__version__,
-                "libraries": _libraries(),
-                "device": device_of(request.method),
-                "source": {
-                    "name": source.path.name,
-                    "bytes": source_bytes(source.path),
-                    "size": list(video.size),
-                    "frames_expected": video.account.expected if video.account else None,
-                    "damage": video.damage,
-                },
-                "fps": video.fps,
-                "request": request.identity(),
-            },
-            overwrite=overwrite,
-        )
-        seconds = {"decode": decoding, **writer.seconds}
+        written = writer.commit(_describe(source, video, request), overwrite=overwrite)
+        seconds |= writer.seconds
         seconds["flow"] = perf_counter() - start - sum(seconds.values())
         fields = sum(len(ranges) for ranges in writer.ranges.values())
         return Extracted(writer.frame_count, fields, video.damage, seconds, written)
@@ -165,7 +132,11 @@ def extract(
     only. After a full disk, or where flow processes die again and again, no further video is begun:
     those have no outcome.
     """
-    full = False
+    out.mkdir(parents=True, exist_ok=True)
+    remove_dead(out)
+    if processes is None and sources:
+        prepare_method(request.method)
+    full: list[Failed] = []  # videos that found the disk full: no further one is begun
 
     def supply() -> Iterator[tuple[Source, RemoteFlow | None]]:
         for index, source in enumerate(sources):
@@ -176,33 +147,40 @@ def extract(
                 return
             yield source, remote
 
-    out.mkdir(parents=True, exist_ok=True)
-    remove_dead(out)
-    if processes is None and sources:
-        prepare_method(request.method)
     task = _Task(out, request, overwrite, owner=secrets.token_hex(8))
     try:
         with closing(run_pool(task, supply(), workers=workers, timeout_s=timeout_s)) as events:
             for event in events:
-                source = sources[event.index]
-                if isinstance(event, Failed) and event.exception == "FlowProcessDied" and processes:
-                    event = replace(event, reason=processes.mourn(event.index))
                 if processes:
-                    processes.listen()
-                    if not isinstance(event, Progress):
-                        processes.release(event.index)
-                match event:
-                    case Progress():
-                        yield Outcome(source, "running", frames=event.value)
-                    case Done():
-                        yield Outcome(source, "done", event.result, frames=event.result.frames)
-                    case Failed():
-                        full = full or event.errno in (errno.ENOSPC, errno.EDQUOT)
-                        log.debug("%s: %s", source.path, event.traceback)
-                        reason = event.reason.removeprefix(f"{source.path}: ")
-                        yield Outcome(source, "failed", reason=reason)
+                    event = _hear(processes, event)
+                if isinstance(event, Failed) and event.errno in (errno.ENOSPC, errno.EDQUOT):
+                    full.append(event)
+                yield _outcome(sources[event.index], event)
     finally:
         remove_of(out, task.owner)  # what killed workers could not
+
+
+def _hear(processes: FlowProcesses, event: Progress | Done | Failed) -> Progress | Done | Failed:
+    """The event of a worker, told to the flow processes; why theirs died, where one did."""
+    if isinstance(event, Failed) and event.exception == "FlowProcessDied":
+        event = replace(event, reason=processes.mourn(event.index))
+    processes.listen()
+    if not isinstance(event, Progress):
+        processes.release(event.index)
+    return event
+
+
+def _outcome(source: Source, event: Progress | Done | Failed) -> Outcome:
+    """What an event of the pool means for its video."""
+    match event:
+        case Progress():
+            return Outcome(source, "running", frames=event.value)
+        case Done():
+            return Outcome(source, "done", event.result, frames=event.result.frames)
+        case Failed():
+            log.debug("%s: %s", source.path, event.traceback)
+            reason = event.reason.removeprefix(f"{source.path}: ")
+            return Outcome(source, "failed", reason=reason)
 
 
 @dataclass(frozen=True)
@@ -227,6 +205,35 @@ class _Task:
             remote=remote,
             owner=self.owner,
         )
+
+
+def _timed(items: Iterator[np.ndarray], seconds: dict[str, float]) -> Iterator[np.ndarray]:
+    """The same items; the time that each takes to come is added to ``seconds["decode"]``."""
+    while True:
+        begin = perf_counter()
+        item = next(items, None)
+        seconds["decode"] += perf_counter() - begin
+        if item is None:
+            return
+        yield item
+
+
+def _describe(source: Source, video: Video, request: Request) -> dict[str, Any]:
+    """What the sidecar says of a video whose frames have all been read, and of the request."""
+    return {
+        "flowkit": flowkit.__version__,
+        "libraries": _libraries(),
+        "device": device_of(request.method),
+        "source": {
+            "name": source.path.name,
+            "bytes": source_bytes(source.path),
+            "size": list(video.size),
+            "frames_expected": video.account.expected if video.account else None,
+            "damage": video.damage,
+        },
+        "fps": video.fps,
+        "request": request.identity(),
+    }
 
 
 def _check_counts(writer: RecordWriter, request: Request) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from flowkit.errors import FlowkitError, FlowProcessDied
 from flowkit.extraction.messages import Answer, Computed
-from flowkit.flow.method import Pair, check_pair
+from flowkit.flow.pairs import Pair, check_pair
 from flowkit.records.formats import Ranges
 
 WINDOW = 64  # pairs of a video on their way, at most: a dozen workers fill several batches

@@ -27,7 +27,7 @@ import numpy as np
 from flowkit.errors import DeviceError, DeviceMemoryError
 from flowkit.extraction.messages import Answer, Computed, Halved, Usage, Work
 from flowkit.flow.cuda.batches import BATCH_PX, SLOTS, Size, batches, fetch_fields, fetch_planes
-from flowkit.flow.method import Pair
+from flowkit.flow.pairs import Pair
 from flowkit.workers.children import live_for, load_from_parent, one_line
 
 HELLO_BYTES = 4096  # of a client's first message

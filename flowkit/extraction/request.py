@@ -17,7 +17,10 @@ from flowkit.series import Series
 from flowkit.video.image_folders import MAX_FRAME_MPX
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from flowkit.video.decoding import Decoder
+    from flowkit.video.reading import Video
 
 
 @dataclass(frozen=True)
@@ -100,3 +103,9 @@ def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     shrinks = size[0] * size[1] < frame.shape[0] * frame.shape[1]
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return cv2.resize(frame, (size[1], size[0]), interpolation=interpolation)
+
+
+def resized_frames(video: Video, resize: str | None) -> Iterator[np.ndarray]:
+    """The frames of a video, uint8 (H, W, 3) BGR, at the size that `resize` asks for."""
+    size = target_size(resize, video.size)
+    return (resize_frame(frame, size) for frame in video.frames())

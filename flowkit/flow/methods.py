@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from flowkit.errors import UsageError
-from flowkit.flow.method import consecutive
+from flowkit.flow.method import takes_color
+from flowkit.flow.pairs import consecutive
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +91,7 @@ def compute_field(
     another kind or of two sizes, UsageError for a name that there is not.
     """
     chosen = make_method(method) if isinstance(method, str) else method
-    [field] = chosen.fields(consecutive([first, second]))
+    [field] = chosen.fields(consecutive([first, second], color=takes_color(chosen)))
     return field
 
 

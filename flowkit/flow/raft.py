@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowkit.errors import InstallError, UsageError
-from flowkit.flow.method import Pair, check_pair, check_parameters, consecutive, parameter
+from flowkit.flow.method import check_parameters, parameter
+from flowkit.flow.pairs import Pair, check_pair, consecutive
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowkit.errors import UsageError
-from flowkit.flow.method import Pair, check_pair, check_parameters, consecutive, parameter
+from flowkit.flow.method import check_parameters, parameter
+from flowkit.flow.pairs import Pair, check_pair, consecutive
 from flowkit.flow.parameters import MedianTVL1Parameters
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from flowkit._cv2 import cv2
 from flowkit.errors import FlowkitError
 from flowkit.flow import farneback
 from flowkit.flow.compiled import ensure_compiled
-from flowkit.flow.method import to_gray
+from flowkit.flow.pairs import to_gray
 from flowkit.idt import kernels
 from flowkit.idt.boxes import Boxes, box_mask
 from flowkit.idt.camera import Camera, warp_back

@@ -13,7 +13,7 @@ import numpy as np
 from flowkit.flow.cuda import device, images
 from flowkit.flow.cuda.device import Queue
 from flowkit.flow.cuda.images import Flow
-from flowkit.flow.method import Pair, check_pair
+from flowkit.flow.pairs import Pair, check_pair
 from flowkit.quantize import bound_range
 
 BATCH_PX = 8 << 20  # pixels of a batch: 96 pairs of 340 x 256, many waves of blocks a pass

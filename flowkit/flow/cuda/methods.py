@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowkit.errors import FlowkitError, UsageError
-from flowkit.flow.method import Pair, check_parameters, consecutive
+from flowkit.flow.method import check_parameters
+from flowkit.flow.pairs import Pair, consecutive
 from flowkit.flow.parameters import CudaTVL1Parameters, FarnebackParameters
 
 if TYPE_CHECKING:
