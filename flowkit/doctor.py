@@ -122,6 +122,7 @@ class Facts:
     cuda: Cuda
     codecs: dict[str, bool]
     speeds: tuple[Speed, ...] = ()
+    namesake: str | None = None  # another project's distribution with a package called flowkit
     problems: tuple[Problem, ...] = field(default=(), kw_only=True)
 
     @property
@@ -161,6 +162,7 @@ def examine(
         opencv=_attempt(_opencv)[0],
         cuda=cuda,
         codecs=_attempt(_codecs)[0] or {},
+        namesake=find_namesake(),
     )
     measured = []
     names = methods_on("cpu") + (() if cuda.problem else methods_on("cuda"))
@@ -293,6 +295,13 @@ def _opencv_problems(opencv: OpenCV | None) -> Iterator[Problem]:
 
 
 def _other_problems(facts: Facts) -> Iterator[Problem]:
+    if facts.namesake:
+        name = facts.namesake.split()[0]
+        yield Problem(
+            f"{facts.namesake}, of another project, is installed here and also owns the folder "
+            "flowkit/: each overwrites the other's files",
+            f"pip uninstall -y {name}, then install flowkit-video again; or use two environments",
+        )
     if facts.cuda.problem:
         reason, _, mend = facts.cuda.problem.rpartition(": ")
         yield Problem(f"no --method tvl1-cuda or farneback-cuda: {reason or mend}", mend)
@@ -309,6 +318,17 @@ def _other_problems(facts: Facts) -> Iterator[Problem]:
             f"/dev/shm {has}, by which loaders of training hand over batches (bus errors)",
             "docker run --shm-size=8g, or train with --workers 0",
         )
+
+
+def find_namesake() -> str | None:
+    """Name and version of another project's distribution called flowkit; None if there is none."""
+    try:
+        found = metadata.distribution("flowkit")
+    except metadata.PackageNotFoundError:
+        return None
+    if any(entry.value.startswith("flowkit_cli") for entry in found.entry_points):
+        return None  # flowkit-video under the name that it had up to 0.1.0
+    return f"{found.metadata['Name']} {found.version}"
 
 
 def _library(needs: Needs) -> Library:

@@ -137,6 +137,12 @@ def test_a_healthy_machine_has_no_problem():
             0,
         ),
         (
+            dataclasses.replace(HEALTHY, namesake="FlowKit 1.2.3"),
+            "FlowKit 1.2.3, of another project",
+            "pip uninstall -y FlowKit",
+            0,
+        ),
+        (
             dataclasses.replace(HEALTHY, speeds=(Speed("tvl1", None, "boom"),)),
             "--method tvl1 fails (boom)",
             "take another method",
@@ -160,6 +166,23 @@ def test_what_stops_comes_first_and_methods_are_not_blamed_for_a_missing_library
     problems = list(find_problems(facts))
     assert [problem.stops for problem in problems] == [True, False]
     assert "cv2" in problems[0].what
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [("other.cli:main", "FlowKit 1.2.3"), ("flowkit_cli.main:main", None)],
+)
+def test_another_projects_distribution_called_flowkit_is_found(
+    tmp_path, monkeypatch, command, found
+):
+    folder = tmp_path / "FlowKit-1.2.3.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: FlowKit\nVersion: 1.2.3\n")
+    (folder / "entry_points.txt").write_text(f"[console_scripts]\nflowkit = {command}\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert doctor.find_namesake() == found
+    folder.rename(tmp_path / "elsewhere")
+    assert doctor.find_namesake() is None
 
 
 def test_the_facts_of_this_machine():
