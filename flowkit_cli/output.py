@@ -47,6 +47,7 @@ class Progress:
     def __init__(self, total: int, *, quiet: bool = False) -> None:
         from tqdm import tqdm
 
+        tqdm.monitor_interval = 0  # no thread beside this one: workers are forked
         self.total, self.quiet = total, quiet
         self.videos = self.failed = 0
         self.frames = 0  # of all videos

@@ -29,6 +29,7 @@ from flowkit.flow.cuda.methods import CudaFarneback, CudaTVL1
 from flowkit.records.layout import Storage
 from flowkit.records.reading import open_record
 from flowkit.video.sources import Source
+from flowkit.workers import children as child_processes
 
 FLOATS = Storage(format="npy", rgb=False)
 
@@ -43,6 +44,14 @@ def nothing_is_left():
         time.sleep(0.02)
     assert children() == []
     assert f"@flowkit-{os.getpid()}-" not in Path("/proc/net/unix").read_text()
+
+
+@pytest.fixture(autouse=True)
+def way(request, monkeypatch):
+    """Processes are forked, whatever threads the tests have; or fresh, where a test says so."""
+    way = getattr(request, "param", "fork")
+    monkeypatch.setattr(child_processes, "may_fork", lambda: way == "fork")
+    monkeypatch.setattr(child_processes, "_count_threads", lambda: 1)
 
 
 def children() -> list[str]:
@@ -186,6 +195,7 @@ def test_no_video_waits_for_ever_where_none_can_be_computed(videos, tmp_path):
     assert {one.reason for one in ended.values()} == {"no memory for 1 pair"} and len(ended) == 6
 
 
+@pytest.mark.parametrize("way", ["fork", "spawn"], indirect=True)
 @pytest.mark.parametrize(
     ("trouble", "death"),
     [
@@ -232,6 +242,7 @@ def test_a_flow_process_that_dies_between_two_videos_costs_none(videos, tmp_path
         assert processes.seats[0].process is not process
 
 
+@pytest.mark.parametrize("way", ["fork", "spawn"], indirect=True)
 def test_videos_are_spread_over_cards(videos, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3,9")
     request = Request(Visible(), storage=FLOATS)
@@ -259,6 +270,7 @@ def test_cards_that_are_none_are_refused(monkeypatch, cards, visible, message):
         FlowProcesses(Plain(), Storage(), cards=cards)
 
 
+@pytest.mark.parametrize("way", ["fork", "spawn"], indirect=True)
 def test_a_card_that_cannot_be_used_is_an_error_at_the_start():
     with pytest.raises(UsageError, match="card 1: no card here"):
         FlowProcesses(Missing(), Storage(), cards=[1]).__enter__()

@@ -17,6 +17,7 @@ import pool_tasks
 import pytest
 
 from flowkit.errors import FlowkitError, UsageError
+from flowkit.workers import children
 from flowkit.workers.pool import Done, Failed, Progress, run_pool
 from flowkit.workers.signals import Stopped, stop_signals
 
@@ -42,33 +43,33 @@ def no_process_left(monkeypatch):
     mark = uuid.uuid4().hex
     monkeypatch.setenv(MARK, mark)
     yield
-    assert marked(mark) == []
-    assert zombies() == []
+    assert started(mark) == []
 
 
-def marked(mark: str) -> list[int]:
-    """The living processes, but this one, with `mark` in their environment."""
+@pytest.fixture(params=["fork", "spawn"])
+def way(request, monkeypatch):
+    """Workers are forked, whatever threads the tests have, or fresh interpreters."""
+    monkeypatch.setattr(children, "may_fork", lambda: request.param == "fork")
+    monkeypatch.setattr(children, "_count_threads", lambda: 1)
+    return request.param
+
+
+def started(mark: str) -> list[int]:
+    """The processes with `mark` in their environment, but this one, and this one's children.
+
+    Children that are dead and not reaped included; a forked one has the environment that this
+    process began with.
+    """
     found = []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
+    for process in Path("/proc").glob("[0-9]*"):
         try:
-            if f"{MARK}={mark}".encode() in environment.read_bytes().split(b"\0"):
-                found.append(int(environment.parent.name))
-        except OSError:
-            pass
-    return [process for process in found if process != os.getpid()]
-
-
-def zombies() -> list[str]:
-    """What is dead and not reaped of this process's children."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            environment = (process / "environ").read_bytes() if parent != os.getpid() else b""
         except OSError:
             continue
-        if state == "Z" and int(parent) == os.getpid():
-            found.append(stat.parent.name)
-    return found
+        if parent == os.getpid() or f"{MARK}={mark}".encode() in environment.split(b"\0"):
+            found.append(int(process.name))
+    return [process for process in found if process != os.getpid()]
 
 
 def outcomes_of(items, **options):
@@ -77,7 +78,7 @@ def outcomes_of(items, **options):
     return sorted(outcomes, key=lambda outcome: outcome.index)
 
 
-def test_mishaps_cost_their_items_and_no_other():
+def test_mishaps_cost_their_items_and_no_other(way):
     items = list(range(40))
     items[3], items[10], items[11], items[20] = -signal.SIGSEGV, -signal.SIGKILL, "error", "hang"
     outcomes = outcomes_of(items, workers=2, timeout_s=2)
@@ -111,13 +112,13 @@ def test_mishaps_cost_their_items_and_no_other():
         ("unreadable", "error", "what it sent cannot be read: ValueError: made elsewhere"),
     ],
 )
-def test_reason_of_a_failure(item, kind, reason):
+def test_reason_of_a_failure(way, item, kind, reason):
     failed, after = outcomes_of([item, "next"], timeout_s=2)
     assert (failed.kind, failed.reason) == (kind, reason)
     assert after.result[0] == "next"
 
 
-def test_result_that_waited_for_the_caller_is_not_late():
+def test_result_that_waited_for_the_caller_is_not_late(way):
     outcomes = run_pool(pool_tasks.rest, range(3), workers=3, timeout_s=1)
     kinds = []
     for outcome in outcomes:
@@ -127,26 +128,26 @@ def test_result_that_waited_for_the_caller_is_not_late():
     assert kinds == [Done] * 3
 
 
-def test_unpicklable_result_is_an_error():
+def test_unpicklable_result_is_an_error(way):
     failed, after = outcomes_of(["lambda", "next"])
     assert failed.kind == "error"
     assert failed.reason.startswith("the result cannot be pickled: ")
     assert isinstance(after, Done)
 
 
-def test_error_keeps_type_errno_and_traceback():
+def test_error_keeps_type_errno_and_traceback(way):
     (failed,) = outcomes_of(["full disk"])
     assert (failed.exception, failed.errno) == ("OSError", errno.ENOSPC)
     assert "in mishap\n    raise OSError(errno.ENOSPC" in failed.traceback
 
 
-def test_worker_is_reused_after_an_error_and_replaced_after_memory_ran_out():
+def test_worker_is_reused_after_an_error_and_replaced_after_memory_ran_out(way):
     outcomes = outcomes_of(["a", "error", "b", "memory", "c"])
     first, after_error, after_memory = (outcomes[index].result[1] for index in (0, 2, 4))
     assert first == after_error != after_memory
 
 
-def test_items_are_taken_as_workers_become_free():
+def test_items_are_taken_as_workers_become_free(way):
     taken = []
     items = (taken.append(item) or item for item in itertools.count())
     with closing(run_pool(pool_tasks.square, items, workers=2)) as outcomes:
@@ -174,7 +175,7 @@ def test_failing_items_end_the_run_after_what_was_finished():
         next(outcomes)
 
 
-def test_progress_arrives_thinned_out_and_in_order():
+def test_progress_arrives_thinned_out_and_in_order(way):
     *progress, done = run_pool(pool_tasks.count, ["item"], workers=1)
     values = [each.value for each in progress if isinstance(each, Progress)]
     assert values[0] == 0
@@ -183,26 +184,26 @@ def test_progress_arrives_thinned_out_and_in_order():
     assert done.result > values[-1]
 
 
-def test_worker_computes_in_one_thread():
+def test_worker_computes_in_one_thread(way):
     (outcome,) = run_pool(pool_tasks.threads, ["item"], workers=1)
     assert outcome.result == (1, 1, 1)
 
 
-def test_closing_early_leaves_no_process():
+def test_closing_early_leaves_no_process(way):
     outcomes = run_pool(pool_tasks.hang, itertools.count(), workers=2)
     assert isinstance(next(outcomes), Progress)
-    assert len(marked(os.environ[MARK])) == 2
+    assert len(started(os.environ[MARK])) == 2
     outcomes.close()
-    assert marked(os.environ[MARK]) == []
+    assert started(os.environ[MARK]) == []
 
 
-def test_keyboard_interrupt_leaves_no_process():
+def test_keyboard_interrupt_leaves_no_process(way):
     with (
         pytest.raises(KeyboardInterrupt),
         closing(run_pool(pool_tasks.interrupt_parent, range(2), workers=2)) as outcomes,
     ):
         list(outcomes)
-    assert marked(os.environ[MARK]) == []
+    assert started(os.environ[MARK]) == []
 
 
 @pytest.mark.parametrize(
@@ -235,17 +236,19 @@ def test_unpicklable_item_is_refused():
     ],
 )
 def test_workers_that_cannot_start_end_the_run(monkeypatch, python, message):
+    monkeypatch.setattr(children, "may_fork", lambda: False)
     monkeypatch.setattr(sys, "executable", python)
     with pytest.raises(FlowkitError, match=message):
         list(run_pool(pool_tasks.square, itertools.count(), workers=2))
 
 
-def test_worker_leaves_the_signals_that_stop_its_parent_alone():
+def test_worker_leaves_the_signals_that_stop_its_parent_alone(way):
     outcomes = run_pool(pool_tasks.shrug, STOP_SIGNALS, workers=1)
     assert [outcome.result for outcome in outcomes] == ["alive"] * 3
 
 
 def test_worker_starts_with_the_signals_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(children, "may_fork", lambda: False)
     python = tmp_path / "python"
     python.write_text(
         f"#!{sys.executable}\n"
@@ -292,9 +295,15 @@ TASK_OF_A_MODULE = """
 """
 
 
-def run_python(tmp_path, source, how):
-    """Run `source` as a "file", a "module" (python -m) or on "stdin"."""
-    source = textwrap.dedent(source)
+WITH_A_THREAD = """\
+import threading
+threading.Thread(target=threading.Event().wait, daemon=True).start()
+"""
+
+
+def run_python(tmp_path, source, how, *, thread=False):
+    """Run `source` as a "file", a "module" (python -m) or on "stdin", beside a `thread`."""
+    source = WITH_A_THREAD * thread + textwrap.dedent(source)
     (tmp_path / "program.py").write_text(source)
     command = {"file": ["program.py"], "module": ["-m", "program"], "stdin": ["-"]}[how]
     return subprocess.run(
@@ -317,14 +326,16 @@ def run_python(tmp_path, source, how):
         (TASK_OF_A_MODULE, "stdin"),
     ],
 )
-def test_pool_runs_from_any_kind_of_program(tmp_path, source, how):
-    run = run_python(tmp_path, source, how)
+@pytest.mark.parametrize("thread", [False, True])
+def test_pool_runs_from_any_kind_of_program(tmp_path, source, how, thread):
+    run = run_python(tmp_path, source, how, thread=thread)
     assert (run.stdout, run.stderr) == ("16\n" if source == TASK_OF_A_MODULE else "8\n", "")
 
 
-def test_what_a_task_prints_is_not_lost(tmp_path):
-    source = TASK_OF_A_MODULE.replace("square", "say")
-    assert run_python(tmp_path, source, "file").stdout == "4\nNone\n"
+@pytest.mark.parametrize("thread", [False, True])
+def test_what_a_task_prints_is_not_lost_nor_doubled(tmp_path, thread):
+    source = "print('first')\n" + textwrap.dedent(TASK_OF_A_MODULE).replace("square", "say")
+    assert run_python(tmp_path, source, "file", thread=thread).stdout == "first\n4\nNone\n"
 
 
 @pytest.mark.parametrize(
@@ -334,11 +345,17 @@ def test_what_a_task_prints_is_not_lost(tmp_path):
         (GUARDED, "stdin", "cannot be found by a worker: put it in a file\n"),
     ],
 )
-def test_program_that_workers_cannot_import_is_told_so_once(tmp_path, source, how, message):
-    run = run_python(tmp_path, source, how)
+def test_program_that_fresh_workers_cannot_import_is_told_so_once(tmp_path, source, how, message):
+    run = run_python(tmp_path, source, how, thread=True)
     assert run.stderr.endswith(message)
     assert run.stderr.count("Traceback") == 1
     assert run.stdout == ""
+
+
+def test_forked_workers_need_no_import_of_the_program(tmp_path):
+    for source, how in ((BARE, "file"), (GUARDED, "stdin")):
+        run = run_python(tmp_path, source, how)
+        assert (run.stdout, run.stderr) == ("8\n", "")
 
 
 # Signals to a program of its own process group.
@@ -360,10 +377,16 @@ except Stopped as stop:
 """
 
 
-def start_program(source=PROGRAM):
+@pytest.fixture(params=[False, True], ids=["fork", "spawn"])
+def beside(request):
+    """The beginning of a program whose workers are forked, or, beside a thread, are not."""
+    return WITH_A_THREAD * request.param
+
+
+def start_program(source=PROGRAM, *, beside=""):
     """Start it and wait for its first line."""
     program = subprocess.Popen(
-        [sys.executable, "-c", source],
+        [sys.executable, "-c", beside + source],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
@@ -378,10 +401,10 @@ def start_program(source=PROGRAM):
 @pytest.mark.parametrize(
     ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)]
 )
-def test_signal_at_any_moment_stops_the_program_in_silence(signum, status, send):
+def test_signal_at_any_moment_stops_the_program_in_silence(signum, status, send, beside):
     moments = random.Random(f"{signum} {send.__name__}")
     for moment in (moments.uniform(0.0, 0.15), moments.uniform(0.15, 0.4)):
-        program = start_program()
+        program = start_program(beside=beside)
         time.sleep(moment)
         send(program.pid, signum)
         output, errors = program.communicate()
@@ -389,9 +412,9 @@ def test_signal_at_any_moment_stops_the_program_in_silence(signum, status, send)
         assert "Failed" not in output
 
 
-def test_second_interrupt_changes_nothing():
+def test_second_interrupt_changes_nothing(beside):
     for pause in (0.0, 0.005, 0.02):
-        program = start_program()
+        program = start_program(beside=beside)
         program.stdout.readline()
         for _ in range(3):
             os.killpg(program.pid, signal.SIGINT)
@@ -400,15 +423,15 @@ def test_second_interrupt_changes_nothing():
         assert (program.returncode, errors) == (130, "")
 
 
-def test_killed_program_leaves_no_worker():
-    program = start_program(PROGRAM.replace("pool_tasks.rest", "pool_tasks.hang"))
+def test_killed_program_leaves_no_worker(beside):
+    program = start_program(PROGRAM.replace("pool_tasks.rest", "pool_tasks.hang"), beside=beside)
     assert program.stdout.readline().startswith("Progress")
     program.kill()
     program.wait()
     deadline = time.monotonic() + 10
-    while marked(os.environ[MARK]) and time.monotonic() < deadline:
+    while started(os.environ[MARK]) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert marked(os.environ[MARK]) == []
+    assert started(os.environ[MARK]) == []
 
 
 def test_stop_waits_for_a_running_import(tmp_path):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Connection
 from types import TracebackType
 
 from flowkit.errors import UsageError
@@ -19,6 +18,7 @@ from flowkit.extraction.messages import Halved, Usage, Work
 from flowkit.flow.method import FlowMethod
 from flowkit.records.layout import Storage
 from flowkit.workers.children import (
+    Process,
     dump_for_child,
     end_child,
     how_it_died,
@@ -47,7 +47,7 @@ class _Seat:
     last_words: str = ""
     shortage: str = ""
     usage: Usage | None = None
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     control: Connection | None = None
 
 
@@ -168,12 +168,9 @@ class FlowProcesses:
         seat.address = f"flowkit-{os.getpid()}-{secrets.token_hex(16)}"
         seat.starts += 1
         seat.last_words = ""
-        seat.control, other_end = Pipe()
-        with other_end, signals_held():  # as it begins, and until it is listed
-            seat.process = start_child(
-                "flowkit.extraction.flow_server:serve",
-                other_end.fileno(),
-                self.environments[seat.card],
+        with signals_held():  # as it begins, and until it is listed
+            seat.process, seat.control = start_child(
+                "flowkit.extraction.flow_server:serve", self.environments[seat.card]
             )
         with suppress(OSError):  # it is dead, and `_wait_for` will tell
             seat.control.send_bytes(dump_for_child((seat.address, self.work)))

@@ -1,9 +1,9 @@
 """A call over many items in worker processes: a crash, a hang or a signal costs one item.
 
-Each worker is a fresh interpreter with a socket to it and has one item at a time, so its death
-names the item. It computes in one thread, ignores the signals that stop its parent, dies with its
-parent, and ends by SIGKILL: a task writes under a temporary name and renames at the end. Processes
-that a task itself starts are left to the task.
+Each worker is a child process (`flowkit.workers.children`) with a socket to it and has one item at
+a time, so its death names the item. It computes in one thread, ignores the signals that stop its
+parent, dies with its parent, and ends by SIGKILL: a task writes under a temporary name and renames
+at the end. Processes that a task itself starts are left to the task.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
-import subprocess
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.workers.children import (
+    Process,
     dump_for_child,
     end_child,
     how_it_died,
@@ -98,8 +98,11 @@ def run_pool(
     when the traceback is freed, so write ``with closing(run_pool(...)) as outcomes``. Iterate in
     one thread, because workers die with the thread that starts them.
 
-    `task`, items and results are pickled. Workers import a script only if the task or an item is
-    defined in it; such a script starts its work under ``if __name__ == "__main__":``.
+    Workers are forked, and have at once what this process has imported, where it runs on Linux, has
+    one thread and has imported neither torch nor CUDA's driver; else they are fresh interpreters.
+
+    `task`, items and results are pickled. Fresh workers import a script only if the task or an item
+    is defined in it; such a script starts its work under ``if __name__ == "__main__":``.
 
     Raises UsageError for numbers that make no sense and a task that workers cannot load, and
     FlowkitError where no worker can start or an item cannot be pickled.
@@ -172,9 +175,7 @@ class _Worker:
         self.usable = True  # for a further item
         self.started = time.monotonic()
         self.deadline = self.started + LOAD_S
-        self.socket, other_end = Pipe()
-        with other_end:
-            self.process = start_child("flowkit.workers.pool:work", other_end.fileno())
+        self.process, self.socket = start_child("flowkit.workers.pool:work")
         self._send(load)
 
     def begin(self, job: _Job, timeout_s: float) -> None:
@@ -220,7 +221,7 @@ class _Worker:
         self.socket.close()
 
 
-def _death(process: subprocess.Popen[bytes]) -> str:
+def _death(process: Process) -> str:
     how = how_it_died(process)
     hint = ", as the out-of-memory killer does: try fewer workers" if "SIGKILL" in how else ""
     return f"worker {how}{hint}"
