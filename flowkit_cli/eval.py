@@ -15,7 +15,7 @@ from flowkit_cli.record_options import missing_option, record_options
 from flowkit_cli.scoring_options import scoring_options, test_views
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from flowkit.data.record_folders import RecordFolder
     from flowkit.data.splits import Split
@@ -105,9 +105,11 @@ def eval(  # the command's name
             run, views=test_views(options), device=device, pass_inputs=options["pass_inputs"]
         )
         place = scorer.path.parent
-        split = _read_split(split_file, place)
-        both: tuple[Part, ...] = ("test", "heldout")
-        for part in parts or both:
+        asked: tuple[Part, ...] = parts or ("test", "heldout")
+        split = _read_split(
+            split_file, scorer, [part for part in asked if part != "heldout" or folds is None]
+        )
+        for part in asked:
             if part == "heldout" and folds is not None:
                 is_new = _cross_validate(scorer, folder, folds, readers)
                 _tell(run, part, place / "scores-heldout.npz", is_new=is_new, as_json=as_json)
@@ -137,7 +139,7 @@ def _cross_validate(scorer: Scorer, records: RecordFolder, folds: int, workers: 
     split = read_split(run / SPLIT_FILE)
     files = []
     is_new = False
-    for number, job in enumerate(fold_jobs(scorer.checkpoint, split, records, folds), start=1):
+    for number, job in enumerate(fold_jobs(run, scorer.checkpoint, records, folds), start=1):
         place = run / "cv" / f"fold-{number}of{folds}"
         for told in train(
             job, place, Ranks(0, 1, scorer.device), Machine(workers=workers), start="resume"
@@ -178,22 +180,26 @@ def _find_runs(runs: Path) -> list[Path]:
     return found
 
 
-def _read_split(file: Path | None, run: Path) -> Split:
+def _read_split(file: Path | None, scorer: Scorer, parts: Sequence[Part]) -> Split:
     """The split to score; UsageError where the run was trained on what is to be scored."""
-
     from flowkit.data.splits import read_split
     from flowkit.documents import listed
-    from flowkit.evaluation.scoring import trained_videos
     from flowkit.training.loop import SPLIT_FILE
 
+    run = scorer.path.parent
     own = run / SPLIT_FILE
     if file is None and not own.exists():
         raise UsageError(f"{own}: no split there: name one (--split)")
     split = read_split(file or own)
-    if seen := trained_videos(split, own):
+    if seen := scorer.seen([video for part in parts for video in split.part(part)]):
+        names = " and ".join({"test": "test", "heldout": "held-out"}[part] for part in parts)
         raise UsageError(
-            f"{run} was trained on {len(seen)} of the test and held-out videos of {file}: "
-            f"{listed(seen)}"
+            f"{run} was trained on {len(seen)} of the {names} videos of {file or own}: "
+            f"{listed(seen)} (or on others of their source)"
+        )
+    if scorer.unknown is not None:
+        output.say(
+            f"{scorer.unknown}: does not say what it was trained on; what is scored may be among it"
         )
     return split
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flowkit.documents import differences
 from flowkit.errors import UsageError
 from flowkit.scores.fusion import FUSIONS
 from flowkit_cli import output
@@ -110,6 +111,8 @@ def fuse(
     for name, path in files.items():
         if "fusion" in streams[name].meta and not {path, path.parent} & set(scores):
             del streams[name]  # an earlier result, found but not asked for
+    if not scores:
+        _refuse_rivals(streams, files, runs)
     if len(streams) < 2:
         there = ", ".join(str(files[name]) for name in streams) or "none"
         raise UsageError(f"expected scores of two streams or more to fuse, got {there}")
@@ -135,6 +138,43 @@ def fuse(
     if as_json:
         output.json_line(place)
     output.say(f"wrote {out}, {fitted}")
+
+
+def _refuse_rivals(streams: Mapping[str, Scores], files: Mapping[str, Path], runs: Path) -> None:
+    """UsageError where a folder of runs, not asked for by name, holds two runs of one stream."""
+    alike: dict[object, list[str]] = {}
+    for name, found in streams.items():
+        alike.setdefault(found.meta.get("stream", name), []).append(name)
+    for stream, names in alike.items():
+        if len(names) > 1:
+            raise UsageError(
+                f"{runs}: holds {len(names)} runs of the {stream} stream, {', '.join(names)}: "
+                "name those to fuse, such as flowkit fuse "
+                + " ".join(str(files[one[0]].parent) for one in alike.values())
+            )
+
+
+def _refuse_other_nets(
+    rows: Mapping[str, Scores], streams: Mapping[str, Scores], files: Mapping[str, Path]
+) -> None:
+    """UsageError where scores to fit on are of another network or other views than those fused."""
+    for name, fitted in rows.items():
+        own = streams[name].meta
+        for key in ("checkpoint", "views"):
+            one, other = fitted.meta.get(key), own.get(key)
+            if one and other and one != other:
+                texts = "; ".join(differences(one, other)).replace("on disk", "there")
+                found = texts.replace("asked for", f"in the {own.get('part', 'fused')} scores")
+                what = "another checkpoint" if key == "checkpoint" else "other views"
+                raise UsageError(
+                    f"{files[name]}: is of {what} than the scores that are fused ({found}): "
+                    "score both parts alike (flowkit eval)"
+                )
+        if "views" in fitted.meta and not fitted.meta.get("unseen"):
+            output.say(
+                f"{files[name]}: does not say what its network was trained on; where that is "
+                "among these videos, the fusion trusts it too much"
+            )
 
 
 def _check_options(method: str, **options: Any) -> None:
@@ -181,12 +221,14 @@ def _make_fusion(
                 f"{path}: no such scores to fit {method} on: flowkit eval writes them, "
                 "and --fit-on names others"
             )
-    rows = {name: read_scores(path) for name, path in name_streams(files).items()}
+    named = name_streams(files)
+    rows = {name: read_scores(path) for name, path in named.items()}
     if set(rows) != set(streams):
         raise UsageError(
             f"expected scores of the streams {', '.join(sorted(streams))} to fit on, "
             f"got {', '.join(sorted(rows))}"
         )
+    _refuse_other_nets(rows, streams, named)
     test_videos = next(iter(streams.values())).videos
     if method == "weighted":
         fusion = fit_weights(rows, test_videos=test_videos)

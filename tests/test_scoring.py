@@ -12,11 +12,10 @@ from made_training import CLASSES, FIELDS, SIZE, make_split, write_videos
 from flowkit.data.clips import spaced_clips
 from flowkit.data.datasets import TestClips
 from flowkit.data.record_folders import RecordFolder
-from flowkit.data.splits import write_split
 from flowkit.data.stacks import StackForm
 from flowkit.errors import RecordError, SplitError, UsageError
 from flowkit.evaluation import scoring
-from flowkit.evaluation.scoring import Scorer, TestViews, score_part, trained_videos
+from flowkit.evaluation.scoring import Scorer, TestViews, score_part
 from flowkit.networks.checkpoints import load_net
 from flowkit.records.reading import open_record
 from flowkit.scores.files import read_scores
@@ -286,11 +285,10 @@ def test_videos_without_a_record_are_refused_or_counted(tmp_path, records, run, 
 
 
 def test_videos_that_a_run_was_trained_on_are_found(tmp_path):
-    write_split(tmp_path / "split.json", make_split(heldout=0, test=1))
-    assert trained_videos(make_split(heldout=0, test=1), tmp_path / "split.json") == []
-    found = trained_videos(make_split(heldout=1, test=1), tmp_path / "split.json")
-    assert found == [f"{name}/v2" for name in CLASSES]
-    assert trained_videos(SPLIT, tmp_path / "none.json") == []
+    old = Scorer(write_run(tmp_path / "run", split=make_split(heldout=0, test=1)))
+    assert old.seen(make_split(heldout=0, test=1).test) == []
+    assert old.seen(make_split(heldout=1, test=1).heldout) == [f"{name}/v2" for name in CLASSES]
+    assert Scorer(write_run(tmp_path / "other")).seen(SPLIT.train) == []  # nothing is known
 
 
 @pytest.mark.parametrize(

@@ -26,14 +26,16 @@ from flowkit.data.augment import frame_input
 from flowkit.data.clips import MOMENTS, Clip, View, center_view, ten_views
 from flowkit.data.datasets import TestClips
 from flowkit.data.inputs import spaced_places
+from flowkit.data.origins import origin_of
 from flowkit.data.record_folders import Missing, RecordFolder
-from flowkit.data.splits import Split, read_split
+from flowkit.data.splits import Split, Video, read_split
 from flowkit.data.stacks import flip, flow_stack
 from flowkit.documents import differences, listed
 from flowkit.errors import SplitError, UsageError
 from flowkit.networks.checkpoints import checkpoint_path, load_net
 from flowkit.records.reading import Record
 from flowkit.scores.files import PLACED, Scores, read_scores, write_scores
+from flowkit.training.loop import SPLIT_FILE
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +103,24 @@ class Scorer:
         self.weights = _digest_weights(net)
         self.device = torch.device(device)
         self.net = net.to(self.device)
+
+    @property
+    def unknown(self) -> str | None:
+        """The checkpoint, or what it started from, that does not say what it was trained on."""
+        origin = self.checkpoint.trained_on
+        if origin is None:
+            return str(self.path)
+        return listed(origin.unknown) if origin.unknown else None
+
+    def seen(self, videos: Sequence[Video]) -> list[str]:
+        """The ids of those videos that the network was trained on, or others of their source.
+
+        By what the checkpoint says; of one that 0.1.0 wrote, by the split in its folder.
+        """
+        if self.checkpoint.trained_on is not None:
+            return self.checkpoint.trained_on.seen(videos)
+        own = self.path.with_name(SPLIT_FILE)
+        return origin_of(read_split(own).train).seen(videos) if own.exists() else []
 
     def columns(self, classes: Sequence[str]) -> list[int]:
         """The places of classes among the logits; UsageError for one that it does not know."""
@@ -227,6 +247,11 @@ def score_part(
     """
     if not split.part(part):
         raise SplitError(f"{split.name}: its {part} part is empty")
+    if seen := scorer.seen(split.part(part)):
+        raise UsageError(
+            f"{scorer.path}: was trained on {len(seen)} of the {part} videos of "
+            f"{split.name}: {listed(seen)} (or on others of their source)"
+        )
     scorer.columns(split.classes)
     checkpoint = scorer.checkpoint
     clips = TestClips(  # finds, opens and checks the records
@@ -244,6 +269,8 @@ def score_part(
         log.info("%s: %d videos have no record and are left out", out, clips.skipped)
     videos = [video.id for video in clips.videos]
     meta = scorer.describe() | {"part": part, "split": split.name}
+    if scorer.unknown is None:
+        meta["unseen"] = True
     meta["data"] = _digest_data(split.classes, clips)
     partial = out.with_suffix(".partial.npz")
     if _read_alike(out, meta) is not None:
@@ -273,14 +300,6 @@ def score_part(
     finally:
         if 0 < len(rows) < len(videos):
             save(partial, [place for place, video in enumerate(videos) if video in rows])
-
-
-def trained_videos(split: Split, run_split: Path) -> list[str]:
-    """The videos of the held-out and test parts of `split` that the split of a run trained on."""
-    if not run_split.exists():
-        return []
-    trained = {video.id for video in read_split(run_split).train}
-    return [video.id for video in (*split.heldout, *split.test) if video.id in trained]
 
 
 def _read_ahead(

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import flowkit
 from flowkit.data.inputs import Inputs, inputs_from_json
+from flowkit.data.origins import Origin, origin_from_json
 from flowkit.documents import differences, read_document, replacing
 from flowkit.errors import CheckpointError, FlowkitError, RecordError
 from flowkit.networks.streams import StreamNet, build_net
@@ -39,7 +40,8 @@ class Checkpoint:
     order of their logits. Frames are rescaled to `short_side` px and cropped to `crop` px. `flow`
     is what records must have been made with, None where they need not say. `training` is how the
     weights were made, `progress` how far they are, both for the training itself and for people.
-    Whatever a later version adds has a default here, so that older checkpoints still load.
+    `trained_on` are the videos that the weights have seen, None in what 0.1.0 wrote. Whatever a
+    later version adds has a default here, so that older checkpoints still load.
     """
 
     step: int
@@ -52,6 +54,7 @@ class Checkpoint:
     flow: dict[str, Any] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
+    trained_on: Origin | None = None
 
     def build(self) -> StreamNet:
         """The network with fresh weights."""
@@ -119,6 +122,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         given = {key: data[key] for key in Checkpoint.__dataclass_fields__ if key in data}
         given["tasks"] = {task: tuple(classes) for task, classes in data["tasks"].items()}
         given["inputs"] = inputs_from_json(data["inputs"])
+        if (seen := data.get("trained_on")) is not None:
+            given["trained_on"] = origin_from_json(seen)
         return Checkpoint(**given)
     except (KeyError, TypeError, AttributeError, FlowkitError) as error:
         raise CheckpointError(f"{path}: not of this format ({error!r})") from error

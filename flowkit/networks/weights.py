@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from flowkit.data.augment import RGB_MEAN, RGB_STD
+from flowkit.data.origins import Origin
 from flowkit.errors import CheckpointError, InstallError, UsageError
 from flowkit.networks.checkpoints import (
     checkpoint_path,
@@ -99,6 +100,19 @@ def read_weights(source: str, net: str) -> Weights:
     if net == "inception-v3" and not any(name.startswith("trunk.") for name in state):
         _fold_inception_pixels(trunk)
     return Weights(where, trunk)
+
+
+def weights_origin(source: str) -> Origin:
+    """The videos that the weights of `source` were trained on, as far as it says so.
+
+    Weights of ImageNet have seen no videos; of other files nothing is known but of checkpoints.
+    """
+    path = Path(source)
+    if path.is_dir() or path.suffix == ".json":
+        own = read_checkpoint(path).trained_on
+        return Origin(unknown=(str(checkpoint_path(path)),)) if own is None else own
+    is_named = source == IMAGENET or not (path.suffix or path.exists())
+    return Origin() if is_named or path.suffix == ".mat" else Origin(unknown=(source,))
 
 
 def load_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,44 +11,79 @@ import numpy as np
 
 from flowkit.data.augment import Augmentation
 from flowkit.data.record_folders import RecordFolder
-from flowkit.data.splits import Split, hold_out
+from flowkit.data.splits import Split, hold_out, read_split
+from flowkit.documents import listed
 from flowkit.errors import UsageError
 from flowkit.networks.checkpoints import Checkpoint
 from flowkit.scores.files import Scores, read_scores
-from flowkit.training.jobs import Job
+from flowkit.training.jobs import OPTIONS, Job
+from flowkit.training.loop import SPLIT_FILE, split_file
 from flowkit.training.recipes import Recipe
 from flowkit.training.sampling import Task
 
+log = logging.getLogger(__name__)
 
-def fold_jobs(checkpoint: Checkpoint, split: Split, records: RecordFolder, folds: int) -> list[Job]:
-    """The job that a checkpoint was made by, with each fold of source groups held out in turn.
 
-    `split` is the one it was trained on; its held-out part is dealt to the folds with the rest.
-    UsageError where it was trained on more than this one data set.
+def fold_jobs(run: Path, checkpoint: Checkpoint, records: RecordFolder, folds: int) -> list[Job]:
+    """The job that a run was made by, with each fold of its first task's groups held out in turn.
+
+    `records` are those of the first task; other tasks and added classes train as they did, by what
+    the run says of them. The held-out part is dealt to the folds with the rest. UsageError where
+    the run does not say it, or where a fold would be held out of this training and not of the
+    weights or data sets that it takes beside.
     """
-    [task, *others] = checkpoint.tasks
-    if others or set(checkpoint.tasks[task]) != set(split.classes):
-        raise UsageError(
-            "cross-validation trains anew what was trained on one data set: this run was trained "
-            f"on {', '.join(checkpoint.tasks)} with {len(checkpoint.tasks[task])} classes, and "
-            f"{split.name} has {len(split.classes)}"
-        )
+    split = read_split(run / SPLIT_FILE)
     told = checkpoint.training
-    recipe = Recipe(**{**told["recipe"], "drop_at": tuple(told["recipe"]["drop_at"])})
-    given: dict[str, Any] = {
-        name: told[name] for name in ("weights", "first_layer", "seed", "eval_moments", "missing")
+    [first, *others] = checkpoint.tasks
+    has_added = set(checkpoint.tasks[first]) != set(split.classes)
+    needed = others + [f"{first}+"] * has_added
+    if missing := [name for name in needed if not (run / split_file(name)).exists()]:
+        raise UsageError(
+            f"{run}: was also trained on {', '.join(name.rstrip('+') for name in missing)} by a "
+            "split that it does not keep: --cv needs a run of this version of flowkit"
+        )
+    beside = {
+        name: (read_split(run / split_file(name)), _folder(told["places"][name])) for name in needed
     }
-    return [
-        Job(
+    added = beside.pop(f"{first}+", None)
+    recipe = Recipe(**{**told["recipe"], "drop_at": tuple(told["recipe"]["drop_at"])})
+    given: dict[str, Any] = {name: told[name] for name in OPTIONS if name in told}
+    jobs = []
+    for fold in range(folds):
+        held = hold_out(split, folds=folds, fold=fold)
+        tasks = [Task(first, held, records, added)]
+        tasks += [Task(name, *other) for name, other in beside.items()]
+        augmentation = Augmentation(**told["augmentation"])
+        job = Job(
             checkpoint.inputs,
             checkpoint.net,
-            (Task(task, hold_out(split, folds=folds, fold=fold), records),),
+            tuple(tasks),
             recipe,
-            augmentation=Augmentation(**told["augmentation"]),
+            augmentation=augmentation,
             **given,
         )
-        for fold in range(folds)
-    ]
+        _refuse_seen(run, job, fold)
+        jobs.append(job)
+    return jobs
+
+
+def _refuse_seen(run: Path, job: Job, fold: int) -> None:
+    split, origin = job.tasks[0].split, job.origin()
+    if seen := origin.seen(split.heldout):
+        raise UsageError(
+            f"{run}: {len(seen)} of {len(split.heldout)} videos of fold {fold + 1} would be "
+            "trained on all the same, by the weights that it starts from or by another data set: "
+            f"{listed(seen)}"
+        )
+    if fold == 0 and origin.unknown:
+        log.warning(
+            "%s: starts from %s, which does not say what it was trained on: folds may be among it",
+            *(run, listed(origin.unknown)),
+        )
+
+
+def _folder(place: dict[str, Any]) -> RecordFolder:
+    return RecordFolder(**{**place, "root": Path(place["root"])})
 
 
 def join_folds(files: Sequence[Path], split: Split) -> Scores:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from flowkit.data.augment import Augmentation
 from flowkit.data.inputs import Inputs, check_inputs, input_channels, inputs_to_json
+from flowkit.data.origins import Origin, origin_of
 from flowkit.data.record_folders import Missing
 from flowkit.documents import differences
 from flowkit.errors import UsageError
 from flowkit.networks.checkpoints import Checkpoint
 from flowkit.networks.streams import StreamNet, build_net, check_input_side
-from flowkit.networks.weights import FirstLayer, load_weights, read_weights
+from flowkit.networks.weights import FirstLayer, load_weights, read_weights, weights_origin
 from flowkit.training.recipes import Recipe
 from flowkit.training.sampling import Task
 
@@ -87,6 +89,19 @@ class Job:
             )
         return net
 
+    def origin(self) -> Origin:
+        """The videos that the weights will have seen, those that they start from included."""
+        before = [] if self.weights is None else [weights_origin(self.weights)]
+        return origin_of((video for task in self.tasks for video in task.videos), *before)
+
+    def places(self) -> dict[str, Any]:
+        """Where the records of each task and of its added classes are; JSON values."""
+        found = {task.name: task.records for task in self.tasks}
+        found |= {f"{task.name}+": task.added[1] for task in self.tasks if task.added}
+        return {
+            name: asdict(one) | {"root": os.path.abspath(one.root)} for name, one in found.items()
+        }
+
     def describe(self) -> dict[str, Any]:
         """What a checkpoint tells of it, and resuming compares; JSON values."""
         data = [
@@ -105,7 +120,7 @@ class Job:
 
     def differences(self, checkpoint: Checkpoint) -> list[str]:
         """What a checkpoint was trained otherwise; options that it does not know had no effect."""
-        told = checkpoint.training
+        told = {key: value for key, value in checkpoint.training.items() if key != "places"}
         defaults = {f.name: f.default for f in fields(self) if f.name in OPTIONS}
         own = (
             defaults

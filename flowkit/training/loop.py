@@ -8,11 +8,12 @@ resumed takes the same steps as one that was not.
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,19 +24,28 @@ import numpy as np
 import torch
 
 from flowkit.data.splits import write_split
+from flowkit.documents import listed
 from flowkit.errors import UsageError
 from flowkit.networks.checkpoints import BEST, LAST, read_checkpoint
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
 from flowkit.training.log import Progress, TrainingLog, draw_log
-from flowkit.training.sampling import task_counts
+from flowkit.training.sampling import Task, task_counts
 from flowkit.training.trainer import Training
 from flowkit.workers.signals import EXIT_STATUS, Stopped
 
 STOPPED_FILE = "stopped"  # there where a signal stopped the run: torchrun's exit status tells not
 SPLIT_FILE = "split.json"  # the split that a run was trained on, in its folder
+log = logging.getLogger(__name__)
+
 LOG_STEPS = 20  # between two rows of the log, or fewer
 LOG_S = 10.0  # where steps are slow, seconds between two rows
+
+
+def split_file(name: str) -> str:
+    """The split of an auxiliary task in a run's folder; "TASK+": of the classes added to a task."""
+    return f"split-{name}.json"
+
 
 Start = Literal["new", "resume", "overwrite"]
 
@@ -55,7 +65,8 @@ def train(
     training = Training(job, ranks, machine, resume=_where_to_start(folder, start))
     recipe = job.recipe
     if ranks.is_first:
-        write_split(folder / SPLIT_FILE, job.tasks[0].split)
+        _write_splits(folder, job.tasks)
+        _warn_of_seen(training)
         (folder / STOPPED_FILE).unlink(missing_ok=True)
     with (
         torch.random.fork_rng(),
@@ -196,6 +207,26 @@ def _ask_and_save(
     training.progress["saved"] = training.step
     training.save(folder, *names)
     return found
+
+
+def _write_splits(folder: Path, tasks: Sequence[Task]) -> None:
+    """Write the split of the first task, and of others and added classes, into a run's folder."""
+    for place, task in enumerate(tasks):
+        write_split(folder / (split_file(task.name) if place else SPLIT_FILE), task.split)
+        if task.added:
+            write_split(folder / split_file(f"{task.name}+"), task.added[0])
+
+
+def _warn_of_seen(training: Training) -> None:
+    """Say so where weights have seen, or will see, videos that are to be chosen by or tested on."""
+    split = training.job.tasks[0].split
+    for part in ("heldout", "test"):
+        if seen := training.trained_on.seen(split.part(part)):
+            log.warning(
+                "%s: %d of %d %s videos are trained on, by other data sets or by the weights it "
+                "starts from (or others of the same source): flowkit eval will refuse them: %s",
+                *(split.name, len(seen), len(split.part(part)), part, listed(seen)),
+            )
 
 
 @contextmanager

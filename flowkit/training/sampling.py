@@ -20,7 +20,7 @@ from flowkit.data.augment import Augmentation
 from flowkit.data.datasets import TrainingClips
 from flowkit.data.inputs import Inputs
 from flowkit.data.record_folders import Missing, RecordFolder
-from flowkit.data.splits import Split
+from flowkit.data.splits import Split, Video
 from flowkit.documents import listed
 from flowkit.errors import SplitError
 from flowkit.records.reading import common_flow
@@ -43,6 +43,11 @@ class Task:
     def classes(self) -> tuple[str, ...]:
         """The classes of the head: the data set's own first."""
         return self.split.classes + (added_classes(self.split, self.added[0]) if self.added else ())
+
+    @property
+    def videos(self) -> tuple[Video, ...]:
+        """The videos that train, those of added classes last."""
+        return self.split.train + (_added_videos(self)[0].train if self.added else ())
 
 
 def added_classes(split: Split, other: Split) -> tuple[str, ...]:

@@ -59,6 +59,8 @@ class Training:
         self.heldout = _heldout_clips(job)
         self.flow = self.clips.find_flow() if "temporal" in job.inputs else None
         checkpoint = None if resume is None else _check_resumed(resume, job)
+        known = None if checkpoint is None else checkpoint.trained_on
+        self.trained_on = job.origin() if known is None else known
         self.step = 0 if checkpoint is None else checkpoint.step
         self.progress: dict[str, Any] = {} if checkpoint is None else checkpoint.progress
         self.net = (job if checkpoint is None else checkpoint).build()
@@ -194,8 +196,9 @@ class Training:
                 short_side=job.augmentation.short_side,
                 crop=job.augmentation.crop,
                 flow=self.flow,
-                training=job.describe(),
+                training=job.describe() | {"places": job.places()},
                 progress=self.progress,
+                trained_on=self.trained_on,
             )
             write_checkpoint(folder, names, checkpoint, self.net.state_dict(), self._momentum())
         self.ranks.wait()
