@@ -152,7 +152,8 @@ def test_groups_on_both_sides_are_an_error(tmp_path):
 
 def test_a_video_in_a_folder_and_in_a_pack_is_refused(tmp_path):
     write_record(tmp_path, "run/a", fields(3))
-    write_record(tmp_path, "run/a", fields(3), pack=True)
+    pack = write_record(tmp_path / "other", "run/a", fields(3), pack=True).path
+    pack.rename(tmp_path / "run/a.zip")
     with pytest.raises(RecordError, match="two records of one video"):
         RecordFolder(tmp_path).find()
 

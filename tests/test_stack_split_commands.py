@@ -177,11 +177,12 @@ def test_split_of_videos_that_are_not_extracted_yet(folder):
 def test_info_says_that_there_is_nothing_and_goes_on(folder):
     (folder / "empty").mkdir()
     (folder / "flow/odd").mkdir()
-    (folder / "flow/odd/record.json").write_text("{}")
+    odd = '{"format": "flowkit flow record", "version": 99}'
+    (folder / "flow/odd/record.json").write_text(odd)
     done = run(info, "none", "empty", "flow/odd")
     assert (done.exit_code, done.stdout) == (1, "")
     assert "none: no such folder of flow records" in done.stderr
-    assert "empty: no flow records" in done.stderr and "flow/odd: record.json" in done.stderr
+    assert "empty: no flow records" in done.stderr and "flow/odd: expected" in done.stderr
 
 
 def write_images(folder):
