@@ -86,16 +86,31 @@ def train() -> None:
 
 
 @train.command()
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Train on images instead (FOLDER/CLASS/IMAGE.jpg, no flow), to start other trainings from "
+    "(--weights); the run goes to RUNS-images/spatial.",
+)
 @data_options
 @net_options
 @recipe_options
 @machine_options
-def spatial(**options: Any) -> None:
+def spatial(images: Path | None, **options: Any) -> None:
     """Train the spatial stream, on single frames.
 
     Reads the frames in flow/, writes runs/spatial/: best.json and last.json with their weights,
     log.csv, curves.svg. SIGTERM saves and ends with exit status 75; --resume goes on.
     """
+    if images is not None:
+        if options["tasks"] or options["add_classes"] or options["layout"]:
+            raise UsageError(
+                "--images is a data set of its own: leave --task, --layout and --add-classes out"
+            )
+        runs = Path(f"{options['runs']}-images")
+        from flowkit.data.record_folders import IMAGES
+
+        options |= {"records": images, "layout": IMAGES, "runs": runs}
     _train("spatial", options)
 
 
@@ -337,14 +352,17 @@ def _read_place(
     place: str, options: dict[str, Any], split_file: Path | None, default: Path
 ) -> tuple[RecordFolder, Split]:
     """The records and the split of "RECORDS" or "RECORDS,SPLIT"; makes the default split."""
-    from flowkit.data.record_folders import RecordFolder, folder_ids
+    from flowkit.data.record_folders import IMAGES, RecordFolder, folder_ids
     from flowkit.data.splits import folder_split, hold_out, read_split, write_split
+    from flowkit.training.sampling import train_on_all
 
     root, comma, file = place.partition(",")
     records = RecordFolder(Path(root), options["layout"], options["bound"], options["zero"])
     path = Path(file) if comma else split_file
     if path is None and not default.exists():
-        made = folder_split(folder_ids(records))
+        ids = folder_ids(records)
+        are_images = records.layout == IMAGES  # of which all train, but for the held-out part
+        made = train_on_all(folder_split(ids, by_video=True)) if are_images else folder_split(ids)
         if options["heldout"]:
             made = hold_out(made)
         if not options["dry_run"]:

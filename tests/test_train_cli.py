@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from made_training import CLASSES, make_split, write_videos
 
+from flowkit._cv2 import cv2
 from flowkit.data.splits import read_split, write_split
 from flowkit.errors import FlowkitError, RecordError, SplitError, UsageError
 from flowkit.networks.checkpoints import LAST, read_checkpoint, read_tensors
@@ -256,3 +258,41 @@ def test_sigterm_saves_and_exits_75(place):
 def test_help_needs_neither_torch_nor_opencv():
     code = "import sys, flowkit_cli.train; sys.exit(bool({'torch', 'cv2'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def write_images(root, per_class=12):
+    """Images of noise with a color cast that tells the class, of several sizes."""
+    random = np.random.default_rng(0)
+    for channel, name in enumerate(CLASSES):
+        (root / name).mkdir(parents=True)
+        for number in range(per_class):
+            image = random.integers(0, 150, (40 + number, 60, 3), dtype=np.uint8)
+            image[..., channel] += 100
+            cv2.imwrite(str(root / name / f"{number}.png"), image)
+
+
+def test_images_train_the_spatial_stream_whose_weights_start_another(place, one_thread):
+    write_images(place / "photos")
+    options = [*TINY[2:], "--steps", 20]
+    result = flowkit_train("spatial", "--images", "photos", *options)
+    assert result.stdout.startswith("runs-images/spatial: best at step ")
+    split = read_split(place / "runs-images/split.json")
+    assert (len(split.train), len(split.heldout), len(split.test)) == (33, 3, 0)
+    found = read_checkpoint(place / "runs-images/spatial")
+    assert found.progress["best"]["accuracy"] > 0.8  # chance is 1/3
+    flowkit_train("spatial", *options[:-1], 1, "--weights", "runs-images/spatial", "--lr", 1e-9)
+    first, second = (read_tensors(f"{runs}/spatial", "weights") for runs in ("runs", "runs-images"))
+    name = "trunk.block2.conv.weight"
+    torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_no_image_is_named(place, one_thread):
+    write_images(place / "photos")
+    (place / "photos" / CLASSES[0] / "1.png").write_bytes(b"text")
+    with pytest.raises(RecordError, match=r"1.png: expected an image \(JPEG, PNG or BMP\)"):
+        flowkit_train("spatial", "--images", "photos", *TINY[2:], "--steps", 20)
+    (place / "empty").mkdir()
+    with pytest.raises(RecordError, match="empty: expected images in class folders"):
+        flowkit_train("spatial", "--images", "empty", "--runs", "other", *TINY[2:])
+    with pytest.raises(UsageError, match="--images is a data set of its own"):
+        flowkit_train("spatial", "--images", "photos", "--task", "a=b", *TINY[2:])

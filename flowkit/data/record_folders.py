@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, cast
 
+from flowkit.data.images import ImageRecord, find_images
 from flowkit.data.splits import PARTS, Split, Video
 from flowkit.documents import listed
 from flowkit.errors import RecordError, SplitError
@@ -15,13 +16,15 @@ from flowkit.records.reading import Record, common_flow, find_records, open_reco
 from flowkit.video.sources import find_videos
 
 Missing = Literal["error", "skip"]
+IMAGES = "images"
 
 
 @dataclass(frozen=True)
 class RecordFolder:
     """A folder of flow records, and what they are if flowkit did not write them.
 
-    `layout`, `bound` and `zero` are those of `flowkit.records.foreign.open_foreign`.
+    `layout`, `bound` and `zero` are those of `flowkit.records.foreign.open_foreign`; the layout
+    IMAGES is of images in class folders, each a video of one frame.
     """
 
     root: Path
@@ -31,6 +34,8 @@ class RecordFolder:
 
     def find(self) -> dict[str, Path]:
         """The place of every record below the folder, by id; RecordError if there is none."""
+        if self.layout == IMAGES:
+            return find_images(self.root)
         if self.layout is None:
             places = list(find_records(self.root))
         else:
@@ -47,6 +52,8 @@ class RecordFolder:
 
     def open(self, place: Path) -> Record:
         """Open what `find` found."""
+        if self.layout == IMAGES:
+            return cast(Record, ImageRecord(place))  # as far as the spatial stream needs it
         if self.layout is None:
             return open_record(place)
         return open_foreign(place, layout=self.layout, bound=self.bound, zero=self.zero)

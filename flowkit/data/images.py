@@ -1,0 +1,66 @@
+"""Images in class folders, for the spatial stream: each as a record of a single frame, no flow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowkit._cv2 import cv2
+from flowkit.errors import RecordError
+from flowkit.records.formats import decode_image
+from flowkit.video.image_folders import image_size
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """An image file as a record of one frame; nothing is read before it is asked for."""
+
+    path: Path
+    frame_count: int = 1
+    fps: float | None = None
+    series: tuple[()] = ()
+    has_frames: bool = True
+
+    @property
+    def name(self) -> str:
+        """The file's name without its suffix."""
+        return self.path.stem
+
+    @property
+    def sidecar(self) -> Mapping[str, Any]:
+        """None was written."""
+        return {}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W), of its header; RecordError where it has none."""
+        size = image_size(self.path.read_bytes())
+        if size is None:
+            raise RecordError(f"{self.path}: expected an image (JPEG, PNG or BMP)")
+        return size
+
+    def frame(self, index: int) -> np.ndarray:
+        """The image, uint8 (H, W, 3) BGR, as stored: without the camera's orientation."""
+        if index:
+            raise RecordError(f"{self.path}: expected frame 0 of an image, asked for {index}")
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        return decode_image(self.path.read_bytes(), self.size, flags, where=str(self.path))
+
+
+def find_images(root: Path) -> dict[str, Path]:
+    """The images below a folder by id, "class/name.jpg"; RecordError if there is none."""
+    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in SUFFIXES)
+    found = {
+        file.relative_to(root).as_posix(): file
+        for file in files
+        if not any(part.startswith(".") for part in file.relative_to(root).parts)
+    }
+    if not found:
+        raise RecordError(f"{root}: expected images in class folders ({', '.join(SUFFIXES)})")
+    return found
