@@ -22,9 +22,13 @@ from flowkit_cli.options import (
     choices_text,
     chosen_method,
     cores,
+    failures_option,
     json_option,
     max_frame_option,
     method_options,
+    root_option,
+    shard_option,
+    timeout_option,
     workers_option,
 )
 
@@ -47,12 +51,7 @@ WORKERS_A_CORE = 1.5  # with --gpu: some wait for the card
     show_default=True,
     help="Folder of the records.",
 )
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Keep the path below this folder for files named one by one: videos/jump/a.avi "
-    "becomes jump/a with --root videos, else a.",
-)
+@root_option
 @method_options
 @click.option(
     "--step",
@@ -110,27 +109,11 @@ WORKERS_A_CORE = 1.5  # with --gpu: some wait for the card
 )
 @max_frame_option
 @workers_option
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(0, min_open=True),
-    metavar="S",
-    help="Give a video up after S seconds.  [default: never]",
-)
-@click.option(
-    "--shard",
-    metavar="I/N",
-    help="Do only the I-th of N shares of the videos (I from 1); slurm: the share of this SLURM "
-    "task; slurm/N: likewise, where only some tasks of an array of N run again.",
-)
+@timeout_option
+@shard_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @json_option
-@click.option(
-    "--failures",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write each failed video and the reason here, a line each, separated by a tab.",
-)
+@failures_option
 @click.option(
     "--gpu",
     is_flag=True,

@@ -16,6 +16,7 @@ from flowkit.errors import FlowkitError, InstallError, UsageError
 COMMANDS = {
     "extract": "Videos to flow records: decode, compute flow, store it.",
     "trajectories": "Videos to improved dense trajectories, the hand-made features.",
+    "fisher": "Fisher vectors of trajectories: a codebook, then a vector a video.",
     "doctor": "What this machine can do, how fast, and what to mend.",
     "info": "What flow records hold, a line each.",
     "verify": "Check that every record below a folder is complete and undamaged.",
@@ -24,7 +25,7 @@ COMMANDS = {
     "unpack": "Turn packs back into record folders.",
     "split": "Divide videos into training and test part; check and list such a split.",
     "stack": "Write the flow stack of a clip, as a network takes it, to a file.",
-    "train": "Train the spatial or the temporal stream.",
+    "train": "Train the spatial or the temporal stream, or an SVM on Fisher vectors.",
     "eval": "Score the test videos with trained streams.",
     "fuse": "Several streams' scores to one.",
     "report": "Scores to accuracies, tables and a page with pictures.",

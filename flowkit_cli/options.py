@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import click
@@ -38,6 +39,35 @@ max_frame_option = click.option(
     show_default=True,
     metavar="MP",
     help="Fail a video whose frames have more megapixels, before any of them is decoded.",
+)
+
+root_option = click.option(
+    "--root",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Keep the path below this folder for files named one by one: videos/jump/a.avi "
+    "becomes jump/a with --root videos, else a.",
+)
+
+timeout_option = click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="S",
+    help="Give a video up after S seconds.  [default: never]",
+)
+
+shard_option = click.option(
+    "--shard",
+    metavar="I/N",
+    help="Do only the I-th of N shares of the videos (I from 1); slurm: the share of this SLURM "
+    "task; slurm/N: likewise, where only some tasks of an array of N run again.",
+)
+
+failures_option = click.option(
+    "--failures",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write each failed video and the reason here, a line each, separated by a tab.",
 )
 
 

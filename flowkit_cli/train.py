@@ -27,6 +27,7 @@ from flowkit_cli.train_options import (
     net_options,
     recipe_options,
 )
+from flowkit_cli.train_svm import svm
 
 if TYPE_CHECKING:
     from flowkit.data.augment import Crops
@@ -82,7 +83,11 @@ def train() -> None:
     flowkit train spatial --net resnet18 --weights IMAGENET1K_V1
     flowkit train temporal --recipe paper --bf16 --workers 16
     torchrun --nproc-per-node 4 -m flowkit_cli train temporal --recipe paper
+    flowkit train svm                                fisher/ -> runs/idt/
     """
+
+
+train.add_command(svm)
 
 
 @train.command()

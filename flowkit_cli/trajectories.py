@@ -15,7 +15,16 @@ import click
 from flowkit.idt.parameters import MATCHES, TrackParameters
 from flowkit_cli import output
 from flowkit_cli.extract import read_shard
-from flowkit_cli.options import cores, json_option, workers_option
+from flowkit_cli.options import (
+    cores,
+    failures_option,
+    json_option,
+    max_frame_option,
+    root_option,
+    shard_option,
+    timeout_option,
+    workers_option,
+)
 
 if TYPE_CHECKING:
     from flowkit.idt.extraction import Outcome
@@ -45,12 +54,7 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="Folder of the records.",
 )
-@click.option(
-    "--root",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Keep the path below this folder for files named one by one: videos/jump/a.avi "
-    "becomes jump/a with --root videos, else a.",
-)
+@root_option
 @click.option(
     "--matches",
     type=click.Choice(MATCHES),
@@ -73,28 +77,13 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
     is_flag=True,
     help="Keep the frames that a damaged video still gives; the header tells the damage.",
 )
+@max_frame_option
 @workers_option
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=click.FloatRange(0, min_open=True),
-    metavar="S",
-    help="Give a video up after S seconds.  [default: never]",
-)
-@click.option(
-    "--shard",
-    metavar="I/N",
-    help="Do only the I-th of N shares of the videos (I from 1), or the share of this SLURM task "
-    "with the word slurm.",
-)
+@timeout_option
+@shard_option
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @json_option
-@click.option(
-    "--failures",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write each failed video and the reason here, a line each, separated by a tab.",
-)
+@failures_option
 @parameter_options
 def trajectories(
     inputs: tuple[str, ...],
@@ -105,6 +94,7 @@ def trajectories(
     text: bool,
     overwrite: bool,
     keep_damaged: bool,
+    max_frame_mpx: float,
     workers: int | None,
     timeout_s: float | None,
     shard: str | None,
@@ -136,6 +126,7 @@ def trajectories(
         text=text,
         boxes=boxes,
         keep_damaged=keep_damaged,
+        max_frame_mpx=max_frame_mpx,
     )
     share = read_shard(shard) if shard else None
     found = find_videos(inputs, root=root, stdin=sys.stdin.buffer)

@@ -71,12 +71,15 @@ def match_records(
     available: Mapping[str, Path],
     *,
     missing: Literal["error", "skip"] = "error",
+    kind: str = "flow record",
+    maker: str = "flowkit extract",
 ) -> dict[str, Path]:
     """The record of each video, by video id, out of those `available` by record id.
 
     An id fits if it is the same; else if it is the same but for upper and lower case and for "#"
     and "&" written as "@"; else, among records outside class folders, by its last part, likewise.
-    Videos without a record are one SplitError that counts and names them, or, with "skip", absent.
+    Videos without a record are one SplitError that counts and names them, or, with "skip", absent;
+    it says what `kind` of record is missing and which command is its `maker`.
     """
     spelled: dict[str, list[Path]] = {}
     for id, record in available.items():
@@ -98,8 +101,8 @@ def match_records(
             absent.append(video.id)
     if absent and missing == "error":
         raise SplitError(
-            f"{len(absent)} of {len(absent) + len(found)} listed videos have no flow record: "
-            f"{listed(absent)} (flowkit extract makes them; --missing skip goes on without)"
+            f"{len(absent)} of {len(absent) + len(found)} listed videos have no {kind}: "
+            f"{listed(absent)} ({maker} makes them; --missing skip goes on without)"
         )
     return found
 

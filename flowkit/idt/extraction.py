@@ -26,6 +26,7 @@ from flowkit.idt.parameters import TrackParameters
 from flowkit.idt.records import TEXT_SUFFIX, TrackWriter, is_text, open_tracks, record_path
 from flowkit.idt.tracking import ensure_compiled_kernels, track_frames
 from flowkit.records.unfinished import remove_dead, remove_of
+from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit.video.reading import open_video
 from flowkit.video.sources import Source, source_bytes
 from flowkit.workers.pool import Done, Failed, Progress, run_pool
@@ -39,7 +40,8 @@ class TrackRequest:
 
     `float32` stores descriptors in single instead of half precision; `text` also writes the
     authors' format; `boxes` is the file or folder of people's boxes (`flowkit.idt.boxes`);
-    `keep_damaged` makes a record of the frames that a damaged video still gives.
+    `keep_damaged` makes a record of the frames that a damaged video still gives; a video with
+    frames of more than `max_frame_mpx` megapixels fails, which is no part of the identity.
     """
 
     parameters: TrackParameters = field(default_factory=TrackParameters)
@@ -47,6 +49,7 @@ class TrackRequest:
     text: bool = False
     boxes: Path | None = None
     keep_damaged: bool = False
+    max_frame_mpx: float = MAX_FRAME_MPX
 
     def identity(self, source: Source) -> dict[str, Any]:
         """What the header keeps of the request for a source, and a rerun compares; JSON values."""
@@ -103,7 +106,9 @@ def extract_video_tracks(
     identity = request.identity(source)
     boxes = None if request.boxes is None else read_boxes(box_file(request.boxes, source.id))
     with (
-        open_video(source.path, keep_damaged=request.keep_damaged) as video,
+        open_video(
+            source.path, keep_damaged=request.keep_damaged, max_frame_mpx=request.max_frame_mpx
+        ) as video,
         TrackWriter(
             out,
             source.id,

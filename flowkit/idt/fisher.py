@@ -21,6 +21,8 @@ SEED_ROWS = 64  # for each Gaussian, among which k-means++ chooses the first cen
 EM_ROUNDS = 100  # at most
 STILL = 1e-3  # the change of the mean log-likelihood that ends it, as scikit-learn has it
 VARIANCE_FLOOR = 1e-4  # of the variance of all descriptors
+LEAST_LOG = np.float32(-50)  # of a share: lesser ones make products denormal, which is slow
+LEAST_VARIANCE = 1e-12  # where all descriptors are alike
 LEAST_WEIGHT = 1e-9  # of a Gaussian, by which gradients are divided
 
 
@@ -95,7 +97,7 @@ def fit_mixture(
     rows: np.ndarray, gaussians: int, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Weights (K,), means and variances (K, D) of Gaussians fitted to rows, float32 (N, D)."""
-    floor = VARIANCE_FLOOR * rows.var(axis=0, dtype=np.float64)
+    floor = np.maximum(VARIANCE_FLOOR * rows.var(axis=0, dtype=np.float64), LEAST_VARIANCE)
     mixture = _after(_kmeans(rows, gaussians, seed), floor)
     before = -np.inf
     for _ in range(EM_ROUNDS):
@@ -116,7 +118,7 @@ def gather(
     for part in _parts(rows):
         logs = log_densities(part, weights, means, variances)
         largest = logs.max(axis=1, keepdims=True)
-        shares = np.exp(logs - largest)
+        shares = np.exp(np.maximum(logs - largest, LEAST_LOG))
         sums = shares.sum(axis=1, keepdims=True)
         shares /= sums
         total += float((np.log(sums) + largest).sum(dtype=np.float64))

@@ -14,6 +14,7 @@ from flowkit.errors import SplitError, UsageError
 from flowkit.idt.vectors import Codebooks, read_vector
 from flowkit.scores.files import Scores
 
+STREAM = "idt"
 BLOCK = 512  # videos whose vectors are in memory at once, twice: 220 MB each at 109,056 numbers
 
 
@@ -75,6 +76,8 @@ def score_split(
     groups, and the test part is scored by what was trained on all of it. SplitError for a leak: a
     source group in two parts, or a codebook fitted on one that is scored.
     """
+    if not split.test:
+        raise SplitError(f"{split.name}: its test part is empty")
     check_leaks(split, codebooks, ("test",) if folds else ("test", "heldout"))
     if folds:
         everyone = split.train + split.heldout
@@ -104,7 +107,7 @@ def score_split(
         )
     meta = {
         "kind": "logits",
-        "stream": "trajectories",
+        "stream": STREAM,
         "about": f"improved dense trajectories, Fisher vectors of {codebooks.gaussians} Gaussians, "
         f"SVM of C = {C:g}",
         "split": split.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -183,9 +184,14 @@ def plan_encoding(
             todo.append(id)
             continue
         meta = read_vector(place)[1]
+        try:
+            alike = (meta["codebook"], meta["record"]) == (digest, _digest_record(records[id]))
+        except RecordError:  # the worker says so, and other videos go on
+            todo.append(id)
+            continue
         if overwrite:
             todo.append(id)
-        elif meta["codebook"] != digest or meta["tracks"] != open_tracks(records[id]).count:
+        elif not alike:
             other.append(place)
     if other:
         raise UsageError(
@@ -248,11 +254,18 @@ class _Task:
             "format": VECTOR_FORMAT,
             "version": VERSION,
             "codebook": found.digest,
+            "record": _digest_record(place),
             "tracks": record.count,
         }
         vector = found.encode(record).astype(np.float16)
         write_arrays(self.out / f"{id}{SUFFIX}", {"vector": vector}, meta)
         return record.count
+
+
+def _digest_record(place: Path) -> str:
+    """A number of a track record's header, which tells of the video and of how it was tracked."""
+    header = json.dumps(open_tracks(place).header, sort_keys=True)
+    return hashlib.sha256(header.encode()).hexdigest()[:16]
 
 
 _latest: tuple[Path, Codebooks] | None = None  # of a worker, which encodes many videos
