@@ -1,6 +1,9 @@
 # make demo   sets up and runs the whole on videos that it makes itself: flow, both streams, report
-# make test   sets up and runs the tests
-# make lint   style, format and types;  make docs   writes docs/cli.md anew
+# make check  sets up, then lint, test and wheel: what has to pass before a change is done
+# make test   the tests but the slow ones;  make test-all   all of them
+# make lint   style, format and types
+# make wheel  builds the wheel, unpacks it elsewhere and uses it there
+# make docs   writes docs/cli.md again
 # make pictures   the pictures of the docs, of what the demo made; needs Chromium
 # make check-clips   decodes every real clip in DATA and compares the frame counts
 # make gpu-check     GPU tests and benchmarks, one JSON report
@@ -19,7 +22,7 @@ $(READY): setup.cfg pyproject.toml
 	sh choose_opencv.sh $(BIN)
 	touch $@
 
-.PHONY: setup demo test lint docs pictures check-clips gpu-check opencv-cuda clean
+.PHONY: setup check demo test test-all lint wheel docs pictures check-clips gpu-check opencv-cuda clean
 setup: $(READY)
 
 demo: $(READY)
@@ -43,8 +46,18 @@ demo: $(READY)
 	@echo "they tell the classes apart. The page with pictures: demo/runs/report.html; a record to look"
 	@echo "at: demo/look.png. Then your own: $(BIN)/flowkit extract YOUR_VIDEOS --out flow"
 
+check: lint test wheel
+
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+
+test-all: $(READY)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+wheel: $(READY)
+	rm -rf build/wheel
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	$(BIN)/python tests/use_wheel.py build/wheel/*.whl
 
 lint: $(READY)
 	$(BIN)/ruff check .
