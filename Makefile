@@ -6,12 +6,16 @@
 # make docs   writes docs/cli.md again
 # make pictures   the pictures of the docs, of what the demo made; needs Chromium
 # make check-clips   decodes every real clip in DATA and compares the frame counts
+# make reproduce     the 2014 paper's rows on DATA/jhmdb10 or CLIPS; PROFILE=gpu for all of them at full size
 # make gpu-check     GPU tests and benchmarks, one JSON report
 # make opencv-cuda   builds OpenCV with its CUDA flow methods, for cards and toolkit that are here
 
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?= ../shared/data
+CLIPS ?= $(DATA)/jhmdb10
+PROFILE ?= cpu
+FLOW_ONLY := $(if $(filter cpu,$(PROFILE)),--resize 128) --no-rgb --pack --format lz4
 CHROMIUM ?= chromium
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
@@ -22,7 +26,7 @@ $(READY): setup.cfg pyproject.toml
 	sh choose_opencv.sh $(BIN)
 	touch $@
 
-.PHONY: setup check demo test test-all lint wheel docs pictures check-clips gpu-check opencv-cuda clean
+.PHONY: setup check demo test test-all lint wheel docs pictures check-clips reproduce gpu-check opencv-cuda clean
 setup: $(READY)
 
 demo: $(READY)
@@ -73,6 +77,16 @@ pictures: demo
 
 check-clips: $(READY)
 	$(BIN)/python benchmarks/check_clips.py $(DATA)
+
+reproduce: $(READY)
+	$(BIN)/flowkit extract $(CLIPS) --out reproduce/frames --method dis --preset ultrafast --pack
+	$(BIN)/flowkit extract $(CLIPS) --out reproduce/tvl1-fast --preset fast --backward $(FLOW_ONLY)
+	$(BIN)/flowkit extract $(CLIPS) --out reproduce/tvl1 $(FLOW_ONLY)
+	$(BIN)/flowkit extract $(CLIPS) --out reproduce/farneback --method farneback $(FLOW_ONLY)
+	$(BIN)/flowkit extract $(CLIPS) --out reproduce/dis --method dis $(FLOW_ONLY)
+	$(BIN)/python benchmarks/reproduce.py $(CLIPS) --frames reproduce/frames \
+		$(foreach flow,tvl1-fast tvl1 farneback dis,--flow $(flow)=reproduce/$(flow)) \
+		--profile $(PROFILE) --runs reproduce/runs
 
 gpu-check: $(READY)
 	$(BIN)/python benchmarks/gpu_check.py $(DATA)

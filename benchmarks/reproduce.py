@@ -1,0 +1,487 @@
+"""The grid of Simonyan & Zisserman 2014 on real clips: each stream's rows, then their fusion.
+
+usage: python benchmarks/reproduce.py DATA --frames RECORDS --flow tvl1=RECORDS
+           [--flow NAME=RECORDS] [--profile cpu|gpu] [--only CELL,...] [--runs RUNS]
+           [--results FOLDER]
+
+DATA holds a split as UCF-101 lists it (*classInd.txt, *trainlist01.txt, ...) or as HMDB-51 does.
+The first --flow serves all rows, the others the rows that compare methods. Each finished cell is a
+JSON in FOLDER, and a later run goes on with the others; the table is made of those that are there.
+
+Nothing is chosen by the test part: a cell asks it once, after its training. Rows of the last layer
+train it on features of the fixed trunk, computed once (center crops of MOMENTS clips a video), on
+the whole training part; their held-out accuracy is of five folds of its source groups. Other rows
+hold one fold out and keep its best step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from flowkit.data.augment import Augmentation
+from flowkit.data.clips import Stream
+from flowkit.data.datasets import TestClips
+from flowkit.data.record_folders import RecordFolder
+from flowkit.data.split_lists import hmdb51_split, ucf101_split
+from flowkit.data.splits import Split, hold_out
+from flowkit.data.stacks import StackForm
+from flowkit.evaluation.scoring import Scorer, TestViews, score_part
+from flowkit.networks.checkpoints import BEST, Checkpoint, read_checkpoint, write_checkpoint
+from flowkit.networks.streams import StreamNet
+from flowkit.networks.weights import FirstLayer
+from flowkit.records.reading import flow_of
+from flowkit.report.figures import mcnemar, wilson
+from flowkit.scores.files import Scores, read_scores, write_scores
+from flowkit.scores.fitting import fit_linear
+from flowkit.scores.fusion import Fusion, fuse
+from flowkit.training.distributed import Ranks, choose_device
+from flowkit.training.jobs import Job, Machine
+from flowkit.training.loop import train
+from flowkit.training.recipes import Mode, Name, Recipe, make_recipe
+from flowkit.training.sampling import Task
+
+FOLDS = 5
+MOMENTS = 5  # clips of a video that the features of last-layer rows are of
+BATCH_CLIPS = 32  # of a pass for features
+LITE = "efficientnet-lite0"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row of a table; `paper` is what the paper prints for it on UCF-101 split 1, in percent."""
+
+    table: str
+    row: str
+    stream: Stream
+    mode: Mode
+    paper: str = ""
+    form: StackForm | None = None
+    first_layer: FirstLayer = "shared"
+    segments: int = 1
+    flow: str = ""  # the name of another --flow than the first
+
+
+L10 = StackForm(10)
+CELLS = {
+    "spatial-scratch": Cell("1a", "from scratch", "spatial", "scratch", "52.3"),
+    "spatial-last-layer": Cell("1a", "ImageNet, last layer", "spatial", "last-layer", "72.7"),
+    "spatial-fine-tune": Cell("1a", "ImageNet, fine-tuned", "spatial", "fine-tune", "72.8"),
+    "temporal-scratch": Cell("1b", "L = 10, scratch", "temporal", "scratch", "81.0", L10),
+    "temporal-L1": Cell("1b", "L = 1", "temporal", "last-layer", "73.9", form=StackForm(1)),
+    "temporal-L5": Cell("1b", "L = 5", "temporal", "last-layer", "80.4", form=StackForm(5)),
+    "temporal-mean-kept": Cell(
+        "1b",
+        "L = 10, mean flow kept",
+        "temporal",
+        "last-layer",
+        "79.9",
+        form=StackForm(10, mean_subtract=False),
+    ),
+    "temporal-L10": Cell("1b", "L = 10", "temporal", "last-layer", "81.0", form=L10),
+    "temporal-trajectory": Cell(
+        "1b",
+        "L = 10, trajectories",
+        "temporal",
+        "last-layer",
+        "80.2",
+        form=StackForm(10, "trajectory"),
+    ),
+    "temporal-bidirectional": Cell(
+        "1b",
+        "L = 10, bi-directional",
+        "temporal",
+        "last-layer",
+        "81.2",
+        form=StackForm(10, bidirectional=True),
+    ),
+    "temporal-averaged": Cell(
+        "1b", "L = 10, filters averaged", "temporal", "last-layer", form=L10, first_layer="averaged"
+    ),
+    "temporal-fine-tune": Cell("1b", "L = 10, fine-tuned", "temporal", "fine-tune", form=L10),
+    "spatial-3-segments": Cell("segments", "3 segments", "spatial", "last-layer", segments=3),
+    "temporal-3-segments": Cell(
+        "segments", "L = 10, 3 segments", "temporal", "last-layer", form=L10, segments=3
+    ),
+}
+STREAM_CELLS = {"spatial": "spatial-last-layer", "temporal": "temporal-L10"}  # that are fused
+FUSED = {"average": "85.9", "svm": "87.0 (multi-task)"}  # with what the paper prints
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much is computed, and in a sentence what is less than the paper's."""
+
+    scratch_recipe: Name
+    scratch_net: str
+    scratch_sizes: tuple[int, int]  # short side and crop, px
+    scratch_steps: dict[Stream, int]  # of streams that take another number than the recipe's
+    sizes: dict[Stream, tuple[int, int]]
+    views: TestViews
+    machine: Machine
+    cut: str
+
+
+PROFILES = {
+    "cpu": Profile(
+        "short",
+        "small",
+        (128, 112),
+        {"spatial": 400},  # it only learns the recordings by heart
+        {"spatial": (256, 224), "temporal": (128, 112)},
+        TestViews(MOMENTS, "center"),
+        Machine(workers=1, channels_last=True),
+        "no row is CNN-M-2048, the paper's network; flow enters at 112 px instead of 224; test "
+        f"videos are asked by the center of {MOMENTS} moments instead of ten views of 25; rows of "
+        "the last layer learn from features of center crops, computed once",
+    ),
+    "gpu": Profile(
+        "paper",
+        "cnn-m-2048",
+        (256, 224),
+        {},
+        {"spatial": (256, 224), "temporal": (256, 224)},
+        TestViews(),
+        Machine(workers=max(1, (os.cpu_count() or 2) - 1), bf16=True, channels_last=True),
+        f"rows with ImageNet weights are {LITE}, not CNN-M-2048; those of the last layer learn "
+        "from features of center crops, computed once",
+    ),
+}
+
+
+def read_split_of(data: Path) -> Split:
+    """Official split 1 of a folder of UCF-101's lists, or of HMDB-51's."""
+    return ucf101_split(data, 1) if any(data.glob("*classInd.txt")) else hmdb51_split(data, 1)
+
+
+def make_job(cell: Cell, split: Split, records: RecordFolder, profile: Profile) -> Job:
+    """What a cell trains."""
+    is_scratch = cell.mode == "scratch"
+    short_side, crop = profile.scratch_sizes if is_scratch else profile.sizes[cell.stream]
+    numbers: dict[str, Any] = {"segments": cell.segments}
+    if is_scratch and cell.stream in profile.scratch_steps:
+        numbers["steps"] = profile.scratch_steps[cell.stream]
+    name: Name = profile.scratch_recipe if is_scratch else "pretrained"
+    recipe = make_recipe(name, cell.mode, videos=len(split.train), **numbers)
+    return Job(
+        {cell.stream: cell.form},
+        profile.scratch_net if is_scratch else LITE,
+        (Task("main", split, records),),
+        recipe,
+        augmentation=Augmentation("multi-scale", crop=crop, short_side=short_side),
+        weights=None if is_scratch else "imagenet",
+        first_layer=cell.first_layer,
+    )
+
+
+def trunk_features(
+    job: Job, net: StreamNet, file: Path, device: torch.device
+) -> tuple[list[str], np.ndarray]:
+    """The training videos, and float32 (videos, MOMENTS, F) of each; kept in `file`."""
+    (task,) = job.tasks
+    clips = TestClips(
+        task.split,
+        task.records,
+        inputs=job.inputs,
+        part="train",
+        moments=MOMENTS,
+        views="center",
+        crop=job.augmentation.crop,
+        short_side=job.augmentation.short_side,
+    )
+    videos = [video.id for video in clips.videos]
+    if file.exists():
+        return videos, np.load(file)
+    [stream] = job.inputs
+    net = net.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    found = []
+    for first in range(0, len(clips), BATCH_CLIPS):
+        numbers = range(first, min(first + BATCH_CLIPS, len(clips)))
+        batch = torch.cat([clips[number][stream] for number in numbers])
+        batch = batch.to(device, memory_format=torch.channels_last)
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+            found.append(net.trunk(batch).float().cpu().numpy())
+        if first % (10 * BATCH_CLIPS) == 0:
+            print(f"  features of {first} of {len(clips)} clips", flush=True)
+    features = np.concatenate(found).reshape(len(videos), MOMENTS, -1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    np.save(file, features)
+    return videos, features
+
+
+def train_head(
+    features: np.ndarray, labels: np.ndarray, classes: int, recipe: Recipe, seed: int = 0
+) -> nn.Linear:
+    """The last layer on features (videos, moments, F), as `recipe` says: classes drawn alike."""
+    random = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    head, drop = nn.Linear(features.shape[2], classes), nn.Dropout(recipe.dropout)
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.zeros_(head.bias)
+    optimizer = torch.optim.SGD(
+        head.parameters(),
+        recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+    of_class = [np.flatnonzero(labels == label) for label in range(classes)]
+    edges = [part * features.shape[1] // recipe.segments for part in range(recipe.segments + 1)]
+    for step in range(recipe.steps):
+        optimizer.param_groups[0]["lr"] = recipe.rate(step)
+        drawn = random.integers(classes, size=recipe.batch_size)
+        videos = np.array([random.choice(of_class[label]) for label in drawn])
+        moments = np.stack(
+            [random.integers(a, b, recipe.batch_size) for a, b in pairwise(edges)],
+            1,
+        )
+        given = torch.from_numpy(features[videos[:, None], moments])  # (B, segments, F)
+        loss = nn.functional.cross_entropy(head(drop(given)).mean(1), torch.from_numpy(drawn))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(head.parameters(), recipe.clip_norm or float("inf"))
+        optimizer.step()
+    return head
+
+
+@torch.inference_mode()
+def head_scores(head: nn.Linear, features: np.ndarray) -> np.ndarray:
+    """Mean softmax over moments: float32 (videos, classes)."""
+    return head(torch.from_numpy(features)).softmax(2).mean(1).numpy()
+
+
+def run_last_layer(job: Job, folder: Path, device: torch.device, features_file: Path) -> Scores:
+    """Train the last layer on the whole training part; its held-out scores, fold by fold."""
+    (task,) = job.tasks
+    split, net = task.split, job.build()
+    videos, features = trunk_features(job, net, features_file, device)
+    place = {video: number for number, video in enumerate(videos)}
+    labels = np.array(split.labels(split.train))
+    values = np.zeros((len(videos), len(split.classes)), np.float32)
+    asked = np.zeros(len(videos), bool)
+    for fold in range(FOLDS):
+        part = hold_out(split, folds=FOLDS, fold=fold)
+        own, other = (np.array([place[v.id] for v in vs]) for vs in (part.train, part.heldout))
+        head = train_head(features[own], labels[own], len(split.classes), job.recipe)
+        values[other], asked[other] = head_scores(head, features[other]), True
+    head = train_head(features, labels, len(split.classes), job.recipe)
+    net.heads["main"].load_state_dict(head.state_dict())
+    form = next(iter(job.inputs.values()))
+    record = task.records.open(next(iter(task.records.find().values())))
+    checkpoint = Checkpoint(
+        job.recipe.steps,
+        job.net,
+        job.inputs,
+        job.recipe.dropout,
+        {"main": split.classes},
+        job.augmentation.short_side,
+        job.augmentation.crop,
+        None if form is None else flow_of(record),
+        job.describe(),
+    )
+    write_checkpoint(folder, [BEST], checkpoint, net.cpu().state_dict(), {})
+    kept = np.flatnonzero(asked)
+    about = {"kind": "softmax", "part": "heldout", "split": split.name, "folds": FOLDS}
+    return Scores(tuple(videos[n] for n in kept), split.classes, values[kept], labels[kept], about)
+
+
+def run_training(job: Job, folder: Path, device: torch.device, profile: Profile) -> Scores:
+    """Train as `flowkit train` does, one fold held out; the scores of its best step there."""
+    (task,) = job.tasks
+    part = hold_out(task.split, folds=FOLDS)
+    job = replace(job, tasks=(Task("main", part, task.records),))
+    for progress in train(job, folder, Ranks(0, 1, device), profile.machine, start="resume"):
+        if progress.heldout_accuracy is not None:
+            print(f"  step {progress.step}: held out {progress.heldout_accuracy:.3f}", flush=True)
+    out = folder / "scores-heldout.npz"
+    for _ in score_part(
+        Scorer(folder, views=profile.views, device=device), part, task.records, "heldout", out
+    ):
+        pass
+    return read_scores(out)
+
+
+def accuracy(scores: Scores) -> dict[str, Any]:
+    """Of how many videos the first class is right, with its 95% Wilson interval."""
+    right = int((scores.values.argmax(1) == scores.labels).sum())
+    rate = wilson(right / len(scores.labels), len(scores.labels))
+    return {
+        "accuracy": round(rate.value, 4),
+        "interval_95": [round(rate.low, 4), round(rate.high, 4)],
+        "right": right,
+        "videos": len(scores.labels),
+    }
+
+
+def run_cell(
+    name: str, cell: Cell, split: Split, records: RecordFolder, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Train and score a cell; what its JSON says."""
+    profile, device = PROFILES[options.profile], choose_device(options.device)
+    job, folder, began = make_job(cell, split, records, profile), options.runs / name, time.time()
+    if cell.mode == "last-layer":
+        trunk = f"{cell.stream}-{cell.first_layer}-{cell.form}-{records.root.name}"
+        file = options.runs / "features" / f"{hash_text(trunk):x}.npy"
+        heldout = run_last_layer(job, folder, device, file)
+    else:
+        heldout = run_training(job, folder, device, profile)
+    write_scores(folder / "scores-heldout.npz", heldout)
+    out = folder / "scores-test.npz"
+    scorer = Scorer(folder, views=profile.views, device=device)
+    for _ in score_part(scorer, split, records, "test", out):
+        pass
+    return {
+        "cell": name,
+        "table": cell.table,
+        "row": cell.row,
+        "stream": cell.stream,
+        "paper": cell.paper,
+        "test": accuracy(read_scores(out)),
+        "heldout": accuracy(heldout),
+        "net": job.net,
+        "mode": cell.mode,
+        "step": read_checkpoint(folder).step,
+        "recipe": asdict(job.recipe),
+        "form": None if cell.form is None else asdict(cell.form),
+        "first_layer": cell.first_layer if cell.mode != "scratch" else None,
+        "input_px": job.augmentation.crop,
+        "views": asdict(profile.views),
+        "split": split.name,
+        "profile": options.profile,
+        "seconds": round(time.time() - began),
+    }
+
+
+def hash_text(text: str) -> int:
+    """A number of a text, the same in every process."""
+    return zlib.crc32(text.encode())
+
+
+def fuse_cells(runs: Path, results: Path) -> None:
+    """Fuse the two streams: by their average, and by an SVM on held-out scores of every fold."""
+    folders = {stream: runs / cell for stream, cell in STREAM_CELLS.items()}
+    if not all((folder / "scores-test.npz").exists() for folder in folders.values()):
+        return
+    test = {s: read_scores(f / "scores-test.npz") for s, f in folders.items()}
+    heldout = {s: read_scores(f / "scores-heldout.npz") for s, f in folders.items()}
+    videos = next(iter(test.values())).videos
+    fusions = {"average": Fusion("average"), "svm": fit_linear("svm", heldout, test_videos=videos)}
+    for name, fusion in fusions.items():
+        fused = fuse(test, fusion)
+        write_scores(runs / f"fused-{name}" / "scores-test.npz", fused)
+        found = {
+            "cell": f"fused-{name}",
+            "table": "3",
+            "row": f"fused, {name} of {' and '.join(STREAM_CELLS.values())}",
+            "stream": "fused",
+            "paper": FUSED[name],
+            "test": accuracy(fused),
+        }
+        write_json(results / f"fused-{name}.json", found)
+
+
+def read_cells(results: Path, runs: Path) -> Iterator[dict[str, Any]]:
+    """The finished cells in the order of the tables, each compared with the one above it."""
+    names = [*CELLS, *(f"fused-{name}" for name in FUSED)]
+    names += sorted(f.stem for f in results.glob("flow-*.json"))
+    above: Scores | None = None
+    table = ""
+    for name in names:
+        file = results / f"{name}.json"
+        if not file.exists():
+            continue
+        cell = json.loads(file.read_text())
+        scored = runs / name / "scores-test.npz"
+        own = read_scores(scored) if scored.exists() else None
+        if own is not None and above is not None and cell["table"] == table:
+            mine, theirs = (s.values.argmax(1) == s.labels for s in (own, above))
+            cell["mcnemar_p"] = round(
+                mcnemar(int((mine & ~theirs).sum()), int((theirs & ~mine).sum())), 3
+            )
+            write_json(file, cell)
+        above, table = own, cell["table"]
+        yield cell
+
+
+def table_of(cells: list[dict[str, Any]]) -> str:
+    """The cells as Markdown, the paper's figures beside them."""
+    lines = [
+        "| table | row | network | test accuracy | 95% | held out | p against the row above | "
+        "paper, UCF-101 split 1 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        low, high = (100 * one for one in cell["test"]["interval_95"])
+        heldout = cell.get("heldout")
+        told = f"{100 * heldout['accuracy']:.1f} of {heldout['videos']}" if heldout else ""
+        stream = "" if cell["stream"] == "fused" else f"{cell['stream']}, "
+        lines.append(
+            f"| {cell['table']} | {stream}{cell['row']} | {cell.get('net', '')} | "
+            f"{100 * cell['test']['accuracy']:.1f} | {low:.1f} to {high:.1f} | {told} | "
+            f"{cell.get('mcnemar_p', '')} | {cell['paper']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def write_json(file: Path, value: Any) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--frames", type=Path, required=True, help="records with frames")
+    parser.add_argument("--flow", action="append", required=True, metavar="NAME=RECORDS")
+    parser.add_argument("--profile", choices=tuple(PROFILES), default="cpu")
+    parser.add_argument("--only", help="cells, separated by commas")
+    parser.add_argument("--runs", type=Path, default=Path("runs-reproduce"))
+    parser.add_argument("--results", type=Path, help="[benchmarks/results/reproduce-DATA-PROFILE]")
+    parser.add_argument("--device")
+    options = parser.parse_args()
+    split = read_split_of(options.data)
+    name = f"reproduce-{split.name.rpartition('-')[0]}-{options.profile}"
+    options.results = options.results or Path("benchmarks/results") / name
+    flows = {name: Path(root) for name, _, root in (one.partition("=") for one in options.flow)}
+    cells = dict(CELLS)
+    for name in flows:
+        row = f"L = 10, flow by {name}"
+        cells[f"flow-{name}"] = replace(CELLS["temporal-L10"], table="flow", row=row, flow=name)
+    wanted = options.only.split(",") if options.only else list(cells)
+    for name in wanted:
+        file = options.results / f"{name}.json"
+        if file.exists():
+            continue
+        cell = cells[name]
+        root = options.frames if cell.stream == "spatial" else flows[cell.flow or next(iter(flows))]
+        print(f"{name}:", flush=True)
+        write_json(file, run_cell(name, cell, split, RecordFolder(root), options))
+    fuse_cells(options.runs, options.results)
+    done = list(read_cells(options.results, options.runs))
+    profile = PROFILES[options.profile]
+    text = f"{table_of(done)}\n{split.name}, profile {options.profile}: {profile.cut}.\n"
+    (options.results / "table.md").write_text(text)
+    print(text, end="")
+    best = {
+        stream: {"cell": name, **cell["test"]}
+        for stream, name in [*STREAM_CELLS.items(), ("fused", "fused-average")]
+        for cell in done
+        if cell["cell"] == name
+    }
+    summary = best | {"split": split.name, "profile": options.profile, "cut": profile.cut}
+    write_json(options.results.with_suffix(".json"), summary | {"cells": done})
+
+
+if __name__ == "__main__":
+    main()
