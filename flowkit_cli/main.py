@@ -19,7 +19,7 @@ COMMANDS = {
     "fisher": "Fisher vectors of trajectories: a codebook, then a vector a video.",
     "doctor": "What this machine can do, how fast, and what to mend.",
     "info": "What flow records hold, a line each.",
-    "verify": "Check that every record below a folder is complete and undamaged.",
+    "verify": "Check that every record below a folder is as it was written.",
     "view": "Show a record as a video or a contact sheet.",
     "pack": "Turn record folders into packs, one stored zip a video.",
     "unpack": "Turn packs back into record folders.",

@@ -1,4 +1,4 @@
-"""`flowkit verify`: is every record complete and undamaged?"""
+"""`flowkit verify`: is every record as it was written?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from flowkit_cli import output
-from flowkit_cli.options import cores, json_option, workers_option
+from flowkit_cli.options import cores, json_option, max_frame_option, workers_option
 
 
 @click.command()
@@ -19,15 +19,25 @@ from flowkit_cli.options import cores, json_option, workers_option
     is_flag=True,
     help="Delete what is broken, and what a run that is gone left; only what is flowkit's.",
 )
+@click.option("--quick", is_flag=True, help="Compare names and sizes only, and read no file.")
+@max_frame_option
 @workers_option
 @json_option
-def verify(folder: Path, delete_broken: bool, workers: int | None, as_json: bool) -> None:
-    """Check that every record below a folder is complete and undamaged.
+def verify(
+    folder: Path,
+    delete_broken: bool,
+    quick: bool,
+    max_frame_mpx: float,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Check that every record below a folder is as it was written.
 
-    Decodes every file; lists what is broken, and what a stopped run left behind. Exit status 1 if
-    there is any. --delete-broken leaves what has no readable sidecar of flowkit's, what holds other
-    files, what could not be read just now, and the work of a run that may be alive; the same
-    flowkit extract makes again what was deleted.
+    Compares every file with its checksum and decodes it: a record is sound, or it is listed with
+    what is wrong. A record from before checksums is at best complete. What a stopped run left behind
+    is listed, too. Exit status 1 if anything is. --delete-broken leaves what has no readable sidecar
+    of flowkit's, what holds other files, what could not be read just now, and the work of a run that
+    may be alive; the same flowkit extract makes again what was deleted.
     """
     from flowkit.records.reading import find_records
     from flowkit.records.verify import delete_broken as delete
@@ -36,7 +46,9 @@ def verify(folder: Path, delete_broken: bool, workers: int | None, as_json: bool
     paths = list(find_records(folder))
     verdicts = []
     with output.Progress(len(paths)) as progress:
-        for verdict in verify_records(paths, workers=workers or cores()):
+        for verdict in verify_records(
+            paths, workers=workers or cores(), quick=quick, max_frame_mpx=max_frame_mpx
+        ):
             progress.finished(failed=bool(verdict.problems))
             verdicts.append(verdict)
     verdicts += find_unfinished(folder)
@@ -58,9 +70,12 @@ def verify(folder: Path, delete_broken: bool, workers: int | None, as_json: bool
             + ("" if left is None else f"; not deleted: {left}" if left else "; deleted")
         )
     bad = sum(counts[kind] for kind in ("broken", "unfinished", "unreadable"))
+    why = "by names and sizes" if quick else "not checksummed"
     output.say(
-        f"{output.count(len(paths), 'record')}: {counts['sound']:,} sound; "
-        f"{counts['broken'] + counts['unfinished']:,} broken or unfinished"
+        f"{output.count(len(paths), 'record')}: "
+        + ("" if quick else f"{counts['sound']:,} sound; ")
+        + (f"{counts['complete']:,} complete, {why}; " if quick or counts["complete"] else "")
+        + f"{counts['broken'] + counts['unfinished']:,} broken or unfinished"
         + (f", {counts['deleted']:,} deleted" if delete_broken and bad else "")
         + (f"; {counts['unreadable']:,} could not be read" if counts["unreadable"] else "")
         + (f"; {counts['in progress']:,} in progress" if counts["in progress"] else "")

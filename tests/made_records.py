@@ -34,5 +34,5 @@ def write_record(
         for one, fields in series.items():
             for field in fields:
                 writer.add_field(one, field)
-        writer.commit({"request": {"format": asked.format}, "fps": 25.0})
+        writer.commit({"request": asked.identity(), "fps": 25.0})
     return open_record(out / writer.folder)

@@ -57,7 +57,7 @@ def test_only_plain_files_are_read_and_nothing_waits(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "socket"))
-        for name, kind in {"pipe": "a named pipe", "socket": "a socket", "": "a folder"}.items():
+        for name, kind in {"pipe": "a named pipe", "socket": "plain file", "": "a folder"}.items():
             with pytest.raises(SplitError, match=kind):
                 read(tmp_path / name)
     with pytest.raises(SplitError, match="a device"):
@@ -78,6 +78,6 @@ def test_what_the_system_does_not_give_is_not_called_wrong(tmp_path, monkeypatch
     def refuse(*args, **kwargs):
         raise OSError(getattr(documents.errno, number), "no", str(tmp_path / "a"))
 
-    monkeypatch.setattr(documents.io, "FileIO", refuse)
+    monkeypatch.setattr(documents.os, "open", refuse)
     with pytest.raises(ReadError, match="a: could not be read: no"):
         read_plain_file(tmp_path / "a", error=SplitError)

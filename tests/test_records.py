@@ -207,15 +207,6 @@ def test_lz4_planes_are_one_block_and_frames_of_any_blocks_are_read(tmp_path):
     np.testing.assert_allclose(back, field, atol=1e-4)
 
 
-def test_lz4_without_the_decoder_of_blocks_is_the_same(monkeypatch):
-    [data], _ = formats.encode_field(smooth_field(2), "lz4")
-    found, other = np.zeros((2, 2, *SIZE), np.uint8)
-    formats.decode_planes([data], "lz4", found, where=["x.lz4"])
-    monkeypatch.setattr(formats, "_block_decoder", lambda: None)
-    formats.decode_planes([data], "lz4", other, where=["x.lz4"])
-    assert found.any() and (found == other).all()
-
-
 def test_damaged_lz4_is_named():
     [data], _ = formats.encode_field(smooth_field(2), "lz4")
     target = np.zeros((2, *SIZE), np.uint8)
@@ -224,7 +215,7 @@ def test_damaged_lz4_is_named():
         with pytest.raises(RecordError, match=r"x\.lz4: damaged LZ4 data"):
             formats.decode_planes([damaged], "lz4", target, where=["x.lz4"])
     with pytest.raises(
-        RecordError, match=r"x\.lz4: expected two planes of \(4, 4\), got 2460 bytes"
+        RecordError, match=r"x\.lz4: expected two planes of \(4, 4\), got other bytes"
     ):
         formats.decode_planes([data], "lz4", np.zeros((2, 4, 4), np.uint8), where=["x.lz4"])
 
@@ -246,9 +237,12 @@ def test_asking_outside_the_record_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no flow record's sidecar"),
-        ('{"format": "flowkit flow record", "version": 99}', "of version 1, got .* of version 99"),
-        ('{"format": "flowkit flow record", "version": 1}', "is not of this format"),
+        ("{", "expected a flowkit flow record, in JSON"),
+        (
+            '{"format": "flowkit flow record", "version": 99}',
+            "of version 1, got version 99: a later",
+        ),
+        ('{"format": "flowkit flow record", "version": 1}', "has no frames"),
     ],
 )
 def test_a_sidecar_that_is_none_is_refused(tmp_path, text, message):

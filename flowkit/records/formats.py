@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
-import struct
-from collections.abc import Callable, Sequence
-from functools import cache
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,16 +12,12 @@ from flowkit import quantize
 from flowkit._cv2 import cv2
 from flowkit.errors import RecordError
 from flowkit.fields import decode_flo, encode_flo
+from flowkit.video.image_folders import image_size
 
 LZ4_LEVEL = 9  # the high compression coder: reads no slower, 1.5 times smaller than level 0
 
 Ranges = list[tuple[float, float]]  # (lo, hi) of x, then of y
 Data = bytes | memoryview  # of one file
-
-# An LZ4 frame: magic number and flags, size of the content, checksum of these, size of block 1.
-LZ4_HEAD = struct.Struct("<5sxQxI")
-LZ4_PLAIN = b"\x04\x22\x4d\x18\x68"  # its blocks are not linked, it has no checksums of data
-LZ4_END = 4  # bytes behind the last block
 
 
 def encode_field(
@@ -83,15 +77,26 @@ def decode_field(
         x, y = (cv2.LUT(plane, table) for plane, table in zip(pair, tables, strict=True))
         return cv2.merge([x, y])  # 5 times quicker than indexing the tables with NumPy
     try:
-        if format == "flo":
-            field = decode_flo(files[0], where=where[0])
-        else:
-            field = np.load(io.BytesIO(files[0]), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise RecordError(f"{where[0]}: damaged {format} file ({error})") from error
+        field = decode_flo(files[0], where=where[0]) if format == "flo" else _decode_npy(files[0])
+    except ValueError as error:
+        reason = str(error).partition("\n")[0]
+        raise RecordError(f"{where[0]}: damaged {format} file ({reason})") from error
     if field.shape != (*size, 2):
         raise RecordError(f"{where[0]}: expected a field of {(*size, 2)}, got {field.shape}")
     return field
+
+
+def _decode_npy(data: Data) -> np.ndarray:
+    """The array in an .npy file of `encode_field`; its header reserves no memory."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"expected .npy version 1.0, got {version}")
+    shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+    values = np.frombuffer(data, np.uint8, offset=file.tell())
+    if dtype != np.dtype("<f4") or by_columns or 4 * math.prod(shape) != values.size:
+        raise ValueError(f"expected float32 by rows, got {dtype} {shape} and {values.size} bytes")
+    return values.view("<f4").reshape(shape)
 
 
 def decode_planes(
@@ -109,44 +114,19 @@ def decode_planes(
 
 
 def _decompress(data: Data, planes: np.ndarray, where: str) -> None:
-    """Write the content of an LZ4 frame into `planes`, uint8 (2, H, W)."""
-    decode_block = _block_decoder()
-    stored = len(data) - LZ4_HEAD.size - LZ4_END  # if it is one block
-    is_one = stored > 0 and LZ4_HEAD.unpack_from(data) == (LZ4_PLAIN, planes.size, stored)
-    if decode_block and is_one and planes.flags.c_contiguous:
-        block = np.frombuffer(data, np.uint8, stored, LZ4_HEAD.size)
-        written = decode_block(block.ctypes.data, planes.ctypes.data, stored, planes.size)
-        if written != planes.size:
-            raise RecordError(f"{where}: damaged LZ4 data")
-        return
+    """Write the content of an LZ4 frame into `planes`, uint8 (2, H, W), and no more than that."""
     import lz4.frame
 
+    frame = lz4.frame.LZ4FrameDecompressor()
     try:
-        raw = lz4.frame.decompress(data)
+        raw = frame.decompress(data, max_length=planes.size + 1)
     except RuntimeError as error:
         raise RecordError(f"{where}: damaged LZ4 data ({error})") from error
+    if not frame.eof and len(raw) <= planes.size:
+        raise RecordError(f"{where}: damaged LZ4 data: it is cut off")
     if len(raw) != planes.size:
-        raise RecordError(
-            f"{where}: expected two planes of {planes.shape[1:]}, got {len(raw)} bytes"
-        )
+        raise RecordError(f"{where}: expected two planes of {planes.shape[1:]}, got other bytes")
     planes[:] = np.frombuffer(raw, np.uint8).reshape(planes.shape)
-
-
-@cache
-def _block_decoder() -> Callable[[int, int, int, int], int] | None:
-    """LZ4_decompress_safe(source, target, source size, target size), out of the lz4 package.
-
-    The package's own functions return new bytes: with these and the copy out of them a clip takes a
-    tenth longer. None where a build of the package hides the C function.
-    """
-    import lz4.block
-
-    try:
-        decode = ctypes.CDLL(lz4.block._block.__file__).LZ4_decompress_safe
-    except (AttributeError, OSError):
-        return None
-    decode.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_int]
-    return decode
 
 
 def encode_image(image: np.ndarray, format: str, quality: int) -> bytes:
@@ -165,7 +145,11 @@ def encode_image(image: np.ndarray, format: str, quality: int) -> bytes:
 
 def decode_image(data: Data, size: tuple[int, int], flags: int, *, where: str) -> np.ndarray:
     """The uint8 image of `size` in a JPEG or PNG file; `flags` as cv2.imread takes them."""
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if data else None
+    declared = image_size(data)
+    if declared is not None and declared[0] * declared[1] != size[0] * size[1]:
+        raise RecordError(f"{where}: expected an image of {size}, got {declared}")
+    # What declares no size may declare any to OpenCV.
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if declared else None
     if image is None:
         raise RecordError(f"{where}: damaged or truncated image of {len(data)} bytes")
     if image.shape[:2] != size:

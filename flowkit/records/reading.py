@@ -7,7 +7,6 @@ docs/formats.md specifies every file.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import zipfile
@@ -19,16 +18,18 @@ from typing import Any
 import numpy as np
 
 from flowkit._cv2 import cv2
-from flowkit.documents import RECORD_FORMAT as FORMAT
-from flowkit.documents import SIDECAR, differences, is_record
+from flowkit.documents import MOST_BYTES, SIDECAR, differences, is_record, read_plain_file
 from flowkit.errors import RecordError
 from flowkit.records import formats, zips
 from flowkit.records.layout import FORMATS
+from flowkit.records.sidecar import parse_sidecar
 from flowkit.series import Direction
+from flowkit.video.image_folders import MAX_FRAME_MPX
 
-VERSION = 1  # of the sidecar and of what it describes
 KEYS = {"format", "version", "size", "frames", "fps", "request", "series"}  # of every sidecar
 END_OF_ZIP = 22  # bytes behind the names of the members: no comment
+MOST_BYTES_PER_PX = 16  # of a file of a record: floats have 8, colors as JPEG 6 at most
+MOST_HEADER = 1 << 16  # bytes of a file before its pixels
 
 
 @dataclass(frozen=True)
@@ -162,58 +163,71 @@ class Record:
 
         Those of a pack come by one read of all that are neighbors; their checksums are compared.
         """
+        most = MOST_BYTES_PER_PX * self.size[0] * self.size[1] + MOST_HEADER
         if self.places is None:
-            return [_read_file(f"{self.path}/{self.file_name(*one)}") for one in wanted]
+            return [_read_file(f"{self.path}/{self.file_name(*one)}", most) for one in wanted]
         places = [self.places[template][index].tolist() for template, index in wanted]
         names = [self.file_name(*one) for one in wanted]
-        return zips.read_members(self.path, list(zip(names, places, strict=True)))
+        return zips.read_members(self.path, list(zip(names, places, strict=True)), most=most)
 
 
-def open_record(path: str | os.PathLike[str]) -> Record:
+def open_record(path: str | os.PathLike[str], *, max_frame_mpx: float = MAX_FRAME_MPX) -> Record:
     """Open the record at `path`: a folder with its sidecar, or a pack (``.zip`` may be left out).
 
-    RecordError if there is none, it is not finished, or a later version of flowkit wrote it.
+    RecordError if there is none, it is not finished, a later version of flowkit wrote it, or its
+    fields have more than `max_frame_mpx` megapixels.
     """
     path = Path(path)
     if not path.is_dir() and path.suffix != ".zip":
         path = path.with_name(path.name + ".zip")
     if not path.exists():
         raise RecordError(f"{path}: no flow record there: flowkit extract makes one")
-    members = zips.list_members(path) if path.is_file() else None
-    sidecar = _parse_sidecar(path, members)
-    try:
-        series = tuple(
-            StoredSeries(
-                direction=one["direction"],
-                step=one["step"],
-                count=one["fields"],
-                files=one["files"],
-                ranges=None if one["ranges"] is None else np.array(one["ranges"], np.float64),
-            )
-            for one in sidecar["series"]
+    members = None if path.is_dir() else zips.list_members(path)
+    sidecar = parse_sidecar(_sidecar_bytes(path, members), path)
+    size = (sidecar["size"][0], sidecar["size"][1])
+    check_frame_size(f"{path}: {SIDECAR}", size, max_frame_mpx)
+    series = tuple(
+        StoredSeries(
+            direction=one["direction"],
+            step=one["step"],
+            count=one["fields"],
+            files=one["files"],
+            ranges=None if one["ranges"] is None else np.array(one["ranges"], np.float64),
         )
-        counts = {template: one.count for one in series for template in one.files.values()}
-        if sidecar["images"] is not None:
-            counts[sidecar["images"]] = sidecar["frames"]
-        return Record(
-            path=path,
-            size=(sidecar["size"][0], sidecar["size"][1]),
-            fps=sidecar["fps"],
-            frame_count=sidecar["frames"],
-            format=sidecar["request"]["format"],
-            series=series,
-            images=sidecar["images"],
-            places=None if members is None else _places(path, members, counts),
-        )
-    except RecordError:
-        raise
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise RecordError(f"{path}: {SIDECAR} is not of this format ({error!r})") from error
+        for one in sidecar["series"]
+    )
+    counts = {template: one.count for one in series for template in one.files.values()}
+    if sidecar["images"] is not None:
+        counts[sidecar["images"]] = sidecar["frames"]
+    return Record(
+        path=path,
+        size=size,
+        fps=sidecar["fps"],
+        frame_count=sidecar["frames"],
+        format=sidecar["request"]["format"],
+        series=series,
+        images=sidecar["images"],
+        places=None if members is None else _places(path, members, counts),
+    )
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:
     """The sidecar of the record at `path`, a folder or pack; RecordError if it is unfinished."""
-    return _parse_sidecar(path, zips.list_members(path) if path.is_file() else None)
+    return parse_sidecar(read_sidecar_bytes(path), path)
+
+
+def read_sidecar_bytes(path: Path) -> bytes:
+    """The bytes of the sidecar of the record at `path`, whatever they are."""
+    return _sidecar_bytes(path, None if path.is_dir() else zips.list_members(path))
+
+
+def check_frame_size(where: str, size: tuple[int, int], max_frame_mpx: float) -> None:
+    """RecordError if frames of `size` (H, W) have more than `max_frame_mpx` megapixels."""
+    if size[0] * size[1] > max_frame_mpx * 1e6:
+        raise RecordError(
+            f"{where}: declares frames of {size[1]}x{size[0]} px, more than {max_frame_mpx:g} "
+            "megapixels (--max-frame-mpx)"
+        )
 
 
 def find_records(folder: str | os.PathLike[str]) -> Iterator[Path]:
@@ -274,23 +288,13 @@ def _differ_by(one: str, other: str) -> int:
     return sum(a != b for a, b in zip(one, other, strict=True))
 
 
-def _parse_sidecar(path: Path, members: dict[str, zips.Place] | None) -> dict[str, Any]:
+def _sidecar_bytes(path: Path, members: dict[str, zips.Place] | None) -> bytes:
     if members is None:
-        data: formats.Data = _read_file(f"{path}/{SIDECAR}")
-    elif SIDECAR in members:
-        [data] = zips.read_members(path, [(SIDECAR, members[SIDECAR])])
-    else:
+        return _read_file(f"{path}/{SIDECAR}", MOST_BYTES)
+    if SIDECAR not in members:
         raise RecordError(f"{path}: expected a pack with {SIDECAR}, which is missing")
-    try:
-        sidecar = json.loads(bytes(data))
-        format, version = sidecar["format"], sidecar["version"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise RecordError(f"{path}: {SIDECAR} is no flow record's sidecar ({error!r})") from error
-    if (format, version) != (FORMAT, VERSION):
-        raise RecordError(
-            f"{path}: expected a {FORMAT} of version {VERSION}, got {format!r} of version {version}"
-        )
-    return sidecar
+    [data] = zips.read_members(path, [(SIDECAR, members[SIDECAR])])
+    return bytes(data)
 
 
 def _places(
@@ -298,6 +302,8 @@ def _places(
 ) -> dict[str, np.ndarray]:
     places = {}
     for template, count in counts.items():
+        if count > len(members):
+            raise RecordError(f"{path}: expected {count} of {template}, got {len(members)} members")
         names = [template % (index + 1) for index in range(count)]
         missing = [name for name in names if name not in members]
         if missing:
@@ -308,13 +314,13 @@ def _places(
     return places
 
 
-def _read_file(path: str) -> bytes:
-    """The bytes of a file, without the buffers of `open`: a clip in a folder is 20 files."""
+def _read_file(path: str, most: int) -> bytes:
+    """The bytes of a plain file of at most `most`."""
+    path = os.path.normpath(path)  # "../u/VIDEO" of a VIDEO that is no folder
     try:
-        with io.FileIO(os.path.normpath(path)) as file:  # "../u/VIDEO" of a VIDEO that is no folder
-            return file.readall()
-    except FileNotFoundError as error:
-        raise RecordError(f"{path}: file is missing") from error
+        return read_plain_file(path, most=most, error=RecordError)
+    except FileNotFoundError:
+        raise RecordError(f"{path}: file is missing") from None
 
 
 FLOW_KEYS = ("method", "resize", "bound", "format", "quality")  # of a record's request

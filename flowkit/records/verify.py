@@ -1,22 +1,32 @@
-"""Checks finished records file by file: everything there, everything decodes, all counts agree."""
+"""Checks finished records file by file: everything there, undamaged, and all counts agree."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import joblib
 import numpy as np
+from zlib_ng.zlib_ng import crc32
 
-from flowkit.errors import FlowkitError, RecordError
+from flowkit._cv2 import cv2
+from flowkit.documents import SIDECAR, read_plain_file
+from flowkit.errors import FlowkitError, ReadError, RecordError
+from flowkit.records import formats
 from flowkit.records.ownership import UNFINISHED, one_at_a_time, remove_record
-from flowkit.records.reading import SIDECAR, Record, open_record
+from flowkit.records.reading import Record, check_frame_size, open_record, read_sidecar_bytes
+from flowkit.records.sidecar import Checks, is_sealed, read_checks
 from flowkit.records.unfinished import INCOMPLETE, find_work, remove_if_dead
+from flowkit.video.image_folders import MAX_FRAME_MPX
 
-Kind = Literal["sound", "broken", "unfinished", "in progress", "unreadable", "foreign"]
+MOST_MISSING = 1000  # files of one kind that are counted
+
+Kind = Literal["sound", "complete", "broken", "unfinished", "in progress", "unreadable", "foreign"]
 STATES = {  # of unfinished work, in words
     "in progress": "in progress: a run is at work on it",
     "young": "unfinished: its run stopped less than 10 minutes ago, or is at work elsewhere",
@@ -32,8 +42,9 @@ KINDS: dict[str, Kind] = {
 class Verdict:
     """What is wrong with what lies at `path`; nothing, for an empty tuple.
 
-    "unfinished": left behind half way; "unreadable": the disk or the system did not give it, and
-    it may be sound; "foreign": not flowkit's, where its unfinished work lies.
+    "sound": every byte is as it was written; "complete": everything is there, but not all of it was
+    compared with a checksum; "broken": only doing it again can help; "unfinished": left
+    behind half way; "unreadable": the disk or the system did not give it, and it may be sound; "foreign": not flowkit's, where its unfinished work lies.
     """
 
     path: Path
@@ -66,28 +77,57 @@ def delete_broken(verdict: Verdict) -> str:
             again = verify_record(path)
             if again.kind == "broken":
                 remove_record(path)
-            elif again.kind != "sound":
+            elif again.problems:
                 return again.problems[0]
         return ""
     except RecordError as error:
         return str(error).removeprefix(f"{path}: ")
 
 
-def verify_record(path: Path) -> Verdict:
-    """Read every file of the record at `path` and compare it with what the sidecar says."""
+def verify_record(
+    path: Path, *, quick: bool = False, max_frame_mpx: float = MAX_FRAME_MPX
+) -> Verdict:
+    """Compare every file of the record at `path` with its checksum, and decode it.
+
+    `quick` reads none of them: it compares names and sizes. A record from before checksums is
+    decoded, and at best "complete". One of more than `max_frame_mpx` megapixels is not read.
+    """
     try:
-        problems = tuple(_problems(open_record(path)))
-        return Verdict(path, problems, "broken" if problems else "sound")
+        record = open_record(path, max_frame_mpx=math.inf)
+        try:
+            check_frame_size(str(path), record.size, max_frame_mpx)
+        except RecordError as error:
+            return Verdict(path, (str(error),), "unreadable")  # for it may be as it was asked for
+        sidecar = read_sidecar_bytes(path)
+        checks = read_checks(record.sidecar)
+        problems = list(_misfits(record, checks))
+        if checks is not None and not is_sealed(sidecar):
+            problems.append(f"{path}: {SIDECAR} has changed since it was written, by its checksum")
+        if not quick and not problems:
+            problems = [*_wrong_tables(record), *_damage(record, checks)]
     except OSError as error:
-        return Verdict(path, (f"could not be read ({error})",), "unreadable")
+        text = str(error) if isinstance(error, ReadError) else f"could not be read: {error}"
+        return Verdict(path, (text,), "unreadable")
+    except MemoryError:
+        return Verdict(path, (f"{path}: could not be read: not enough memory",), "unreadable")
     except FlowkitError as error:
         return Verdict(path, (str(error),), "broken")
+    if problems:
+        return Verdict(path, tuple(problems), "broken")
+    return Verdict(path, (), "complete" if quick or checks is None else "sound")
 
 
-def verify_records(paths: Iterable[Path], *, workers: int = 1) -> Iterator[Verdict]:
+def verify_records(
+    paths: Iterable[Path],
+    *,
+    workers: int = 1,
+    quick: bool = False,
+    max_frame_mpx: float = MAX_FRAME_MPX,
+) -> Iterator[Verdict]:
     """A verdict on each record, in their order; `workers` threads (decoders let others run)."""
     parallel = joblib.Parallel(n_jobs=workers, return_as="generator", prefer="threads")
-    yield from parallel(joblib.delayed(verify_record)(path) for path in paths)
+    check = partial(verify_record, quick=quick, max_frame_mpx=max_frame_mpx)
+    yield from parallel(joblib.delayed(check)(path) for path in paths)
 
 
 def _verdict_on_moved(place: Path) -> Verdict:
@@ -98,24 +138,97 @@ def _verdict_on_moved(place: Path) -> Verdict:
     return Verdict(place, (text,), "unfinished") if moved else Verdict(place, ())
 
 
-def _problems(record: Record) -> Iterator[str]:
-    for one in record.series:
-        if one.count != record.frame_count - one.step:
-            yield (
-                f"{one.count} {one.direction} fields of step {one.step} "
-                f"for {record.frame_count} frames"
+def _misfits(record: Record, checks: dict[str, Checks] | None) -> Iterator[str]:
+    """Files that are missing, or have another size than when they were written."""
+    counts = {template: one.count for one in record.series for template in one.files.values()}
+    if record.images is not None:
+        counts[record.images] = record.frame_count
+    for template, count in counts.items():
+        sizes = _file_sizes(record, template, count)
+        missing = [index for index, size in enumerate(sizes) if size is None]
+        if missing:
+            more = len(missing) - 1 + count - len(sizes)
+            yield f"{record.path}: {record.file_name(template, missing[0])}: file is missing" + (
+                f", and {more:,} more of {count:,}" if more else ""
             )
-        if one.ranges is not None and one.ranges.shape != (one.count, 2, 2):
-            yield f"{len(one.ranges)} ranges for {one.count} {one.direction} fields"
+        for index, size in enumerate(sizes):
+            written = size if checks is None else checks[template].size[index]
+            if size not in (None, written):
+                name = record.file_name(template, index)
+                yield (
+                    f"{record.path}: {name}: damaged or truncated: {size:,} bytes, was written "
+                    f"with {written:,}"
+                )
+
+
+def _file_sizes(record: Record, template: str, count: int) -> list[int | None]:
+    """The size of each file of a template; None for a missing one, MOST_MISSING at most."""
+    if record.places is not None:
+        return record.places[template][:, 2].tolist()
+    sizes: list[int | None] = []
+    missing = 0
+    for index in range(count):
+        file = os.path.normpath(record.path / record.file_name(template, index))
+        try:
+            sizes.append(os.stat(file).st_size)
+        except FileNotFoundError:
+            sizes.append(None)
+            missing += 1
+        if missing == MOST_MISSING:
+            break
+    return sizes
+
+
+def _wrong_tables(record: Record) -> Iterator[str]:
+    """Files of ranges, of layout twostreamfusion, that do not say what the sidecar says."""
+    for one in record.series:
+        x = one.files.get("x", "")
+        if one.ranges is None or not x.startswith("../"):
+            continue
+        folder = Path(os.path.normpath(record.path / record.file_name(x, 0))).parent
+        table = folder.with_name(folder.name + ".bin")
+        try:
+            found = read_plain_file(table, error=RecordError)
+        except FileNotFoundError:
+            yield f"{table}: file is missing"
+            continue
+        if found != one.ranges.astype("<f4").tobytes():
+            yield f"{table}: other ranges than in {SIDECAR}"
+
+
+def _damage(record: Record, checks: dict[str, Checks] | None) -> Iterator[str]:
+    """Files that differ from their checksums or do not decode."""
+    for one in record.series:
+        templates = list(one.files.values())
         for index in range(one.count):
             try:
-                fields = record.fields(index, 1, direction=one.direction, step=one.step)
-                if not np.isfinite(fields).all():
-                    yield f"{one.direction} field {index + 1} holds NaN or infinity"
-            except ValueError as error:
+                [(files, where)] = record.read_fields(one, [index])
+                _compare(files, templates, index, checks, where)
+                ranges = None if one.ranges is None else one.ranges[index]
+                field = formats.decode_field(files, record.format, record.size, ranges, where=where)
+                if not np.isfinite(field).all():
+                    yield f"{where[0]}: NaN or infinity in a field"
+            except (RecordError, ValueError) as error:
                 yield str(error)
-    for index in range(record.frame_count if record.has_frames else 0):
+    for index in range(record.frame_count if record.images else 0):
+        assert record.images is not None
+        where = [f"{record.path}: {record.file_name(record.images, index)}"]
         try:
-            record.frame(index)
+            files = record.read([(record.images, index)])
+            _compare(files, [record.images], index, checks, where)
+            formats.decode_image(files[0], record.size, cv2.IMREAD_COLOR, where=where[0])
         except RecordError as error:
             yield str(error)
+
+
+def _compare(
+    files: Sequence[formats.Data],
+    templates: Sequence[str],
+    index: int,
+    checks: dict[str, Checks] | None,
+    where: Sequence[str],
+) -> None:
+    """RecordError where the bytes of a file differ from its checksum."""
+    for data, template, name in zip(files, templates, where, strict=True):
+        if checks is not None and crc32(data) != checks[template].crc32[index]:
+            raise RecordError(f"{name}: damaged: its checksum does not agree")

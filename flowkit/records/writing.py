@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from time import perf_counter
@@ -30,7 +29,8 @@ from flowkit.records.ownership import (
     take_mark_away,
 )
 from flowkit.records.packing import member_files
-from flowkit.records.reading import FORMAT, SIDECAR, VERSION, open_record, read_sidecar
+from flowkit.records.reading import SIDECAR, open_record, read_sidecar
+from flowkit.records.sidecar import Checks, write_sidecar
 from flowkit.records.unfinished import WorkFolder
 from flowkit.series import Series
 
@@ -54,6 +54,11 @@ class RecordWriter:
             for one in series
         }
         self.ranges: dict[Series, list[formats.Ranges | None]] = {one: [] for one in series}
+        self.checks = {
+            template: Checks([], [])
+            for files in self.templates.values()
+            for template in files.values()
+        } | ({self.images: Checks([], [])} if storage.rgb else {})
         self.frame_count = 0
         self.size: tuple[int, int] = (0, 0)
         self.seconds = {"encode": 0.0, "write": 0.0}
@@ -77,6 +82,7 @@ class RecordWriter:
             start = perf_counter()
             data = formats.encode_image(frame, "jpg", self.storage.rgb_quality)
             self.seconds["encode"] += perf_counter() - start
+            self.checks[self.images].add(data)
             self._write(self.images % self.frame_count, data)
 
     def add_field(self, one: Series, field: np.ndarray) -> None:
@@ -101,6 +107,7 @@ class RecordWriter:
     def _add_files(self, one: Series, files: list[bytes], ranges: formats.Ranges | None) -> None:
         self.ranges[one].append(ranges)
         for template, data in zip(self.templates[one].values(), files, strict=True):
+            self.checks[template].add(data)
             self._write(template % len(self.ranges[one]), data)
 
     def commit(self, description: dict[str, Any], *, overwrite: bool = False) -> bool:
@@ -112,16 +119,13 @@ class RecordWriter:
         """
         start = perf_counter()
         sidecar = {
-            "format": FORMAT,
-            "version": VERSION,
             **description,
             "size": list(self.size),
             "frames": self.frame_count,
             "images": self.images if self.storage.rgb else None,
             "series": [self._describe(one) for one in self.series],
         }
-        text = json.dumps(sidecar, indent=1) + "\n"
-        self._path(SIDECAR).write_text(text, encoding="ascii")
+        write_sidecar(self._path(SIDECAR), sidecar, self.checks)
         try:
             self._finish_files()
             place = self.out / self.folder

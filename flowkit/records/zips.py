@@ -11,9 +11,11 @@ from pathlib import Path
 
 from zlib_ng.zlib_ng import crc32  # 10 times as fast as zlib's: checking cost LZ4 a quarter
 
-from flowkit.errors import RecordError
+from flowkit.documents import MOST_BYTES, open_plain_file, raise_read_error
+from flowkit.errors import ReadError, RecordError
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the local name and extra field
+MOST_HEADER = LOCAL_HEADER.size + 2 * 0xFFFF  # bytes before a member's data
 EPOCH = (1980, 1, 1, 0, 0, 0)  # one date for all members: the same record is the same bytes
 
 Place = tuple[int, int, int, int]  # a member's first byte, end, size of its data, CRC-32
@@ -31,10 +33,16 @@ def write_pack(path: Path, files: Iterable[tuple[str, Path]]) -> None:
 def list_members(path: Path) -> dict[str, Place]:
     """Where each member of a pack lies; RecordError if it is no zip or a member is compressed."""
     try:
-        with zipfile.ZipFile(path) as pack:
+        with open_plain_file(path, error=RecordError) as file, zipfile.ZipFile(file) as pack:
             infos = sorted(pack.infolist(), key=lambda info: info.header_offset)
             directory = pack.start_dir
-    except (OSError, zipfile.BadZipFile) as error:
+    except FileNotFoundError:
+        raise RecordError(f"{path}: no such pack") from None
+    except ReadError:
+        raise
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
+        if isinstance(error, RecordError):
+            raise
         raise RecordError(f"{path}: expected a stored zip ({error})") from error
     for info in infos:
         if info.compress_type != zipfile.ZIP_STORED:
@@ -49,10 +57,13 @@ def list_members(path: Path) -> dict[str, Place]:
     }
 
 
-def read_members(path: Path, wanted: Sequence[tuple[str, Sequence[int]]]) -> list[memoryview]:
+def read_members(
+    path: Path, wanted: Sequence[tuple[str, Sequence[int]]], *, most: int = MOST_BYTES
+) -> list[memoryview]:
     """The bytes of the `wanted` members, (name, place), by one open and one pread of neighbors.
 
     No handle is kept, so that it is safe from any thread and after any fork. CRC-32 is checked.
+    RecordError for a member of more than `most` bytes, before it is read.
     """
     runs: list[list[int]] = []  # [first byte, end] of members that lie side by side
     for begin, end in sorted({(begin, end) for _, (begin, end, *_) in wanted}):
@@ -60,11 +71,18 @@ def read_members(path: Path, wanted: Sequence[tuple[str, Sequence[int]]]) -> lis
             runs[-1][1] = end
         else:
             runs.append([begin, end])
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if any(end - begin > most + MOST_HEADER for _, (begin, end, *_) in wanted):
+        raise RecordError(f"{path}: expected members of at most {most:,} bytes")
     try:
-        spans = [memoryview(os.pread(handle, end - start, start)) for start, end in runs]
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            spans = [memoryview(os.pread(handle, end - start, start)) for start, end in runs]
+        finally:
+            os.close(handle)
+    except FileNotFoundError:
+        raise RecordError(f"{path}: no such pack") from None
+    except OSError as error:
+        raise_read_error(path, error, RecordError)
     starts = [start for start, _ in runs]
     members = []
     for name, (begin, _, size, crc) in wanted:

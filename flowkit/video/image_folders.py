@@ -47,7 +47,7 @@ def describe_groups(groups: Iterable[list[tuple[int, str]]]) -> str:
     return " and ".join(words) or "none"
 
 
-def image_size(data: bytes) -> tuple[int, int] | None:
+def image_size(data: bytes | memoryview) -> tuple[int, int] | None:
     """The size (H, W) that the header of an image declares; None if it is no JPEG, PNG or BMP."""
     from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin
 
@@ -58,7 +58,7 @@ def image_size(data: bytes) -> tuple[int, int] | None:
     }
     try:
         # Not Image.open, which has a limit of its own.
-        width, height = readers[data[:2]](BytesIO(data)).size
+        width, height = readers[bytes(data[:2])](BytesIO(data)).size
     except (KeyError, SyntaxError, OSError, ValueError):
         return None
     return height, width
