@@ -34,10 +34,10 @@ def verify(
     """Check that every record below a folder is as it was written.
 
     Compares every file with its checksum and decodes it: a record is sound, or it is listed with
-    what is wrong. A record from before checksums is at best complete. What a stopped run left behind
-    is listed, too. Exit status 1 if anything is. --delete-broken leaves what has no readable sidecar
-    of flowkit's, what holds other files, what could not be read just now, and the work of a run that
-    may be alive; the same flowkit extract makes again what was deleted.
+    what is wrong. A record from before checksums is at best complete. What a stopped run left
+    behind is listed, too. Exit status 1 if anything is. --delete-broken leaves what has no readable
+    sidecar of flowkit's, what holds other files, what could not be read just now, and the work of a
+    run that may be alive; the same flowkit extract makes again what was deleted.
     """
     from flowkit.records.reading import find_records
     from flowkit.records.verify import delete_broken as delete

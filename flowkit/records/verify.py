@@ -43,8 +43,9 @@ class Verdict:
     """What is wrong with what lies at `path`; nothing, for an empty tuple.
 
     "sound": every byte is as it was written; "complete": everything is there, but not all of it was
-    compared with a checksum; "broken": only doing it again can help; "unfinished": left
-    behind half way; "unreadable": the disk or the system did not give it, and it may be sound; "foreign": not flowkit's, where its unfinished work lies.
+    compared with a checksum; "broken": only doing it again can help; "unfinished": left behind half
+    way; "unreadable": the disk or the system did not give it, and it may be sound; "foreign": not
+    flowkit's, where its unfinished work lies.
     """
 
     path: Path
