@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flowkit.data.clips import VIEWS
+
 if TYPE_CHECKING:
     from flowkit.evaluation.scoring import TestViews
 
@@ -24,10 +26,12 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--views",
             "crops",
-            type=click.Choice(["ten", "center"]),
+            type=click.Choice(tuple(VIEWS)),
             default="ten",
             show_default=True,
-            help="Of each moment: corners and center and their flips, or the center alone.",
+            help="Of each moment: "
+            + "; ".join(f"{name}, {one.about}" for name, one in VIEWS.items())
+            + ".",
         ),
         click.option(
             "--average",

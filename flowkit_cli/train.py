@@ -6,11 +6,10 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from flowkit.data.clips import STREAMS
 from flowkit.errors import UsageError
 from flowkit_cli import output
 from flowkit_cli.record_options import (
@@ -30,11 +29,9 @@ from flowkit_cli.train_options import (
 from flowkit_cli.train_svm import svm
 
 if TYPE_CHECKING:
-    from flowkit.data.augment import Crops
     from flowkit.data.record_folders import RecordFolder
     from flowkit.data.splits import Split
     from flowkit.data.stacks import StackForm
-    from flowkit.networks.weights import FirstLayer
     from flowkit.training.distributed import Ranks
     from flowkit.training.jobs import Job, Machine
     from flowkit.training.log import Progress
@@ -42,36 +39,6 @@ if TYPE_CHECKING:
     from flowkit.training.sampling import Task
 
 LINE_S = 30  # between two lines of progress, but for those with held-out accuracy
-FULL_SIZE = {"cnn-m-2048": (256, 224)}  # networks that take no other
-
-
-class RecipeSetup(NamedTuple):
-    """What goes with a recipe and is no number of it; `sizes` are (short side, crop) in px."""
-
-    net: str
-    sizes: dict[str, tuple[int, int]]
-    crops: Crops
-    weights: str | None
-    mode: str
-    first_layer: FirstLayer
-
-
-RECIPE_SETUPS = {
-    "pretrained": RecipeSetup(
-        "efficientnet-lite0",
-        {"spatial": (256, 224), "temporal": (128, 112)},
-        "multi-scale",
-        "imagenet",
-        "last-layer",
-        "shared",
-    ),
-    "short": RecipeSetup(
-        "small", dict.fromkeys(STREAMS, (128, 112)), "random", None, "scratch", "averaged"
-    ),
-    "paper": RecipeSetup(
-        "cnn-m-2048", dict.fromkeys(STREAMS, (256, 224)), "random", None, "scratch", "averaged"
-    ),
-}
 
 
 @click.group()
@@ -290,13 +257,19 @@ def _form_text(form: StackForm | None) -> str:
 def _make_job(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -> Job:
     """The job that the options ask for."""
     from flowkit.data.augment import Augmentation
+    from flowkit.networks.table import net_facts
     from flowkit.training.jobs import Job
-    from flowkit.training.recipes import make_recipe
+    from flowkit.training.recipes import make_recipe, recipe_facts
 
-    setup = RECIPE_SETUPS[options["recipe"]]
+    setup = recipe_facts(options["recipe"])
     net = options["net"] or setup.net
-    short_side, crop = FULL_SIZE.get(net, setup.sizes[stream])
     numbers = {name: options[name] for name in RECIPE_NUMBERS if options[name] is not None}
+    short_side, crop = setup.sizes[stream]
+    if net != setup.net:  # its sizes and dropout, not those of the recipe's network
+        facts = net_facts(net)
+        short_side, crop = facts.size
+        if facts.dropout is not None:
+            numbers.setdefault("dropout", facts.dropout)
     if "drop_at" in numbers:
         numbers["drop_at"] = _read_steps(numbers["drop_at"])
     mode: Any = options["mode"] or ("fine-tune" if options["weights"] else setup.mode)

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from flowkit.training.recipes import SCHEDULES
+from flowkit.networks.table import NETS
+from flowkit.training.recipes import MODES, RECIPES, SCHEDULES
 from flowkit_cli.record_options import missing_option, record_options
 
 PATH = click.Path(path_type=Path)
@@ -83,20 +84,9 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option(
             "--net",
-            type=click.Choice(
-                [
-                    "cnn-m-2048",
-                    "vgg16",
-                    "resnet18",
-                    "resnet50",
-                    "inception-v3",
-                    "efficientnet-lite0",
-                    "efficientnet-lite1",
-                    "efficientnet-lite2",
-                    "small",
-                ]
-            ),
-            help="cnn-m-2048 is that of 2014.  [default: by --recipe]",
+            type=click.Choice(tuple(NETS)),
+            help="The network; another than the recipe's brings sizes and dropout of its own.  "
+            "[default: by --recipe]",
         ),
         click.option(
             "--weights",
@@ -107,7 +97,7 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--mode",
-            type=click.Choice(["scratch", "fine-tune", "last-layer", "two-phase"]),
+            type=click.Choice(MODES),
             help="What learns.  [default: fine-tune with --weights, else by --recipe]",
         ),
         click.option(
@@ -150,11 +140,10 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option(
             "--recipe",
-            type=click.Choice(["pretrained", "paper", "short"]),
+            type=click.Choice(tuple(RECIPES)),
             default="pretrained",
             show_default=True,
-            help="pretrained: efficientnet-lite0 from ImageNet; paper: the 2014 network and "
-            "schedule at full size; short: a small network from scratch.",
+            help="; ".join(f"{name}: {one.about}" for name, one in RECIPES.items()) + ".",
         ),
         click.option(
             "--passes",

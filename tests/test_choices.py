@@ -35,6 +35,22 @@ ROWS = {
         "from flowkit.data.stacks import STACKINGS\nSTACKINGS['made-up'] = 'upside down'",
         "train temporal",
     ),
+    "network": (
+        "from flowkit.networks.table import NETS\nNETS['made-up'] = NETS['small']",
+        "train spatial",
+    ),
+    "recipe": (
+        "from flowkit.training.recipes import RECIPES\nRECIPES['made-up'] = RECIPES['short']",
+        "train temporal",
+    ),
+    "views of an evaluation": (
+        "from flowkit.data.clips import VIEWS\nVIEWS['made-up'] = VIEWS['center']",
+        "eval",
+    ),
+    "views of a prediction": (
+        "from flowkit.data.clips import VIEWS\nVIEWS['made-up'] = VIEWS['center']",
+        "predict",
+    ),
     "fusion": (
         "from flowkit.scores.fusion import FUSIONS, Rule\n"
         "FUSIONS['made-up'] = Rule('whatever', combine=lambda stacked, fusion, names: stacked[0])",
@@ -68,3 +84,29 @@ def test_help_of_a_storage_choice_says_what_each_is():
     help = " ".join(done.stdout.split())
     assert "lz4: 8-bit planes, lossless, quick to read" in help
     assert "twostreamfusion: u/, v/ and jpegs_256/" in help
+
+
+def test_a_network_a_recipe_and_views_of_a_made_up_name_work(monkeypatch):
+    """What the library does by name it does by the row alone."""
+    from dataclasses import replace
+
+    import torch
+
+    from flowkit.data.clips import VIEWS, View, ViewSet
+    from flowkit.evaluation.scoring import TestViews
+    from flowkit.networks.streams import build_stream
+    from flowkit.networks.table import NETS
+    from flowkit.training.recipes import RECIPES, make_recipe
+
+    monkeypatch.setitem(NETS, "made-up", replace(NETS["small"], sides=(64, 64)))
+    net = build_stream("made-up", "temporal", {"main": 3}, channels=4)
+    assert net(torch.zeros(2, 4, 64, 64)).shape == (2, 3)
+    short = replace(RECIPES["short"].recipe, steps=7, drop_at=())
+    monkeypatch.setitem(RECIPES, "made-up", replace(RECIPES["short"], recipe=short))
+    assert make_recipe("made-up", "scratch").steps == 7
+
+    def whole(size, *, crop, short_side):
+        return [View(size, 0, 0, *size)]
+
+    monkeypatch.setitem(VIEWS, "made-up", ViewSet(1, "the whole frame", whole))
+    assert TestViews(crops="made-up").crops == "made-up"

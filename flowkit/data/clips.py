@@ -7,7 +7,7 @@ video of N frames has F = N - step fields; a clip of L fields covers the frames 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -177,6 +177,40 @@ def ten_views(
     frame = rescaled_size(size, short_side)
     places = _corners(frame, crop, crop)
     return [View(frame, *place, crop, crop, flip) for flip in (False, True) for place in places]
+
+
+def _center_views(size: tuple[int, int], *, crop: int, short_side: int) -> list[View]:
+    return [center_view(size, crop=crop, short_side=short_side)]
+
+
+@dataclass(frozen=True)
+class ViewSet:
+    """The views of a moment: how many, their crops in words, and what makes them."""
+
+    count: int
+    about: str
+    make: Callable[..., list[View]]
+
+
+# Of each moment of a test video; the names are what `TestViews.crops` may be.
+VIEWS = {
+    "ten": ViewSet(10, "corners and center and their flips", ten_views),
+    "center": ViewSet(1, "the center alone", _center_views),
+}
+
+
+def moment_views(
+    name: str, size: tuple[int, int], *, crop: int = CROP, short_side: int = SHORT_SIDE
+) -> list[View]:
+    """The views of VIEWS by name, of a video of `size` (H, W)."""
+    return view_set(name).make(size, crop=crop, short_side=short_side)
+
+
+def view_set(name: str) -> ViewSet:
+    """What VIEWS has of a name; UsageError names those there are."""
+    if name not in VIEWS:
+        raise UsageError(f"expected views {' or '.join(VIEWS)}, got {name!r}")
+    return VIEWS[name]
 
 
 def random_view(

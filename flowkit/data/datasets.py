@@ -7,7 +7,7 @@ number of workers, of processes, or on where a training was interrupted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +20,17 @@ from flowkit.data.clips import (
     MOMENTS,
     SHORT_SIDE,
     View,
-    center_view,
+    moment_views,
     random_clips,
     random_frames,
-    ten_views,
+    view_set,
 )
 from flowkit.data.inputs import TEMPORAL, Inputs, check_inputs, spaced_places
 from flowkit.data.plane_batches import PlaneClip, read_groups
 from flowkit.data.record_folders import Missing, RecordFolder, match_records
 from flowkit.data.splits import Split, Video
 from flowkit.data.stacks import flow_stack, flow_stacks
-from flowkit.errors import RecordError, SplitError, UsageError
+from flowkit.errors import RecordError, SplitError
 from flowkit.records.reading import Record
 
 
@@ -110,8 +110,8 @@ class TestClips(Dataset[dict[str, Any]]):
 
     Item `i` is moment ``i % moments`` of video ``i // moments``: a dict of ``"spatial"``, float32
     (V, 3, crop, crop), and ``"temporal"``, float32 (V, 2L, crop, crop) in px, as far as `inputs`
-    names them, and ``"video"``, the place in `videos`. `views`: "ten" (corners and center, and
-    their flips) or "center" (V = 1).
+    names them, and ``"video"``, the place in `videos`. `views` is a name of `clips.VIEWS`: "ten"
+    (corners and center, and their flips) or "center" (V = 1).
     """
 
     __test__ = False  # no test of pytest's
@@ -124,13 +124,12 @@ class TestClips(Dataset[dict[str, Any]]):
         inputs: Inputs = TEMPORAL,
         part: str = "test",
         moments: int = MOMENTS,
-        views: Literal["ten", "center"] = "ten",
+        views: str = "ten",
         crop: int = CROP,
         short_side: int = SHORT_SIDE,
         missing: Missing = "error",
     ) -> None:
-        if views not in ("ten", "center"):
-            raise UsageError(f"expected views ten or center, got {views!r}")
+        view_set(views)
         self.inputs = check_inputs(inputs)
         self.moments, self.views, self.crop, self.short_side = moments, views, crop, short_side
         self.videos, self.records, self.skipped = _open_all(split, part, records, missing)
@@ -160,9 +159,7 @@ class TestClips(Dataset[dict[str, Any]]):
         return sample
 
     def _views(self, record: Record) -> list[View]:
-        if self.views == "center":
-            return [center_view(record.size, crop=self.crop, short_side=self.short_side)]
-        return ten_views(record.size, crop=self.crop, short_side=self.short_side)
+        return moment_views(self.views, record.size, crop=self.crop, short_side=self.short_side)
 
 
 def start_worker(worker: int) -> None:

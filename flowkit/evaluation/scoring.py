@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from flowkit.data.augment import frame_input
-from flowkit.data.clips import MOMENTS, Clip, View, center_view, ten_views
+from flowkit.data.clips import MOMENTS, Clip, View, moment_views, view_set
 from flowkit.data.datasets import TestClips
 from flowkit.data.inputs import spaced_places
 from flowkit.data.origins import origin_of
@@ -49,21 +49,21 @@ Part = Literal["test", "heldout"]
 class TestViews:
     """How a video is asked: moments of equal spacing, crops of each, and what is averaged.
 
-    `crops`: "ten" (corners and center, and their flips) or "center". `average`: the mean of the
+    `crops` is a name of `clips.VIEWS`: "ten" (corners and center, and their flips) or "center".
+    `average`: the mean of the
     views' "softmax" scores or of their "logits".
     """
 
     __test__ = False  # no test of pytest's
 
     moments: int = MOMENTS
-    crops: Literal["ten", "center"] = "ten"
+    crops: str = "ten"
     average: Literal["softmax", "logits"] = "softmax"
 
     def __post_init__(self) -> None:
         if self.moments < 1:
             raise UsageError(f"expected at least one moment, got {self.moments}")
-        if self.crops not in ("ten", "center"):
-            raise UsageError(f"expected crops ten or center, got {self.crops!r}")
+        view_set(self.crops)
         if self.average not in ("softmax", "logits"):
             raise UsageError(f"expected an average of softmax or logits, got {self.average!r}")
 
@@ -157,7 +157,7 @@ class Scorer:
         checkpoint, views = self.checkpoint, self.views
         forms = [form for form in checkpoint.inputs.values() if form is not None]
         form = "".join(f", L = {form.length}" for form in forms)
-        shown = f"{views.moments} x {10 if views.crops == 'ten' else 1} views"
+        shown = f"{views.moments} x {view_set(views.crops).count} views"
         return {
             "kind": views.average,
             "stream": "+".join(checkpoint.inputs),
@@ -172,9 +172,7 @@ class Scorer:
 
     def _views(self, record: Record) -> list[View]:
         crop, short_side = self.checkpoint.crop, self.checkpoint.short_side
-        if self.views.crops == "center":
-            return [center_view(record.size, crop=crop, short_side=short_side)]
-        return ten_views(record.size, crop=crop, short_side=short_side)
+        return moment_views(self.views.crops, record.size, crop=crop, short_side=short_side)
 
     def _passes(self, record: Record) -> Iterator[_Pass]:
         """The distinct places of a record by the number that are read and asked together."""

@@ -20,7 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from flowkit.data.augment import RGB_MEAN, RGB_STD
-from flowkit.data.inputs import RGB_CHANNELS
+from flowkit.data.clips import Stream
 from flowkit.errors import InstallError, UsageError
 
 # (repeats, kernel side, stride, expansion, output channels) of the stages of lite0.
@@ -169,16 +169,18 @@ class Block(nn.Sequential):
         return x + super().forward(x) if self.is_residual else super().forward(x)
 
 
-def efficientnet_lite(name: str, channels: int, dropout: float) -> tuple[nn.Sequential, int]:
+def efficientnet_lite(
+    name: str, stream: Stream, channels: int, dropout: float
+) -> tuple[nn.Sequential, int]:
     """The trunk of a network of LITES with fresh weights, and how many features it gives.
 
-    Standardized frames of 3 channels, or flow stacks in px of any other number, float32
+    Standardized frames of the spatial stream or flow stacks in px of the temporal one, float32
     (B, channels, h, w) -> features (B, 1280). Fresh weights are normal with variance
     2 / (outputs x kernel area) of a filter's channel, as TensorFlow draws them.
     """
     lite = LITES[name]
     trunk = nn.Sequential()
-    trunk.add_module("pixels", FramePixels() if channels == RGB_CHANNELS else FlowPixels())
+    trunk.add_module("pixels", FramePixels() if stream == "spatial" else FlowPixels())
     trunk.add_module("stem", _layer(SameConv2d(channels, STEM_CHANNELS, 3, 2)))
     inputs, number = STEM_CHANNELS, 0
     for place, (repeats, kernel, stride, expansion, width) in enumerate(STAGES):

@@ -1,8 +1,8 @@
 """The networks of a stream: a trunk from an image or a flow stack to features, and heads on it.
 
 The 2014 network is CNN-M-2048 of Chatfield et al. 2014 (arXiv:1405.3531) as Simonyan & Zisserman
-2014 (arXiv:1406.2199, figure 1 and section 5) use it. The others are torchvision's, which only this
-module imports, and only for them.
+2014 (arXiv:1406.2199, figure 1 and section 5) use it. torchvision is imported here alone, and only
+for its networks. `networks.table` has the facts of each.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from torch import nn
 from flowkit.data.clips import STREAMS, Stream
 from flowkit.data.inputs import RGB_CHANNELS, Inputs, check_inputs, input_channels
 from flowkit.errors import InstallError, UsageError
-from flowkit.networks.efficientnet import LITES, efficientnet_lite
-
-NETS = ("cnn-m-2048", "vgg16", "resnet18", "resnet50", "inception-v3", *LITES, "small")
+from flowkit.networks.table import net_facts
 
 # Krizhevsky et al. 2012: k 2, size 5, beta 0.75, and alpha 1e-4 for each of the 5 elements summed;
 # PyTorch divides the sum by the size.
@@ -33,26 +31,6 @@ CNN_M_GAIN = 0.8
 HEAD_STD = 0.01  # of a head's fresh weights, as Krizhevsky et al. 2012: all classes start alike
 SMALL_WIDTHS = (32, 64, 128, 256)  # channels of the blocks of "small"
 GROUPS = 8  # channels are normalized by groups in "small": alike for a batch of any size
-
-# The trunk's first convolution, whose input channels follow the stream.
-FIRST_LAYER = {
-    "cnn-m-2048": "conv1",
-    "vgg16": "features.0",
-    "resnet18": "conv1",
-    "resnet50": "conv1",
-    "inception-v3": "Conv2d_1a_3x3.conv",
-    **dict.fromkeys(LITES, "stem.conv"),
-    "small": "block1.conv",
-}
-INPUT_SIDES = {  # px, the least and the largest that a network can take
-    "cnn-m-2048": (224, 224),  # full6 is made for a grid of 6x6
-    "vgg16": (32, 1024),
-    "resnet18": (32, 1024),
-    "resnet50": (32, 1024),
-    "inception-v3": (75, 1024),
-    **dict.fromkeys(LITES, (32, 1024)),
-    "small": (16, 1024),
-}
 
 
 class StreamNet(nn.Module):
@@ -156,11 +134,9 @@ def build_stream(
     full7 of the 2014 network and of VGG-16, before the heads of the others. UsageError for an
     unknown network, a task's name that is no word, or fewer than two classes.
     """
-    if name not in NETS or stream not in STREAMS:
-        raise UsageError(
-            f"expected a network of {', '.join(NETS)} and a stream of {' or '.join(STREAMS)}, "
-            f"got {name!r} and {stream!r}"
-        )
+    module, _, function = net_facts(name).home.partition(":")
+    if stream not in STREAMS:
+        raise UsageError(f"expected a stream of {' or '.join(STREAMS)}, got {stream!r}")
     if not 0 <= dropout < 1:
         raise UsageError(f"expected a dropout of at least 0 and below 1, got {dropout}")
     for task, classes in heads.items():
@@ -170,30 +146,14 @@ def build_stream(
             raise UsageError(f"task {task}: expected at least two classes, got {classes}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        trunk: nn.Module
-        match name:
-            case "cnn-m-2048":
-                trunk, features = _cnn_m_2048(stream, channels, dropout), 2048
-            case "small":
-                trunk, features = _small(channels, dropout), SMALL_WIDTHS[-1]
-            case lite if lite in LITES:
-                trunk, features = efficientnet_lite(name, channels, dropout)
-            case _:
-                trunk, features = _torchvision_trunk(name, channels, dropout)
+        make_trunk = getattr(importlib.import_module(module), function)
+        trunk, features = make_trunk(name, stream, channels, dropout)
         return StreamNet(name, trunk, features, heads)
 
 
 def count_parameters(net: nn.Module) -> int:
     """The number of parameters, whether they learn or not."""
     return sum(parameter.numel() for parameter in net.parameters())
-
-
-def check_input_side(name: str, side: int) -> None:
-    """UsageError if the network cannot take a square input of `side` px."""
-    least, largest = INPUT_SIDES[name]
-    if not least <= side <= largest:
-        expected = f"{least} px" if least == largest else f"at least {least} px"
-        raise UsageError(f"{name} takes a crop of {expected}, got {side} px")
 
 
 def widen_first_layer(weight: torch.Tensor, channels: int) -> torch.Tensor:
@@ -220,10 +180,9 @@ def torchvision_weights(net: str, name: str) -> tuple[dict[str, torch.Tensor], s
     They are fetched on first use and kept in torch's cache. UsageError where torchvision has none
     of that name or they can neither be found nor fetched.
     """
-    models = _torchvision_models()
-    if net in ("cnn-m-2048", "small", *LITES):
+    if net_facts(net).weights != "torchvision":
         raise UsageError(f"torchvision has no weights of {net}: name a file of them")
-    choices = models.get_model_weights(net.replace("-", "_"))
+    choices = _torchvision_models().get_model_weights(net.replace("-", "_"))
     if name not in choices.__members__:
         raise UsageError(
             f"expected a file of weights, or for {net} {', '.join(choices.__members__)}, got {name}"
@@ -240,7 +199,10 @@ def torchvision_weights(net: str, name: str) -> tuple[dict[str, torch.Tensor], s
     return state, cache
 
 
-def _cnn_m_2048(stream: Stream, channels: int, dropout: float) -> nn.Sequential:
+def cnn_m_2048(
+    name: str, stream: Stream, channels: int, dropout: float
+) -> tuple[nn.Sequential, int]:
+    """The trunk of the 2014 network: images (B, channels, 224, 224) -> features (B, 2048)."""
     layers: dict[str, nn.Module] = {
         "conv1": nn.Conv2d(channels, 96, 7, stride=2),
         "relu1": nn.ReLU(inplace=True),
@@ -271,11 +233,14 @@ def _cnn_m_2048(stream: Stream, channels: int, dropout: float) -> nn.Sequential:
     for name, layer in layers.items():
         trunk.add_module(name, layer)
         _init_normal(layer, CNN_M_GAIN)
-    return trunk
+    return trunk, 2048
 
 
-def _small(channels: int, dropout: float) -> nn.Sequential:
-    """A network for small data and CPUs: four blocks of a strided convolution, any input size."""
+def small(name: str, stream: Stream, channels: int, dropout: float) -> tuple[nn.Sequential, int]:
+    """A network for small data and CPUs: four blocks of a strided convolution, any input size.
+
+    Images (B, channels, h, w) -> features (B, 256).
+    """
     trunk = nn.Sequential()
     for number, width in enumerate(SMALL_WIDTHS, start=1):
         block = nn.Sequential()
@@ -288,10 +253,13 @@ def _small(channels: int, dropout: float) -> nn.Sequential:
     trunk.add_module("pool", nn.AdaptiveAvgPool2d(1))
     trunk.add_module("flatten", nn.Flatten())
     trunk.add_module("drop", nn.Dropout(dropout))
-    return trunk
+    return trunk, SMALL_WIDTHS[-1]
 
 
-def _torchvision_trunk(name: str, channels: int, dropout: float) -> tuple[nn.Module, int]:
+def torchvision_trunk(
+    name: str, stream: Stream, channels: int, dropout: float
+) -> tuple[nn.Module, int]:
+    """The trunk of a network of torchvision's, without its classifier, and its features."""
     models = _torchvision_models()
     match name:
         case "vgg16":
@@ -307,7 +275,7 @@ def _torchvision_trunk(name: str, channels: int, dropout: float) -> tuple[nn.Mod
             features = trunk.fc.in_features
             trunk.fc = nn.Identity()
     if channels != RGB_CHANNELS:
-        parent, _, child = FIRST_LAYER[name].rpartition(".")
+        parent, _, child = net_facts(name).first_layer.rpartition(".")
         owner = trunk.get_submodule(parent)
         old = owner.get_submodule(child)
         new = nn.Conv2d(

