@@ -125,13 +125,6 @@ WORKERS_A_CORE = 1.5  # with --gpu: some wait for the card
     metavar="0,1|all",
     help="The cards to spread the videos over; implies --gpu.  [default: 0]",
 )
-@click.option(
-    "--decoder",
-    type=click.Choice(["cpu", "nvdec"]),
-    default="cpu",
-    show_default=True,
-    help="nvdec: that of the first NVIDIA card, for its few codecs; a video of another one fails.",
-)
 def extract(
     inputs: tuple[str, ...],
     out: Path,
@@ -191,7 +184,6 @@ def extract(
         resize=options["resize"],
         storage=storage,
         keep_damaged=options["keep_damaged"],
-        decoder=options["decoder"],
         max_frame_mpx=options["max_frame_mpx"],
     )
     found = find_videos(inputs, root=root, stdin=sys.stdin.buffer, out=out)
@@ -215,8 +207,6 @@ def extract(
             else:
                 output.result(f"{source.path} -> {out / source.id}")
         return
-    if request.decoder == "nvdec" and todo:
-        _expect_card("--decoder nvdec")
 
     waiting = {source.id for source in todo}
     if as_json:
@@ -285,15 +275,6 @@ def _read_cards(gpus: str | None) -> list[int] | None:
     if not all(name.strip().isdecimal() for name in names):
         raise UsageError(f"--gpus: expected cards such as 0,1, or all, got {gpus!r}")
     return [int(name) for name in names]
-
-
-def _expect_card(option: str) -> None:
-    from flowkit.flow.cuda.device import count_cards
-
-    try:
-        count_cards()
-    except FlowkitError as error:
-        raise UsageError(f"{option}: {error}") from error
 
 
 def _open_cards(request: Request, cards: list[int] | None) -> FlowProcesses:

@@ -248,15 +248,6 @@ def test_without_a_card_gpu_is_an_error_that_says_why_before_any_work(workplace,
     assert not (workplace / "flow").exists()
 
 
-def test_without_a_card_its_decoder_is_an_error_before_any_work(workplace):
-    arguments = ("extract", "videos", "--decoder", "nvdec")
-    done = run(*arguments, cwd=workplace, env={"CUDA_VISIBLE_DEVICES": ""})
-    assert done.returncode == 2
-    last = done.stderr.decode().splitlines()[-1]
-    assert re.match(r"flowkit: error: --decoder nvdec: .*(driver|torch|card)", last), last
-    assert not (workplace / "flow").exists()
-
-
 def test_a_finished_run_is_finished_without_a_card(workplace):
     arguments = ("extract", "videos", *GPU)
     assert run(*arguments, cwd=workplace, program=PRETENDED).returncode == 0

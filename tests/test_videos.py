@@ -11,7 +11,6 @@ import av
 import av.logging
 import numpy as np
 import pytest
-import torch
 from made_videos import (
     SIZE,
     X264,
@@ -177,34 +176,6 @@ def test_one_frame_is_a_video(tmp_path):
     frames, video = read(write_video(tmp_path / "a.avi", moving_texture(1)))
     assert len(frames) == 1
     assert video.account == (1, 1)
-
-
-def test_a_card_that_cannot_decode_is_an_error_and_the_cpu_no_stand_in(tmp_path):
-    path = write_video(tmp_path / "a.gif", moving_texture(3), "gif", pixel_format="rgb8")
-    with pytest.raises(VideoError, match=r"NVDEC cannot decode it .*; --decoder cpu can"):
-        open_video(path, decoder="nvdec")
-
-
-@needs_x264
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a card is here")
-def test_without_a_card_its_decoder_opens_nothing(tmp_path):
-    path = write_video(tmp_path / "a.mp4", moving_texture(3), "libx264")
-    with pytest.raises(VideoError, match="it cannot be opened by NVDEC: "):
-        open_video(path, decoder="nvdec")
-
-
-@needs_x264
-@pytest.mark.gpu
-def test_on_a_card_its_decoder_gives_the_frames_of_the_cpu(tmp_path):
-    if not torch.cuda.is_available():
-        pytest.skip("no NVIDIA card that torch can use")
-    path = write_video(tmp_path / "a.mp4", moving_texture(30, size=(144, 176)), "libx264")
-    expected, _ = read(path)
-    with open_video(path, decoder="nvdec") as video:
-        got = list(video.frames())
-    assert video.account == (30, 30)
-    for image, wanted in zip(got, expected, strict=True):
-        assert np.abs(image.astype(int) - wanted).max() <= 2  # NV12 to BGR rounds otherwise
 
 
 # --- the account ----------------------------------------------------------------------------------

@@ -89,7 +89,6 @@ def extract_video(
         open_video(
             source.path,
             keep_damaged=request.keep_damaged,
-            decoder=request.decoder,
             max_frame_mpx=request.max_frame_mpx,
         ) as video,
         RecordWriter(out, source.id, request.storage, request.series, owner=owner) as writer,

@@ -19,7 +19,6 @@ from flowkit.video.image_folders import MAX_FRAME_MPX
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flowkit.video.decoding import Decoder
     from flowkit.video.reading import Video
 
 
@@ -29,8 +28,7 @@ class Request:
 
     `steps`: fields from every frame t to t + step, a series each; `backward`: also those from
     t + step to t, computed. `resize` as `target_size` takes it. `keep_damaged` makes a record of
-    the frames that a damaged video still gives, and says so in the sidecar. `decoder` is the CPU's
-    or "nvdec", that of an NVIDIA card, whose colors may differ by rounding. A video with frames of
+    the frames that a damaged video still gives, and says so in the sidecar. A video with frames of
     more than `max_frame_mpx` megapixels fails; the limit is no part of the identity.
     """
 
@@ -40,7 +38,6 @@ class Request:
     resize: str | None = None
     storage: Storage = field(default_factory=Storage)
     keep_damaged: bool = False
-    decoder: Decoder = "cpu"
     max_frame_mpx: float = MAX_FRAME_MPX
 
     def __post_init__(self) -> None:
@@ -65,7 +62,6 @@ class Request:
                     "resize": self.resize,
                     **self.storage.identity(),
                     "keep_damaged": self.keep_damaged,
-                    **({} if self.decoder == "cpu" else {"decoder": self.decoder}),
                 }
             )
         )

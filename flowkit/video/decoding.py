@@ -16,12 +16,11 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import av
 import av.logging
 import numpy as np
-from av.codec.hwaccel import HWAccel
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Disposition
@@ -31,8 +30,6 @@ from av.video.stream import VideoStream
 
 from flowkit.errors import VideoError
 from flowkit.video.image_folders import MAX_FRAME_MPX
-
-Decoder = Literal["cpu", "nvdec"]
 
 MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # as FFmpeg calls the family
 
@@ -70,7 +67,6 @@ class Findings:
 def open_stream(
     path: Path,
     findings: Findings,
-    decoder: Decoder = "cpu",
     *,
     max_frame_mpx: float = MAX_FRAME_MPX,
 ) -> tuple[InputContainer, VideoStream]:
@@ -82,13 +78,9 @@ def open_stream(
     """
     container = None
     log: list[tuple[str, str]] = []
-    # A card that cannot decode a codec is an error: nothing is decoded elsewhere than was asked.
-    card = HWAccel("cuda", allow_software_fallback=False) if decoder == "nvdec" else None
     try:
         with _ffmpeg_errors() as log:
-            container = av.open(
-                str(path), container_options=OPENING, metadata_errors="replace", hwaccel=card
-            )
+            container = av.open(str(path), container_options=OPENING, metadata_errors="replace")
         findings.damage += [
             f"FFmpeg says on opening: {words}"
             for name, words in log
@@ -103,12 +95,7 @@ def open_stream(
                 f"{unfit[0]!r}: playlists, lists of files, streams and text are not opened"
             ) from error
         reason = "; ".join([_words(error), *findings.damage])
-        by_card = " by NVDEC" if card else ""
-        raise VideoError(
-            f"{path}: expected a video, but it cannot be opened{by_card}: {reason}"
-        ) from error
-    except RuntimeError as error:  # PyAV's, of a codec that NVDEC does not have
-        raise VideoError(f"{path}: NVDEC cannot decode it ({error}); --decoder cpu can") from error
+        raise VideoError(f"{path}: expected a video, but it cannot be opened: {reason}") from error
     except VideoError:
         if container is not None:
             container.close()

@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 
 from flowkit.errors import VideoError
 from flowkit.video.containers import signs_of_loss
-from flowkit.video.decoding import Decoder, Findings, check_size, decode_images, open_stream
+from flowkit.video.decoding import Findings, check_size, decode_images, open_stream
 from flowkit.video.image_folders import (
     MAX_FRAME_MPX,
     describe_groups,
@@ -126,7 +126,6 @@ def open_video(
     path: str | os.PathLike[str],
     *,
     keep_damaged: bool = False,
-    decoder: Decoder = "cpu",
     max_frame_mpx: float = MAX_FRAME_MPX,
 ) -> Video:
     """Open the video file, or the folder of numbered images, at `path`; no other file is opened.
@@ -134,23 +133,22 @@ def open_video(
     VideoError if there is none, if it is a list of other files, if it has no video stream, if its
     codec is unknown, if its frames have more than `max_frame_mpx` megapixels (seen before one is
     decoded), or if not one frame can be decoded. With `keep_damaged`, damage is no error but a line
-    in `Video.damage`. The `decoder` "nvdec" is that of an NVIDIA card; images of a folder are
-    decoded on the CPU anyhow.
+    in `Video.damage`.
     """
     place = Path(os.path.abspath(path))  # FFmpeg reads a relative "a:b.avi" as protocol "a"
     if place.is_dir():
         return _open_folder(place, keep_damaged, max_frame_mpx)
     if not place.is_file():
         raise VideoError(f"{place}: expected a video file or a folder of frames, found neither")
-    return _open_file(place, keep_damaged, decoder, max_frame_mpx)
+    return _open_file(place, keep_damaged, max_frame_mpx)
 
 
-def _open_file(path: Path, keep_damaged: bool, decoder: Decoder, max_frame_mpx: float) -> Video:
+def _open_file(path: Path, keep_damaged: bool, max_frame_mpx: float) -> Video:
     try:
         findings = Findings(damage=signs_of_loss(path))
     except OSError as error:
         raise VideoError(f"{path}: cannot be read: {error.strerror}") from error
-    container, stream = open_stream(path, findings, decoder, max_frame_mpx=max_frame_mpx)
+    container, stream = open_stream(path, findings, max_frame_mpx=max_frame_mpx)
     images = decode_images(container, stream, findings, max_frame_mpx)
     return Video(path, images, findings, fps=_frame_rate(stream), keep_damaged=keep_damaged)
 
