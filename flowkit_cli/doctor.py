@@ -83,16 +83,16 @@ def _show(facts: Facts) -> None:
         _section("Pairs/s at 340x256, one process", _speeds(facts))
     _heading("To mend" if facts.problems else "Nothing to mend")
     for problem in facts.problems:
-        mark = click.style("stops extract", fg="red") if problem.stops else "note"
-        output.result(f"  {mark}: {problem.what}")
+        mark, style = ("stops extract", {"fg": "red"}) if problem.stops else ("note", {})
+        output.result(f"  {mark}: {problem.what}", **style)
         output.result(f"      -> {problem.mend}")
     output.result("")
-    output.result(_verdict(facts))
+    output.result(_verdict(facts), bold=True, fg="green" if facts.can_extract else "red")
 
 
 def _heading(title: str) -> None:
     output.result("")
-    output.result(click.style(title, bold=True))
+    output.result(title, bold=True)
 
 
 def _section(title: str, rows: list[tuple[str, str]]) -> None:
@@ -162,6 +162,6 @@ def _speeds(facts: Facts) -> list[tuple[str, str]]:
 
 def _verdict(facts: Facts) -> str:
     if not facts.can_extract:
-        return click.style("flowkit extract cannot run here yet.", fg="red", bold=True)
+        return "flowkit extract cannot run here yet."
     workers = output.count(facts.machine.usable_cores, "worker")
-    return click.style(f"flowkit extract can run here, with {workers}.", fg="green", bold=True)
+    return f"flowkit extract can run here, with {workers}."

@@ -38,5 +38,7 @@ def export(run: Path, format: Literal["onnx", "torchscript"], out: Path | None) 
     from flowkit.networks.export import ENDINGS, export_net
 
     out = out or checkpoint_path(run).with_suffix(ENDINGS[format])
+    kind = "an ONNX file" if format == "onnx" else "a TorchScript file"
+    output.check_out("--out", out, kind, [run])
     difference = export_net(run, out, format=format)
-    output.result(f"{run} -> {out}; outputs agree to {difference:.2g}")
+    output.wrote(f"{run} -> {out}; outputs agree to {difference:.2g}")

@@ -186,7 +186,7 @@ def extract(
         keep_damaged=options["keep_damaged"],
         max_frame_mpx=options["max_frame_mpx"],
     )
-    found = find_videos(inputs, root=root, stdin=sys.stdin.buffer, out=out)
+    found = find_videos(inputs, root=root, stdin=output.stdin(), out=out)
     sources = list(found.sources) if share is None else take_shard(found.sources, *share)
     todo = plan(sources, out, request, overwrite=overwrite)
     if workers is None:
@@ -215,6 +215,7 @@ def extract(
                 output.json_line(_event(source, "skipped"))
     totals = Totals(len(sources) - len(todo), len(todo), workers)
     with (
+        output.Failures(failures, [*inputs, *(one.path for one in sources)]) as failed,
         _flow_processes(request, cards) if on_cards and todo else nullcontext() as processes,
         output.Progress(len(todo)) as progress,
     ):
@@ -235,17 +236,14 @@ def extract(
             totals.add(outcome)
             if outcome.status == "failed":
                 progress.line(f"failed: {outcome.source.path}: {outcome.reason}")
+                failed.add(outcome.source.path, outcome.reason)
             elif outcome.extracted and outcome.extracted.damage:
                 progress.line(f"damaged: {outcome.source.path}: {outcome.extracted.damage}")
+            else:
+                output.detail(f"done: {outcome.source.path} ({outcome.frames:,} frames)")
             if as_json:
                 output.json_line(_event(outcome.source, outcome.status, outcome))
         totals.end(processes)
-    if failures:
-        failures.write_text(
-            "".join(f"{one.source.path}\t{one.reason}\n" for one in totals.failed),
-            encoding="utf-8",
-            errors="surrogateescape",
-        )
     output.say(totals.summary())
     if as_json:
         output.json_line(totals.event())

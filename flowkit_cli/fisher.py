@@ -94,6 +94,7 @@ def fit(
         maker="flowkit trajectories",
     )
     output.say(f"{output.count(len(records), 'training video')} of split {split.name}")
+    output.check_out("--out", out, "flowkit's .npz", records.values())
     found = fit_codebooks(
         split, records, gaussians=gaussians, sample=sample, seed=seed, report=output.say
     )
@@ -141,12 +142,16 @@ def encode(
         f"{found.length:,} numbers to {out} with {output.count(workers, 'worker')}"
     )
     failed, empty = [], 0
-    with output.Progress(len(todo)) as progress:
+    with (
+        output.Failures(failures, [codebook, *records.values()]) as told,
+        output.Progress(len(todo)) as progress,
+    ):
         for one in encode_records(todo, records, out, codebook, workers=workers):
             progress.finished(failed=bool(one.reason))
             if one.reason:
                 failed.append(one)
                 progress.line(f"failed: {records[one.id]}: {one.reason}")
+                told.add(records[one.id], one.reason)
             elif not one.tracks:
                 empty += 1
                 progress.line(f"zero vector: {records[one.id]}: no tracks")
@@ -155,9 +160,6 @@ def encode(
                     "status": "done", "tracks": one.tracks,
                 }  # fmt: skip
                 output.json_line({"video": one.id, **status})
-    if failures:
-        lines = [f"{records[one.id]}\t{one.reason}\n" for one in failed]
-        failures.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
     done, skipped = len(todo) - len(failed), len(records) - len(todo)
     output.say(
         f"{done:,} done, {skipped:,} there already, {len(failed):,} failed; "

@@ -119,8 +119,8 @@ def fuse(
     out = out or runs / "fused" / "scores-test.npz"
     fitted = fitted or out.with_name("fusion.npz")
     paths = [files[name] for name in streams]
-    if out.resolve() in [path.resolve() for path in paths]:
-        raise UsageError(f"--out {out} would replace the scores of a stream")
+    output.check_out("--out", out, "flowkit's .npz", paths)
+    output.check_out("--fitted", fitted, "flowkit's .npz", [*paths, out])
     output.say(f"read {', '.join(map(str, paths))}")
     fusion = _make_fusion(method, streams, paths, **options)
     fused = fusions.fuse(streams, fusion)

@@ -40,14 +40,14 @@ def info(records: tuple[Path, ...], as_json: bool) -> None:
                 raise RecordError(f"{given}: no flow records there: flowkit extract makes them")
         except FlowkitError as error:
             paths, failed = [], True
-            output.say(f"flowkit: error: {error}")
+            output.error(f"flowkit: error: {error}")
         for path in paths:
             try:
                 record = open_record(path)
                 output.json_line(_event(record)) if as_json else output.result(_line(record))
             except FlowkitError as error:  # one odd record never hides the others
                 failed = True
-                output.say(f"flowkit: error: {error}")
+                output.error(f"flowkit: error: {error}")
     if failed:
         sys.exit(1)
 

@@ -10,6 +10,7 @@ import click
 
 import flowkit
 from flowkit.errors import FlowkitError, InstallError, UsageError
+from flowkit_cli import output
 
 # name -> what `flowkit --help` says of it; the command is in flowkit_cli/<name>.py and is imported
 # only when it is run, so that help comes at once.
@@ -46,7 +47,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"flowkit_cli.{cmd_name}")
-        return getattr(module, cmd_name)
+        return _with_level(getattr(module, cmd_name))
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands for --help, without importing any."""
@@ -54,24 +55,72 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+def _set_level(context: click.Context, option: click.Parameter, value: int) -> None:
+    """What -q and -v mean: before and behind the command the same, and both together the more."""
+    name = option.name or ""
+    before = 0 if context.parent is None else getattr(output, name)
+    setattr(output, name, max(before, int(value)))
+    level = logging.ERROR if output.quiet else logging.INFO
+    logging.getLogger("flowkit").setLevel(logging.DEBUG if output.verbose > 1 else level)
+
+
+LEVEL_OPTIONS = {
+    "verbose": {"count": True, "help": "Say more; twice: tracebacks of failures, too."},
+    "quiet": {"is_flag": True, "help": "Say errors only."},
+}
+
+
+def _level_options(*, hidden: bool) -> list[click.Option]:
+    return [
+        click.Option(
+            [f"-{name[0]}", f"--{name}"],
+            expose_value=False,
+            callback=_set_level,
+            hidden=hidden,
+            **facts,  # type: ignore[arg-type]
+        )
+        for name, facts in LEVEL_OPTIONS.items()
+    ]
+
+
+def _with_level(command: click.Command) -> click.Command:
+    """The command, which takes -q and -v as the group does; once, for it may be asked for again."""
+    if not any(option.name in LEVEL_OPTIONS for option in command.params):
+        command.params += _level_options(hidden=True)
+    if isinstance(command, click.Group):
+        for one in command.commands.values():
+            _with_level(one)
+    return command
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(flowkit.__version__, prog_name="flowkit")
-@click.option("-v", "--verbose", count=True, help="Say more; twice: tracebacks of failures, too.")
-@click.option("-q", "--quiet", is_flag=True, help="Say errors only.")
-def cli(verbose: int, quiet: bool) -> None:
+def cli() -> None:
     """Optical flow for action recognition, from a folder of videos to a two-stream model.
 
     \b
     flowkit extract videos/                    -> flow/<class>/<video>/
     flowkit view flow/jump/a --out a.mp4       -> look at it
     """
-    level = logging.DEBUG if verbose > 1 else logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(format="flowkit: %(message)s", stream=sys.stderr)
-    logging.getLogger("flowkit").setLevel(logging.ERROR if quiet else min(level, logging.INFO))
+
+
+cli.params += _level_options(hidden=False)
+
+
+class _Formatter(logging.Formatter):
+    """Messages that name files, without their control characters; tracebacks keep their lines."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return super().format(record).translate(output.ESCAPED_BUT_LINES)
 
 
 def main() -> None:
     """Run the command line; the exit status is 0, 1 (some failed), 2 (usage), 75 or 130."""
+    output.open_closed_streams()
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("flowkit: %(message)s"))
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("flowkit").setLevel(logging.INFO)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     from flowkit.workers.signals import Stopped, stop_signals
@@ -80,20 +129,19 @@ def main() -> None:
         with stop_signals():
             cli(prog_name="flowkit")
     except Stopped as stopped:
-        print(f"flowkit: {stopped}", file=sys.stderr)
+        output.error(f"flowkit: {stopped}")
         sys.exit(stopped.status)
     except FlowkitError as error:
-        print(f"flowkit: error: {error}", file=sys.stderr)
+        output.error(f"flowkit: error: {error}")
         sys.exit(2 if isinstance(error, UsageError | InstallError) else 1)
     except OSError as error:
-        print(f"flowkit: error: {error}", file=sys.stderr)
+        output.error(f"flowkit: error: {error}")
         sys.exit(1)
     except Exception as error:
         logging.getLogger("flowkit").debug("traceback", exc_info=True)
-        print(
+        output.error(
             f"flowkit: internal error: {type(error).__name__}: {error} "
-            "(flowkit -vv shows the traceback)",
-            file=sys.stderr,
+            "(flowkit -vv shows the traceback)"
         )
         sys.exit(1)
 

@@ -67,7 +67,8 @@ failures_option = click.option(
     "--failures",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write each failed video and the reason here, a line each, separated by a tab.",
+    help="Write each failed video here as it fails, a line each: path, tab, reason. The next run "
+    "takes a .txt or .tsv of them as a list.",
 )
 
 

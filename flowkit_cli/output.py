@@ -1,25 +1,83 @@
-"""The only writer of standard output and of progress: bars, quiet lines, JSON lines."""
+"""The only writer of standard output and of progress, and what may be written where it is asked.
+
+Names of files may hold anything: no control character of theirs reaches the terminal.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from typing import Any
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import click
 
+from flowkit.documents import is_record, sync
+from flowkit.errors import UsageError
+
 QUIET_LINE_S = 30  # between two lines of progress where no terminal shows a bar
+CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029]  # of ASCII and Latin-1; line ends
+TURNS = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]  # to right-to-left writing, and back
+ESCAPED = {
+    code: {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(chr(code))
+    or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
+    for code in [*CONTROLS, *TURNS]
+}
+ESCAPED_BUT_LINES = {code: text for code, text in ESCAPED.items() if code != ord("\n")}
+
+quiet, verbose = 0, 0  # how often -q and -v were given: errors only, and more
+
+
+def open_closed_streams() -> None:
+    """Give a program that was started without standard streams ones that lead nowhere.
+
+    Else the next file that it opens takes the number of the missing one, and is written to.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+
+
+def stdin() -> BinaryIO:
+    """Standard input as bytes."""
+    return sys.stdin.buffer
 
 
 def say(text: str) -> None:
-    """One line for the person at the terminal, on standard error."""
-    click.echo(text, err=True)
+    """A line for the person at the terminal, on standard error; not with -q."""
+    if not quiet:
+        click.echo(text.translate(ESCAPED_BUT_LINES), err=True)
 
 
-def result(text: str) -> None:
-    """One line of a command's result, on standard output."""
-    click.echo(text)
+def detail(text: str) -> None:
+    """A line that is said with -v only."""
+    if verbose:
+        say(text)
+
+
+def error(text: str) -> None:
+    """One line, whatever names are in it, of what has failed, on standard error."""
+    click.echo(text.translate(ESCAPED), err=True)
+
+
+def result(text: str, **style: Any) -> None:
+    """Lines of a command's result, on standard output; in a style of `click.style`."""
+    text = text.translate(ESCAPED_BUT_LINES)
+    click.echo(click.style(text, **style) if style else text)
+
+
+def wrote(text: str) -> None:
+    """A line on standard output of what was written; not with -q."""
+    if not quiet:
+        result(text)
 
 
 def json_line(value: dict[str, Any]) -> None:
@@ -41,14 +99,106 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def _is_zip_with(member: str) -> Callable[[Path], bool]:
+    def test(path: Path) -> bool:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return any(name.endswith(member) for name in archive.namelist())
+        except (zipfile.BadZipFile, OSError):
+            return False
+
+    return test
+
+
+def _begins(*beginnings: bytes, at: int = 0) -> Callable[[Path], bool]:
+    def test(path: Path) -> bool:
+        with path.open("rb") as file:
+            return file.read(at + max(map(len, beginnings)))[at:].lower().startswith(beginnings)
+
+    return test
+
+
+def _is_failures(path: Path) -> bool:
+    with path.open("rb") as file:
+        return all(b"\t" in line for line in file.read(1 << 16).splitlines())
+
+
+KINDS: dict[str, Callable[[Path], bool]] = {  # of files that commands write, by what is in them
+    "a page (.html)": _begins(b"<!doctype html"),
+    "flowkit's .npz": _is_zip_with("meta.npy"),
+    "an array (.npy)": _begins(b"\x93numpy"),
+    "an ONNX file": _begins(b"\x08"),  # field 1 of the protocol buffer: the version
+    "a TorchScript file": _is_zip_with("/data.pkl"),
+    "a split (.json)": _begins(b'{\n  "format": "flowkit split"'),
+    "a .png": _begins(b"\x89png"),
+    "a .gif": _begins(b"gif8"),
+    "a .mp4": _begins(b"ftyp", at=4),
+    "a list of failures": _is_failures,
+}
+
+
+def check_out(option: str, out: Path, kind: str, inputs: Iterable[str | Path] = ()) -> None:
+    """UsageError where writing `out` would replace an input, or a file that is not of this kind.
+
+    Or put a file into a flow record, which is flowkit's as long as there is nothing else in it.
+    """
+    if out.is_file():
+        status = out.stat()
+        for one in inputs:
+            if os.path.exists(one) and os.path.samestat(status, os.stat(one)):
+                raise UsageError(f"{option} {out}: is an input, and would be replaced")
+        if status.st_size and not KINDS[kind](out):
+            raise UsageError(
+                f"{option} {out}: there is a file that is not {kind}; move it away, or choose "
+                "another name"
+            )
+    elif out.is_dir():
+        raise UsageError(f"{option} {out}: expected the name of a file, got a folder")
+    if is_record(out.parent):
+        raise UsageError(f"{option} {out}: lies in a flow record, which holds its own files only")
+
+
+class Failures:
+    """The file of --failures: opened before any work, and a line in it for each failed video.
+
+    A line is path, tab, reason. Backslashes and control characters of both are escaped, so that a
+    list of paths, which such a file is for the next run, has one line for each. A context manager.
+    """
+
+    def __init__(self, path: Path | None, inputs: Iterable[str | Path]) -> None:
+        self.path, self.file = path, None
+        if path is None:
+            return
+        check_out("--failures", path, "a list of failures", inputs)
+        try:
+            self.file = path.open("w", encoding="utf-8", errors="surrogateescape")
+        except OSError as problem:
+            raise UsageError(f"--failures {path}: cannot be written: {problem.strerror}") from None
+
+    def __enter__(self) -> Failures:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.file is not None and self.path is not None:
+            self.file.close()
+            sync(self.path)
+
+    def add(self, path: Path, reason: str) -> None:
+        """Write a line, at once."""
+        if self.file is not None:
+            texts = [text.replace("\\", "\\\\").translate(ESCAPED) for text in (str(path), reason)]
+            self.file.write("\t".join(texts) + "\n")
+            self.file.flush()
+
+
 class Progress:
     """Progress over videos on standard error: a bar on a terminal, else a line now and then."""
 
-    def __init__(self, total: int, *, quiet: bool = False) -> None:
+    def __init__(self, total: int) -> None:
         from tqdm import tqdm
 
         tqdm.monitor_interval = 0  # no thread beside this one: workers are forked
-        self.total, self.quiet = total, quiet
+        self.total, self.quiet = total, bool(quiet)
         self.videos = self.failed = 0
         self.frames = 0  # of all videos
         self._frames_of: dict[str, int] = {}
@@ -76,7 +226,7 @@ class Progress:
 
     def line(self, text: str) -> None:
         """A line that does not tear the bar."""
-        self.bar.write(text, file=sys.stderr)
+        self.bar.write(text.translate(ESCAPED), file=sys.stderr)
 
     def _show(self) -> None:
         elapsed = time.monotonic() - self.start

@@ -90,6 +90,7 @@ def predict(
         asked = iter(named := list(asked))
         if len(named) != 1:
             raise UsageError(f"--out shows one video, got {len(named)}")
+        output.check_out("--out", out, "a .mp4", [*videos, *(path for path, _ in named)])
     predictor = _make_predictor(spatial, temporal, fusion, runs, options)
     failed = 0
     for path, problem in asked:
@@ -106,7 +107,7 @@ def predict(
             failed += 1
             log.debug("%s", path, exc_info=True)
             reason = f"{error or type(error).__name__}".removeprefix(f"{path}: ")
-            output.say(f"failed: {path}: {reason}")
+            output.error(f"failed: {path}: {reason}")
             if as_json:
                 output.json_line({"video": path, "status": "failed", "reason": reason})
             continue
@@ -184,7 +185,7 @@ def _find(videos: tuple[str, ...]) -> Iterator[tuple[str, Exception | None]]:
             if name != "-":
                 yield name
                 continue
-            for line in sys.stdin.buffer:
+            for line in output.stdin():
                 if text := os.fsdecode(line).rstrip("\r\n"):
                     yield text
 

@@ -71,6 +71,8 @@ def report(
     from flowkit.scores.files import find_scores
 
     files = find_scores(scores or [runs])
+    out = out or runs / "report.html"
+    output.check_out("--out", out, "a page (.html)", files)
     reports = evaluate_files(files, method=method)
     if records is None and Path("flow").is_dir():
         records = Path("flow")
@@ -83,7 +85,6 @@ def report(
         mistakes=mistakes,
         sources=[str(path) for path in files],
     )
-    out = out or runs / "report.html"
     write_page(out, page(reports, extras))
     if as_json:
         output.json_line({**report_json(reports), "page": str(out)})

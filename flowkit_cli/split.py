@@ -127,6 +127,7 @@ def make(
 
     if out.exists() and not overwrite:
         raise UsageError(f"{out}: there is a split already: --overwrite replaces it")
+    output.check_out("--out", out, "a split (.json)", [source, *filter(None, (test_list, classes))])
     match kind:
         case "ucf101":
             made = ucf101_split(source, number)

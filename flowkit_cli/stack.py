@@ -68,12 +68,13 @@ def stack(
     from flowkit.data.stacks import StackForm, flow_stack
     from flowkit.documents import replacing
 
+    output.check_out("--out", out, "an array (.npy)", [record])
     form = StackForm(length, stacking, bidirectional, mean_subtract, step)
     opened = RecordFolder(record.parent, layout, bound, zero).open(record)
     clip = chosen_clip(str(record), opened.field_count("forward", step), length, start, step=step)
     stacked = flow_stack(opened, clip, form=form)
     with replacing(out) as part, part.open("wb") as file:
         np.save(file, stacked)
-    output.result(
+    output.wrote(
         f"{out}: float32 {stacked.shape}, frames {start} to {start + length * step} of {record}"
     )

@@ -129,7 +129,7 @@ def trajectories(
         max_frame_mpx=max_frame_mpx,
     )
     share = read_shard(shard) if shard else None
-    found = find_videos(inputs, root=root, stdin=sys.stdin.buffer)
+    found = find_videos(inputs, root=root, stdin=output.stdin())
     sources = list(found.sources) if share is None else take_shard(found.sources, *share)
     todo = plan_tracks(sources, out, request, overwrite=overwrite)
     workers = workers or cores()
@@ -155,7 +155,10 @@ def trajectories(
                 output.json_line(_event(source, "skipped"))
     totals = _Totals(len(sources) - len(todo), len(todo), workers)
     least = request.parameters.track_length + 1
-    with output.Progress(len(todo)) as progress:
+    with (
+        output.Failures(failures, [*inputs, *(one.path for one in sources)]) as failed,
+        output.Progress(len(todo)) as progress,
+    ):
         for outcome in extract_tracks(
             todo, out, request, workers=workers, timeout_s=timeout_s, overwrite=overwrite
         ):
@@ -164,16 +167,12 @@ def trajectories(
                 continue
             progress.finished(failed=outcome.status == "failed")
             totals.add(outcome)
+            if outcome.status == "failed":
+                failed.add(outcome.source.path, outcome.reason)
             if line := _told(outcome, least):
                 progress.line(line)
             if as_json:
                 output.json_line(_event(outcome.source, outcome.status, outcome))
-    if failures:
-        failures.write_text(
-            "".join(f"{one.source.path}\t{one.reason}\n" for one in totals.failed),
-            encoding="utf-8",
-            errors="surrogateescape",
-        )
     output.say(totals.summary())
     if as_json:
         output.json_line(totals.event())

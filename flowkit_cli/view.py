@@ -70,8 +70,10 @@ def view(
     flowkit view flow/jump/a --out a.mp4
     flowkit view flow/jump/a --out a.png --moments 12 --style arrows
     """
-    from flowkit.pictures.sheets import Look, write_view
+    from flowkit.pictures.sheets import ENDINGS, Look, write_view
     from flowkit.records.reading import open_record
 
+    if out.suffix.lower() in ENDINGS:  # else an error of `write_view`
+        output.check_out("--out", out, f"a {out.suffix.lower()}", [record])
     write_view(open_record(record), out, Look(**look), moments=moments, columns=columns, fps=fps)
-    output.result(f"{record} -> {out}")
+    output.wrote(f"{record} -> {out}")

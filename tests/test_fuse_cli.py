@@ -169,7 +169,7 @@ def test_fitting_on_the_test_part_is_refused(project):
         (("--method", "weighted", "--weights", "1,2"), "such as spatial=1,temporal=1.5"),
         (("--method", "weighted", "--weights", "a=x"), "such as spatial=1,temporal=1.5"),
         (("runs/spatial",), "scores of two streams or more to fuse, got runs/spatial/scores-test"),
-        (("--out", "runs/spatial/scores-test.npz"), "would replace the scores of a stream"),
+        (("--out", "runs/spatial/scores-test.npz"), "is an input, and would be replaced"),
         (
             ("--method", "svm", "--fit-on", "runs/spatial"),
             "expected scores of the streams spatial, temporal to fit on, got spatial",

@@ -238,6 +238,9 @@ def find_records(folder: str | os.PathLike[str]) -> Iterator[Path]:
     folder = Path(folder)
     if not folder.is_dir() and folder.suffix != ".zip":
         raise RecordError(f"{folder}: no such folder of flow records: flowkit extract makes one")
+    if os.path.lexists(folder / SIDECAR):  # whatever it is: this folder was asked for
+        yield folder
+        return
     yield from _find_records(folder, frozenset())
 
 

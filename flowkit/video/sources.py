@@ -24,7 +24,8 @@ VIDEO_EXTENSIONS = frozenset({
     ".mxf", ".dv", ".rm", ".rmvb", ".gif", ".y4m", ".mjpg", ".mjpeg", ".h264", ".264", ".h265",
     ".265", ".hevc",
 })  # fmt: skip
-LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list", ".csv"})
+LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list", ".csv", ".tsv"})
+ESCAPES = re.compile(r"\\(n|t|r|\\|x[0-9a-f]{2}|u[0-9a-f]{4})")  # in a file of --failures
 COLUMNS = ("path", "file", "filename", "file_name", "video", "video_path")  # of a .csv: the paths
 MARKS = {  # byte order marks; that of UTF-32 begins like that of UTF-16
     codecs.BOM_UTF8: "utf-8-sig",
@@ -76,8 +77,8 @@ def find_videos(
       more numbered frames and no video; ids are paths relative to it, or to `root`. The output
       folder `out` and folders of flow records are not entered;
     - a video file: its id is its stem, or its path below `root`;
-    - a list (.txt, .lst, .list): one path per line, as if it were an input itself, looked for from
-      the working directory and then from `root`. Quotes around a line, trailing columns of
+    - a list (.txt, .lst, .list, .tsv): one path per line, as if it were an input itself, looked
+      for from the working directory and then from `root`. Quotes around a line, trailing columns of
       integers, blank lines and lines that start with # count only where a file is called so;
     - a table (.csv): the paths in its column called path, file, filename or video, else in the
       first one;
@@ -213,7 +214,10 @@ def _listed(data: bytes, where: str, root: Path | None) -> list[Path]:
 
 
 def _look_up(line: str, bases: list[Path]) -> Path | None:
-    """The path that a line names: as it stands, else less blanks, quotes, its last columns."""
+    """The path that a line names: as it stands, else less blanks, quotes, its last columns.
+
+    Else what stands before a tab, with its escaped characters, as in a file of --failures.
+    """
     name: str | None = line
     while name:
         for base in bases:
@@ -225,8 +229,17 @@ def _look_up(line: str, bases: list[Path]) -> Path | None:
             shorter = unquote(name)
         if shorter == name:
             shorter = re.sub(r"\s+-?[0-9]+$", "", name)
+        if shorter == name:
+            shorter = name.partition("\t")[0]
+        if shorter == name:
+            shorter = ESCAPES.sub(_unescape, name)
         name = shorter if shorter != name else None
     return None
+
+
+def _unescape(match: re.Match[str]) -> str:
+    code = match[1]
+    return {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}.get(code) or chr(int(code[1:], 16))
 
 
 # --- folders to paths -----------------------------------------------------------------------------

@@ -1,0 +1,202 @@
+"""What commands write where: no input, no file of another kind is replaced; names are escaped."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from made_records import write_record
+from made_videos import moving_texture, write_video
+
+from flowkit.errors import UsageError
+from flowkit.records.reading import SIDECAR
+from flowkit.scores.files import Scores, write_scores
+from flowkit.video.sources import find_videos
+from flowkit_cli import output
+from flowkit_cli.extract import extract
+from flowkit_cli.main import cli
+from flowkit_cli.output import KINDS, Failures, check_out
+
+FIELDS = np.zeros((12, 8, 9, 2), np.float32)
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, [str(one) for one in arguments])
+
+
+@pytest.fixture
+def levels(monkeypatch):
+    """-q and -v as they were, after the test."""
+    monkeypatch.setattr(output, "quiet", 0)
+    monkeypatch.setattr(output, "verbose", 0)
+
+
+def make_scores(path):
+    values = np.float32([[0.9, 0.1], [0.2, 0.8]])
+    meta = {"kind": "softmax", "part": "test", "split": "made-1"}
+    write_scores(path, Scores(("a", "b"), ("x", "y"), values, np.array([0, 1]), meta))
+    return path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_of_another_kind_is_not_replaced(tmp_path, kind):
+    out = tmp_path / "out"
+    check_out("--out", out, kind)
+    out.write_bytes(b"")
+    check_out("--out", out, kind)
+    for text in (b"Dear diary", b'{"format": "flowkit checkpoint"}', b"PK\x03\x04 some zip"):
+        out.write_bytes(text)
+        with pytest.raises(UsageError, match="there is a file that is not"):
+            check_out("--out", out, kind)
+
+
+def test_an_input_is_not_replaced_under_any_name(tmp_path):
+    scores = make_scores(tmp_path / "a.npz")
+    (tmp_path / "link.npz").symlink_to(scores)
+    os.link(scores, tmp_path / "hard.npz")
+    for name in ("a.npz", "link.npz", "hard.npz", f"../{tmp_path.name}/a.npz"):
+        with pytest.raises(UsageError, match="is an input"):
+            check_out("--out", tmp_path / name, "flowkit's .npz", [scores])
+    check_out("--out", tmp_path / "b.npz", "flowkit's .npz", [scores])
+
+
+def test_nothing_is_put_into_a_record_or_in_place_of_a_folder(tmp_path):
+    record = write_record(tmp_path, "a", FIELDS).path
+    with pytest.raises(UsageError, match="lies in a flow record"):
+        check_out("--out", record / "a.png", "a .png")
+    with pytest.raises(UsageError, match="got a folder"):
+        check_out("--out", tmp_path, "a .png")
+
+
+def test_commands_ask_before_they_write(tmp_path):
+    scores, record = make_scores(tmp_path / "s.npz"), write_record(tmp_path, "a", FIELDS).path
+    video = tmp_path / "v.gif"
+    video.write_bytes(b"GIF89a, an input of another program")
+    other = make_scores(tmp_path / "other.npz")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for arguments in (
+        ("report", scores, "--out", scores),
+        ("report", scores, "--out", record / SIDECAR),
+        ("fuse", scores, other, "--out", scores),
+        ("fuse", scores, other, "--out", tmp_path / "f.npz", "--fitted", other),
+        ("stack", record, "--L", "2", "--out", record / SIDECAR),
+        ("view", record, "--out", record / "flow_00001.png"),
+        ("split", "make", tmp_path, "--out", scores, "--overwrite"),
+        ("predict", video, "--out", video),
+    ):
+        assert isinstance(run(*arguments).exception, UsageError), arguments
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_is_not_replaced_by_its_export(tmp_path):
+    (tmp_path / "best.json").write_text('{"format": "flowkit checkpoint", "version": 1}')
+    found = run("export", tmp_path, "--out", tmp_path / "best.json")
+    assert isinstance(found.exception, UsageError) and "not an ONNX file" in str(found.exception)
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+ODD = (
+    "new\nline",
+    "tab\tin it",
+    "esc\x1b[31mred",
+    "back\\slash\\n",
+    "\u202eturned",
+    "a 2",
+    "plain",
+)
+
+
+def test_failures_are_the_list_of_the_next_run(tmp_path):
+    videos = [write_video(tmp_path / f"{name}.mp4", moving_texture(2)) for name in ODD]
+    failed = tmp_path / "failed.tsv"
+    with Failures(failed, videos) as failures:
+        for video in videos:
+            failures.add(video, "first\nsecond line of a reason 7")
+    lines = failed.read_text().splitlines()
+    assert len(lines) == len(ODD) and not set("\x1b\u202e") & set(failed.read_text())
+    assert all(line.endswith("\tfirst\\nsecond line of a reason 7") for line in lines)
+    assert {source.path for source in find_videos([failed]).sources} == set(videos)
+    with pytest.raises(UsageError, match="is an input"):
+        Failures(failed, [failed])
+
+
+def test_names_that_are_no_text_are_in_the_failures_as_they_are(tmp_path):
+    video = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    with Failures(tmp_path / "failed.txt", []) as failures:
+        failures.add(video, "reason")
+    assert b"caf\xe9.mp4\treason" in (tmp_path / "failed.txt").read_bytes()
+
+
+def test_failures_are_opened_before_any_work_and_a_users_file_stays(tmp_path):
+    write_video(tmp_path / "a.mp4", moving_texture(3))
+    mine = tmp_path / "list.txt"
+    mine.write_text(f"{tmp_path}/a.mp4\n")
+    for inputs, failures in ((mine, mine), (tmp_path / "a.mp4", mine), (mine, "no/such/f.tsv")):
+        arguments = [str(inputs), "--out", str(tmp_path / "flow"), "--failures", str(failures)]
+        found = CliRunner().invoke(extract, [*arguments, "--method", "dis"])
+        assert isinstance(found.exception, UsageError)
+    assert mine.read_text() == f"{tmp_path}/a.mp4\n"
+    assert not list(tmp_path.glob("flow/*"))
+
+
+def test_each_failure_is_written_at_once(tmp_path):
+    with Failures(tmp_path / "f", []) as failures:
+        failures.add(tmp_path / "a.mp4", "reason")
+        assert (tmp_path / "f").read_text() == f"{tmp_path}/a.mp4\treason\n"
+
+
+# --- the terminal ---------------------------------------------------------------------------------
+
+
+def test_no_control_character_of_a_name_reaches_the_terminal(capsys):
+    for write in (output.say, output.result, output.error):
+        write("bad\x1b[31m\x07\x9b\u202e\r.mp4")
+        written = "".join(capsys.readouterr())
+        assert written == "bad\\x1b[31m\\x07\\x9b\\u202e\\r.mp4\n"
+    output.error("two\nlines")
+    assert capsys.readouterr().err == "two\\nlines\n"
+    output.say("über 跳 👩‍👩")
+    assert capsys.readouterr().err == "über 跳 👩‍👩\n"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_quiet_and_verbose_stand_before_and_behind_the_command(tmp_path, levels, before):
+    write_record(tmp_path, "a", FIELDS)
+
+    def said(option):
+        place = (option, "verify") if before else ("verify", option)
+        return run(*place, tmp_path, "-j", "1").output
+
+    assert said("-q") == ""
+    assert "1 sound" in said("-v")
+    assert output.verbose == 1 and output.quiet == 0
+
+
+def test_quiet_still_tells_what_is_broken(tmp_path, levels):
+    record = write_record(tmp_path, "a", FIELDS).path
+    (record / "flow_00002.npy").unlink()
+    found = run("-q", "verify", tmp_path, "-j", "1")
+    assert found.exit_code == 1 and found.output.count("\n") == 1 and "missing" in found.output
+
+
+CLOSED = """
+import os, sys
+sys.argv[1:] = ["info", "--json", sys.argv[2]]
+os.close({})
+from flowkit_cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_a_closed_stream_is_no_crash_and_nothing_else_takes_its_number(tmp_path, number):
+    write_record(tmp_path, "a", FIELDS)
+    command = [sys.executable, "-c", CLOSED.format(number), "-", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, check=False)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    if number != 1:
+        assert json.loads(done.stdout)["frames"] == 13
