@@ -279,9 +279,9 @@ def _open_cards(request: Request, cards: list[int] | None) -> FlowProcesses:
     from flowkit.extraction.flow_processes import FlowProcesses
 
     if cards is None:
-        from flowkit.flow.cuda.device import count_cards
+        from flowkit.extraction.flow_processes import count_cards_apart
 
-        cards = list(range(count_cards()))
+        cards = list(range(count_cards_apart()))
     return FlowProcesses(request.method, request.storage, cards=cards)
 
 

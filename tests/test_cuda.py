@@ -2,17 +2,18 @@
 
 import ctypes
 import dataclasses
+import gc
 import itertools
 import math
 import pickle
 import subprocess
 import sys
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cuda_emulator import EmulatedQueue, build, compiler
+from driver_double import DriverDouble
 
 from flowkit import fields, quantize
 from flowkit._cv2 import cv2
@@ -505,59 +506,125 @@ def test_every_kernel_has_a_c_type_for_each_parameter(place):
 # --- what is said where no card can be used ---
 
 
-@contextmanager
-def pretended(monkeypatch, *, status="CUDA_SUCCESS", raises=None, version="13.2", available=False):
-    """torch and the driver as they answer on some other machine."""
-    torch = SimpleNamespace(
-        __version__="2.15.0",
-        version=SimpleNamespace(cuda=version),
-        cuda=SimpleNamespace(is_available=lambda: available),
-    )
+def pretended(monkeypatch, *, status="CUDA_SUCCESS", raises=None, driver=13020, compiler=13):
+    """The driver and the compiler as they answer on some other machine."""
+
     names = ("CUDA_SUCCESS", "CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH")
-    results = {name: SimpleNamespace(name=name) for name in names}
+    results = {
+        name: type("Result", (int,), {"name": name})(number) for number, name in enumerate(names)
+    }
 
     def initialize(flags):
         if raises:
             raise raises
         return (results[status],)
 
-    driver = SimpleNamespace(cuInit=initialize, CUresult=SimpleNamespace(**results))
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    monkeypatch.setattr(cuda_device, "_bindings", lambda: (driver, None))
-    yield
+    calls = SimpleNamespace(
+        cuInit=initialize,
+        CUresult=SimpleNamespace(**results),
+        cuDriverGetVersion=lambda: (results["CUDA_SUCCESS"], driver),
+    )
+    nvrtc = SimpleNamespace(nvrtcVersion=lambda: (results["CUDA_SUCCESS"], compiler, 2))
+    monkeypatch.setattr(cuda_device, "_bindings", lambda: (calls, nvrtc))
 
 
 @pytest.mark.parametrize(
-    ("machine", "error", "message"),
+    ("machine", "message"),
     [
-        ({"version": None}, InstallError, r"torch 2\.15\.0 was built without CUDA: install one"),
-        ({"raises": RuntimeError("no cuda")}, FlowkitError, r"no NVIDIA driver was found here"),
+        ({"raises": RuntimeError("no cuda")}, r"no NVIDIA driver was found here"),
         (
             {"status": "CUDA_ERROR_NO_DEVICE"},
-            FlowkitError,
             r"driver sees no card \(CUDA_VISIBLE_DEVICES is '7'\): use the CPU's methods",
         ),
         (
             {"status": "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"},
-            FlowkitError,
-            r"does not fit torch 2\.15\.0 \(CUDA 13\.2; CUDA_ERROR_SYSTEM_DRIVER_MISMATCH\)",
+            r"cannot be used \(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH\): update the driver",
         ),
-        ({}, FlowkitError, r"driver does not fit torch 2\.15\.0"),
+        ({"driver": 12040}, r"made for CUDA 12, the compiler here for CUDA 13\.2: update"),
     ],
 )
-def test_without_a_card_the_error_says_what_is_missing(monkeypatch, machine, error, message):
+def test_without_a_card_the_error_says_what_is_missing(monkeypatch, machine, message):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
-    with pretended(monkeypatch, **machine), pytest.raises(error, match=message):
+    pretended(monkeypatch, **machine)
+    with pytest.raises(FlowkitError, match=message):
         list(CudaTVL1()([texture(20, 20)] * 2))
+    with pytest.raises(FlowkitError, match=message):
+        cuda_device.count_cards()
 
 
-def test_without_torch_or_cuda_bindings_the_error_says_how_to_get_them(monkeypatch):
+def test_without_cuda_bindings_the_error_says_how_to_get_them(monkeypatch):
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(InstallError, match="pip install cuda-bindings nvidia-cuda-nvrtc"):
-        cuda_device.compile_kernels(cuda_images.SOURCE, (9, 0))
-    monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(InstallError, match=r"the CUDA methods need torch .*: pip install torch"):
-        next(CudaFarneback()([texture(20, 20)] * 2))
+    for use in (
+        lambda: cuda_device.compile_kernels(cuda_images.SOURCE, (9, 0)),
+        lambda: next(CudaFarneback()([texture(20, 20)] * 2)),
+    ):
+        with pytest.raises(InstallError, match="pip install cuda-bindings nvidia-cuda-nvrtc"):
+            use()
+
+
+# --- memory, streams and transfers, on a driver whose streams wait ---
+
+
+@pytest.fixture
+def gpu(place, monkeypatch):
+    """Opens a `Card` with the kernels of a method, and so many bytes of memory."""
+
+    def open_one(kind, memory_bytes=1 << 30):
+        driver = DriverDouble(SOURCES[kind], place, memory_bytes)
+        monkeypatch.setattr(cuda_device, "_open_driver", lambda: driver)
+        monkeypatch.setattr(cuda_device, "kept_kernels", lambda *_: b"")
+        return cuda_device.Card(SOURCES[kind])
+
+    return open_one
+
+
+@pytest.mark.parametrize("kind", SOLVERS)
+def test_a_card_gives_the_fields_of_its_kernels_and_gives_its_memory_back(gpu, emulated, kind):
+    first = texture(30, 40)
+    pairs = [(first, shifted(first, dx, 0.3)) for dx in (0.1, 0.8, 1.5, 2.5, 3.1)]
+    method, card = QUICK[kind], gpu(kind)
+    driver, free = card.driver, card.free_bytes()
+    for fetch in (cuda_batches.fetch_fields, cuda_batches.fetch_planes(None)):
+        slots = [
+            cuda_batches.Slot(cuda_device.CardQueue(card), method, SOLVERS[kind], fetch)
+            for _ in range(2)
+        ]
+        results = list(cuda_batches.computed(pairs, slots, lambda size: 2))
+        expected = list(emulated(method, pairs, fetch=fetch))
+        for one, other in zip(results, expected, strict=True):
+            assert np.array_equal(np.asarray(one[0]), np.asarray(other[0]))
+    before = len(driver.host)
+    list(cuda_batches.computed(pairs * 5, slots, lambda size: 2))
+    assert len(driver.host) <= before + 6  # page-locked memory is used again
+    del slots
+    gc.collect()
+    for stream in range(len(driver.streams)):
+        driver.cuStreamSynchronize(stream)
+    assert driver.allocated == {} and card.free_bytes() == free
+
+
+def test_what_is_written_and_read_is_not_overtaken(gpu):
+    queue = cuda_device.CardQueue(gpu(CudaFarneback))
+    array = queue.empty((3, 4), "float32")
+    values = [np.full((3, 4), number, np.float32) for number in range(5)]
+    readings = []
+    for value in values:
+        queue.write(array, value)
+        readings.append(queue.read(array))
+    queue.write(array[1:], [np.full(4, 9, np.float32)])
+    last = queue.read(array)
+    del readings[2]  # nobody waits for it
+    queue.read(array)
+    for number, reading in zip((0, 1, 3, 4), readings, strict=True):
+        assert np.array_equal(reading(), values[number])
+    assert np.array_equal(last(), [[4] * 4, [9] * 4, [4] * 4])
+    assert not queue.read(queue.zeros((2, 2), "int32"))().any()
+
+
+def test_memory_of_a_card_that_runs_out_is_an_error_of_its_own(gpu):
+    queue = cuda_device.CardQueue(gpu(CudaFarneback, 1000))
+    with pytest.raises(DeviceMemoryError, match=r"processor has no memory for \(10, 30\) float32"):
+        queue.empty((10, 30), "float32")
 
 
 # --- the methods as values ---

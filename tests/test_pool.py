@@ -1,6 +1,7 @@
 """The pool under crashes, hangs and signals: what is lost, what is said, what is left behind."""
 
 import errno
+import importlib
 import itertools
 import os
 import random
@@ -185,6 +186,8 @@ def test_progress_arrives_thinned_out_and_in_order(way):
 
 
 def test_worker_computes_in_one_thread(way):
+    """Also where the parent has imported a library for more of them."""
+    importlib.import_module("numba")
     (outcome,) = run_pool(pool_tasks.threads, ["item"], workers=1)
     assert outcome.result == (1, 1, 1)
 

@@ -6,15 +6,17 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from types import TracebackType
+from typing import Any
 
-from flowkit.errors import UsageError
+from flowkit.errors import FlowkitError, UsageError
 from flowkit.extraction.flow_client import RemoteFlow
 from flowkit.extraction.messages import Halved, Usage, Work
+from flowkit.flow.cuda.device import count_cards
 from flowkit.flow.method import FlowMethod
 from flowkit.records.layout import Storage
 from flowkit.workers.children import (
@@ -25,6 +27,7 @@ from flowkit.workers.children import (
     refuse_script_import,
     start_child,
 )
+from flowkit.workers.pool import Done, Failed, run_pool
 from flowkit.workers.signals import signals_held
 
 log = logging.getLogger("flowkit")
@@ -49,6 +52,22 @@ class _Seat:
     usage: Usage | None = None
     process: Process | None = None
     control: Connection | None = None
+
+    def hear(self, message: Usage | Halved | str) -> None:
+        """Keep what the process says; a first shortage of memory is logged, too."""
+        match message:
+            case Usage():
+                self.usage = message
+            case str():
+                self.last_words = message
+            case Halved(pairs, (height, width)):
+                shortage = (
+                    f"card {self.card} ran out of memory: batches were halved, "
+                    f"to {pairs} pairs of {width}x{height}"
+                )
+                if not self.shortage:
+                    log.warning("%s", shortage)
+                self.shortage = shortage
 
 
 class FlowProcesses:
@@ -142,27 +161,14 @@ class FlowProcesses:
 
     def _listen(self, seat: _Seat) -> bool:
         """Take what a process has said; False if it is dead."""
+        if seat.control is None:
+            return False
         try:
-            while seat.control is not None and seat.control.poll():
-                message = seat.control.recv()
-                if isinstance(message, Usage):
-                    seat.usage = message
-                elif isinstance(message, Halved):
-                    height, width = message.size
-                    first, seat.shortage = (
-                        not seat.shortage,
-                        (
-                            f"card {seat.card} ran out of memory: batches were halved, "
-                            f"to {message.pairs} pairs of {width}x{height}"
-                        ),
-                    )
-                    if first:
-                        log.warning("%s", seat.shortage)
-                else:
-                    seat.last_words = message
+            while seat.control.poll():
+                seat.hear(seat.control.recv())
         except (EOFError, OSError):
             return False
-        return seat.control is not None
+        return True
 
     def _start(self, seat: _Seat) -> None:
         seat.address = f"flowkit-{os.getpid()}-{secrets.token_hex(16)}"
@@ -217,6 +223,21 @@ class FlowProcesses:
                     seat.process.kill()  # all of them before the first wait
             for seat in self.seats:
                 self._end_seat(seat)
+
+
+def count_cards_apart() -> int:
+    """`count_cards`, asked in another process: one that has asked cannot be forked any more."""
+    with closing(run_pool(_count_cards, [None], workers=1)) as outcomes:
+        for outcome in outcomes:
+            if isinstance(outcome, Failed):
+                raise FlowkitError(outcome.reason)
+            if isinstance(outcome, Done):
+                return outcome.result
+    raise AssertionError("an item has an outcome")
+
+
+def _count_cards(item: None, report: Callable[[Any], None]) -> int:
+    return count_cards()
 
 
 def _environment(card: int) -> dict[str, str]:

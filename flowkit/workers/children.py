@@ -152,6 +152,8 @@ def _live_as_copy(
         for socket in _sockets:
             socket.close()  # so that the end of one is seen by whom it concerns
         os.environ.update(settings)
+        if numba := sys.modules.get("numba.np.ufunc.parallel"):
+            numba.NUM_THREADS = 1  # type: ignore[attr-defined]  # read from the environment before
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)
         os.close(nothing)

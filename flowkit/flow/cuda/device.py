@@ -1,7 +1,7 @@
 """The card: opened with a clear word where there is none, its kernels compiled once and kept.
 
-Memory, streams and transfers are torch's, compiler (NVRTC) and driver are called through
-cuda-bindings: all of them come with torch's CUDA wheels.
+Driver and compiler (NVRTC) are called through cuda-bindings, which come with torch's CUDA wheels.
+torch itself would take 2 to 4 s to import, for what a few calls of the driver do.
 """
 
 from __future__ import annotations
@@ -9,14 +9,19 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import math
 import os
 import re
 import threading
+import weakref
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
 
 from flowkit.documents import replacing
 from flowkit.errors import DeviceError, DeviceMemoryError, FlowkitError, InstallError
@@ -24,13 +29,12 @@ from flowkit.errors import DeviceError, DeviceMemoryError, FlowkitError, Install
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
-
 log = logging.getLogger("flowkit")
 
 OLDEST = (7, 5)  # the first compute capability that NVRTC 13 compiles for
 # Approximate division and square roots (1 to 2 units in the last place) are one instruction each.
 FLAGS = ("--std=c++17", "--ftz=true", "--prec-div=false", "--prec-sqrt=false", "--fmad=true")
+NAME_BYTES = 256  # room for a GPU's name
 C_TYPES = {
     "int": ctypes.c_int,
     "long long": ctypes.c_longlong,
@@ -39,7 +43,7 @@ C_TYPES = {
 }
 
 Dimensions = tuple[int, int, int]
-Reading = Callable[[], "np.ndarray"]  # waits for a transfer and gives what came
+Reading = Callable[[], np.ndarray]  # waits for a transfer and gives what came
 
 
 class Queue(Protocol):
@@ -122,105 +126,230 @@ def kept_kernels(source: str, capability: tuple[int, int]) -> bytes:
     return code
 
 
+class Memory:
+    """Bytes of a GPU, given back in the order of a stream when nothing refers to them."""
+
+    def __init__(self, driver: Any, size: int, stream: Any) -> None:
+        self.driver, self.stream = driver, stream
+        self.address = 0  # until it is there
+        self.address = int(_checked(driver.cuMemAllocAsync(size, stream)))
+
+    def __del__(self) -> None:
+        if self.address:
+            self.driver.cuMemFreeAsync(self.address, self.stream)
+
+
+class DeviceArray:
+    """An array in the memory of a GPU; a slice of it has its own address."""
+
+    def __init__(self, places: np.ndarray, memory: Memory) -> None:
+        self._places = places  # shape and addresses; not to be read, for they are the GPU's
+        self._memory = memory
+
+    @classmethod
+    def of(cls, memory: Memory, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        """All of a memory as an array."""
+        count = math.prod(shape)
+        size = count * np.dtype(dtype).itemsize
+        raw: Any = (ctypes.c_char * size).from_address(memory.address)
+        return cls(np.frombuffer(raw, np.dtype(dtype), count).reshape(shape), memory)
+
+    def __getitem__(self, key: Any) -> DeviceArray:
+        return DeviceArray(self._places[key], self._memory)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._places.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._places.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self._places.nbytes
+
+    @property
+    def address(self) -> int:
+        return self._places.ctypes.data
+
+
+class PinnedBlock:
+    """Page-locked memory for transfers, and the event after which its latest one is done."""
+
+    def __init__(self, driver: Any, size: int) -> None:
+        self.size = size
+        flags = driver.CUevent_flags
+        self.event = _checked(
+            driver.cuEventCreate(
+                # A thread sleeps while it waits: the cores decode meanwhile.
+                flags.CU_EVENT_BLOCKING_SYNC.value | flags.CU_EVENT_DISABLE_TIMING.value
+            )
+        )
+        self.address = int(_checked(driver.cuMemHostAlloc(size, 0)))
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """Its beginning as an array."""
+        count = math.prod(shape)
+        raw: Any = (ctypes.c_char * self.size).from_address(self.address)
+        return np.frombuffer(raw, np.dtype(dtype), count).reshape(shape)
+
+
+class PinnedBlocks:
+    """Blocks used again and again, by the power of two of their size; they live as the process."""
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+        self.free: dict[int, list[PinnedBlock]] = defaultdict(list)
+
+    def take(self, nbytes: int) -> PinnedBlock:
+        """A block of at least so many bytes that no transfer uses."""
+        size = 1 << max(12, (nbytes - 1).bit_length())
+        busy = self.driver.CUresult.CUDA_ERROR_NOT_READY
+        blocks = self.free[size]
+        for number, block in enumerate(blocks):
+            [status] = self.driver.cuEventQuery(block.event)
+            if status != busy:
+                _checked((status,))
+                return blocks.pop(number)
+        return PinnedBlock(self.driver, size)
+
+    def give_back(self, block: PinnedBlock) -> None:
+        self.free[block.size].append(block)
+
+
 class Card:
-    """One NVIDIA card with the kernels of one source; `queues` on it may run side by side."""
+    """One NVIDIA GPU with the kernels of one source; `queues` on it may run side by side."""
 
     def __init__(self, source: str) -> None:
-        self.torch = _torch_with_a_card()
-        self.driver = _bindings()[0]
-        capability = self.torch.cuda.get_device_capability()
-        self.name = self.torch.cuda.get_device_name()
+        self.driver = driver = _open_driver()
+        if int(_checked(driver.cuCtxGetCurrent())):  # torch's, say
+            self.device = _checked(driver.cuCtxGetDevice())
+        else:
+            self.device = _checked(driver.cuDeviceGet(0))
+        attributes = driver.CUdevice_attribute
+        capability = (
+            self.attribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
+            self.attribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
+        )
+        name = _checked(driver.cuDeviceGetName(NAME_BYTES, self.device))
+        self.name = name.split(b"\0")[0].decode()
         if capability < OLDEST:
             raise FlowkitError(
                 f"expected a card of compute capability {OLDEST[0]}.{OLDEST[1]} or more, "
                 f"got {self.name} with {capability[0]}.{capability[1]}: use the CPU's methods"
             )
-        self.index = self.torch.cuda.current_device()
-        self.torch.zeros(1, device=f"cuda:{self.index}")  # makes torch's context this thread's
-        self.context = _checked(self.driver.cuCtxGetCurrent())
-        module = _checked(self.driver.cuModuleLoadData(kept_kernels(source, capability)))
+        self.context = _checked(driver.cuDevicePrimaryCtxRetain(self.device))
+        self.enter()
+        self.pool = _checked(driver.cuDeviceGetDefaultMemPool(self.device))
+        keep = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+        everything = driver.cuuint64_t(2**64 - 1)  # bytes that are kept for the next batch
+        _checked(driver.cuMemPoolSetAttribute(self.pool, keep, everything))
+        module = _checked(driver.cuModuleLoadData(kept_kernels(source, capability)))
         self.types = signatures(source)
         self.kernels = {
-            name: _checked(self.driver.cuModuleGetFunction(module, name.encode()))
-            for name in self.types
+            name: _checked(driver.cuModuleGetFunction(module, name.encode())) for name in self.types
         }
 
+    def attribute(self, which: Any) -> int:
+        """A number that the driver has of the GPU, by its `CUdevice_attribute`."""
+        return _checked(self.driver.cuDeviceGetAttribute(which, self.device))
+
+    def enter(self) -> None:
+        """Make its context that of the calling thread."""
+        _checked(self.driver.cuCtxSetCurrent(self.context))
+
     def free_bytes(self) -> int:
-        """Memory of the card that is free, what torch holds in reserve included."""
-        free, _ = self.torch.cuda.mem_get_info(self.index)
-        cuda = self.torch.cuda
-        return free + cuda.memory_reserved(self.index) - cuda.memory_allocated(self.index)
+        """Memory of the GPU that is free, what this process has in reserve included."""
+        self.enter()
+        [status, free, _] = self.driver.cuMemGetInfo()
+        _checked((status,))
+        which = self.driver.CUmemPool_attribute
+        reserved, used = (
+            int(_checked(self.driver.cuMemPoolGetAttribute(self.pool, one)))
+            for one in (
+                which.CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT,
+                which.CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
+            )
+        )
+        return free + reserved - used
 
 
 class CardQueue:
-    """A stream of a card as a `Queue`; used within `running`, by one thread at a time."""
+    """A stream of a GPU as a `Queue`; used within `running`, by one thread at a time."""
 
     def __init__(self, card: Card) -> None:
         self.card = card
-        self.stream = card.torch.cuda.Stream(card.index)
+        self.driver = card.driver
+        card.enter()
+        independent = self.driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value
+        self.stream = _checked(self.driver.cuStreamCreate(independent))
+        self.pinned = PinnedBlocks(self.driver)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Make the stream and its context those of the calling thread."""
-        _checked(self.card.driver.cuCtxSetCurrent(self.card.context))
-        try:
-            with self.card.torch.cuda.stream(self.stream):
-                yield
-        except self.card.torch.OutOfMemoryError as error:
-            raise DeviceMemoryError(str(error).splitlines()[0]) from error
-        except RuntimeError as error:  # torch's, where the card failed: its context is lost
-            if isinstance(error, FlowkitError) or "CUDA error" not in str(error):
-                raise
-            raise DeviceError(str(error).splitlines()[0]) from error
+        """Make the context that of the calling thread."""
+        self.card.enter()
+        yield
 
-    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
-        torch = self.card.torch
+    def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         try:
-            return torch.empty(shape, dtype=getattr(torch, dtype), device=self.stream.device)
-        except torch.OutOfMemoryError as error:
+            return DeviceArray.of(Memory(self.driver, size, self.stream), shape, dtype)
+        except DeviceMemoryError as error:
             raise DeviceMemoryError(
                 f"{self.card.name} has no memory for {shape} {dtype}: smaller frames, or a card "
                 "that nothing else uses"
             ) from error
 
-    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
-        return self.empty(shape, dtype).zero_()
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
+        array = self.empty(shape, dtype)
+        _checked(self.driver.cuMemsetD8Async(array.address, 0, array.nbytes, self.stream))
+        return array
 
-    def write(self, array: Any, values: np.ndarray | list[np.ndarray]) -> None:
-        count = len(values)
-        pinned = self.card.torch.empty(
-            (count, *array.shape[1:]), dtype=array.dtype, pin_memory=True
-        )  # torch keeps and reuses pinned memory, and not before the copy has ended
-        staging = pinned.numpy()
-        for row in range(count):
-            staging[row] = values[row]
-        array[:count].copy_(pinned, non_blocking=True)
+    def write(self, array: DeviceArray, values: np.ndarray | list[np.ndarray]) -> None:
+        rows = array[: len(values)]
+        block = self.pinned.take(rows.nbytes)
+        staging = block.array(rows.shape, rows.dtype)
+        for row, value in enumerate(values):
+            staging[row] = value
+        copy = self.driver.cuMemcpyHtoDAsync
+        _checked(copy(rows.address, block.address, rows.nbytes, self.stream))
+        _checked(self.driver.cuEventRecord(block.event, self.stream))
+        self.pinned.give_back(block)
 
-    def read(self, array: Any) -> Reading:
-        torch = self.card.torch
-        pinned = torch.empty(array.shape, dtype=array.dtype, pin_memory=True)
-        pinned.copy_(array, non_blocking=True)
-        event = torch.cuda.Event(blocking=True)  # sleeps while it waits: cores decode
-        event.record(self.stream)
+    def read(self, array: DeviceArray) -> Reading:
+        block = self.pinned.take(array.nbytes)
+        copy = self.driver.cuMemcpyDtoHAsync
+        _checked(copy(block.address, array.address, array.nbytes, self.stream))
+        _checked(self.driver.cuEventRecord(block.event, self.stream))
+        values = block.array(array.shape, array.dtype)
+        # Given back with the last array of it, also where nobody waits for what comes.
+        weakref.finalize(values.base, self.pinned.give_back, block)
 
         def wait() -> np.ndarray:
-            event.synchronize()
-            return pinned.numpy()
+            _checked(self.driver.cuEventSynchronize(block.event))
+            return values
 
         return wait
 
     def launch(self, kernel: str, grid: Dimensions, block: Dimensions, *arguments: Any) -> None:
-        torch = self.card.torch
-        plain = tuple(a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments)
+        plain = tuple(a.address if isinstance(a, DeviceArray) else a for a in arguments)
         values, addresses = pack_arguments(self.card.types[kernel], plain)
         function = self.card.kernels[kernel]
-        stream = self.stream.cuda_stream
         _checked(
-            self.card.driver.cuLaunchKernel(
-                function, *grid, *block, 0, stream, ctypes.addressof(addresses), 0
+            self.driver.cuLaunchKernel(
+                function, *grid, *block, 0, self.stream, ctypes.addressof(addresses), 0
             )
         )
         del values  # the driver has copied them
+
+    def finish(self) -> None:
+        """Wait until all is done."""
+        _checked(self.driver.cuStreamSynchronize(self.stream))
 
 
 _opening = threading.Lock()
@@ -237,18 +366,9 @@ def _opened(source: str) -> Card:
     return Card(source)
 
 
-def _torch_with_a_card() -> Any:
-    """torch, if it can use a card here; else an error that says what is missing."""
-    try:
-        import torch
-    except ImportError as error:
-        raise InstallError(f"the CUDA methods need torch ({error}): pip install torch") from error
-    if torch.version.cuda is None:
-        raise InstallError(
-            f"torch {torch.__version__} was built without CUDA: install one of its CUDA wheels "
-            "(https://pytorch.org/get-started/locally)"
-        )
-    driver = _bindings()[0]
+def _open_driver() -> Any:
+    """The driver's calls, if a GPU can be used here; else an error that says what is missing."""
+    driver, nvrtc = _bindings()
     try:
         [status] = driver.cuInit(0)
     except RuntimeError as error:  # cuda-pathfinder's, where libcuda.so is nowhere
@@ -259,17 +379,22 @@ def _torch_with_a_card() -> Any:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         hidden = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
         raise FlowkitError(f"the NVIDIA driver sees no card{hidden}: use the CPU's methods")
-    if status != driver.CUresult.CUDA_SUCCESS or not torch.cuda.is_available():
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise FlowkitError(f"the NVIDIA driver cannot be used ({status.name}): update the driver")
+    supported = _checked(driver.cuDriverGetVersion()) // 1000  # 13020: CUDA 13.2
+    status, major, minor = nvrtc.nvrtcVersion()
+    _checked((status,))
+    if major > supported:
         raise FlowkitError(
-            f"the NVIDIA driver does not fit torch {torch.__version__} (CUDA {torch.version.cuda}; "
-            f"{status.name}): update the driver, or install torch for an older CUDA"
+            f"the NVIDIA driver is made for CUDA {supported}, the compiler here for CUDA "
+            f"{major}.{minor}: update the driver, or install torch for CUDA {supported}"
         )
-    return torch
+    return driver
 
 
 def count_cards() -> int:
-    """The cards that this process may use; FlowkitError says what is missing where it is none."""
-    return _torch_with_a_card().cuda.device_count()
+    """The GPUs that this process may use; FlowkitError says what is missing where it is none."""
+    return _checked(_open_driver().cuDeviceGetCount())
 
 
 def _bindings() -> tuple[Any, Any]:
@@ -287,6 +412,8 @@ def _bindings() -> tuple[Any, Any]:
 def _checked(answer: tuple[Any, ...]) -> Any:
     """What a call of cuda-bindings gave, past its status; FlowkitError if that is not success."""
     status, *rest = answer
+    if status.name in ("CUDA_ERROR_OUT_OF_MEMORY", "NVRTC_ERROR_OUT_OF_MEMORY"):
+        raise DeviceMemoryError(f"no memory is left ({status.name})")
     if int(status) != 0:
         raise DeviceError(f"CUDA failed with {status.name}: run again with CUDA_LAUNCH_BLOCKING=1")
     return rest[0] if rest else None
