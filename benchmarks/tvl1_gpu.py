@@ -149,17 +149,20 @@ class TimedQueue(cuda_device.CardQueue):
         self.events: list[tuple[str, Any, Any]] = []
 
     def launch(self, kernel: str, *arguments: Any) -> None:
-        begin, end = (self.card.torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record(self.stream)
+        begin = self._event()
         super().launch(kernel, *arguments)
-        end.record(self.stream)
-        self.events.append((kernel, begin, end))
+        self.events.append((kernel, begin, self._event()))
+
+    def _event(self) -> Any:
+        event = cuda_device._checked(self.driver.cuEventCreate(0))
+        cuda_device._checked(self.driver.cuEventRecord(event, self.stream))
+        return event
 
     def milliseconds(self) -> dict[str, float]:
-        self.stream.synchronize()
+        self.finish()
         total: dict[str, float] = defaultdict(float)
         for kernel, begin, end in self.events:
-            total[kernel] += begin.elapsed_time(end)
+            total[kernel] += cuda_device._checked(self.driver.cuEventElapsedTime(begin, end))
         return {kernel: round(ms, 3) for kernel, ms in sorted(total.items())}
 
 
@@ -174,10 +177,10 @@ def batch_report(card: cuda_device.Card, pairs: list[Pair], chip: dict[str, Any]
             solver = cuda_tvl1.TVL1Batch(queue, method, SIZE, count)
             times = []
             for _ in range(4):
-                queue.stream.synchronize()
+                queue.finish()
                 start = time.perf_counter()
                 solver.solve(batch.frames, batch.frame_of)
-                queue.stream.synchronize()
+                queue.finish()
                 times.append(time.perf_counter() - start)
             return min(times), float(solver.work(count).sum())
 
@@ -201,16 +204,12 @@ def batch_report(card: cuda_device.Card, pairs: list[Pair], chip: dict[str, Any]
 
 def describe(card: cuda_device.Card) -> dict[str, Any]:
     """The chip, and its two ceilings: bytes copied a second, instructions of a lane a second."""
-    torch, driver = card.torch, card.driver
+    import torch
+
+    driver = card.driver
     attributes = driver.CUdevice_attribute
-    device = cuda_device._checked(driver.cuDeviceGet(card.index))
-    clock, processors = (
-        cuda_device._checked(driver.cuDeviceGetAttribute(one, device))
-        for one in (
-            attributes.CU_DEVICE_ATTRIBUTE_CLOCK_RATE,
-            attributes.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
-        )
-    )
+    clock = card.attribute(attributes.CU_DEVICE_ATTRIBUTE_CLOCK_RATE)
+    processors = card.attribute(attributes.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
     half = torch.zeros(1 << 28, dtype=torch.uint8, device="cuda")
     other = torch.ones_like(half)
     for _ in range(3):
