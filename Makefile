@@ -3,7 +3,7 @@
 # make test   the tests but the slow ones;  make test-all   all of them
 # make lint   style, format and types
 # make wheel  builds the wheel, unpacks it elsewhere and uses it there
-# make docs   writes docs/cli.md again
+# make docs   writes docs/cli.md and docs/api.md again
 # make pictures   the pictures of the docs, of what the demo made; needs Chromium
 # make check-clips   decodes every real clip in DATA and compares the frame counts
 # make reproduce     the 2014 paper's rows on DATA/jhmdb10 or CLIPS; PROFILE=gpu for all of them at full size
@@ -70,6 +70,7 @@ lint: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m flowkit_cli.reference docs/cli.md
+	$(BIN)/python -m flowkit_cli.library_reference docs/api.md
 
 pictures: demo
 	$(CHROMIUM) --headless --hide-scrollbars --window-size=1160,1205 \

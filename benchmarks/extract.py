@@ -23,6 +23,7 @@ from pathlib import Path
 
 import av
 import cv2
+from clips import default_data, found, run_benchmark
 
 PLAIN = """
 import multiprocessing, pathlib, sys
@@ -118,9 +119,9 @@ def compare(paths: list[Path], method: str, rounds: int, scratch: Path) -> dict:
             if tool == "plain":
                 frames = int(output)
             else:
-                events = [json.loads(line) for line in output.splitlines()]
-                frames = sum(event["frames"] for event in events)
-                for event in events:
+                *videos, summary = [json.loads(line) for line in output.splitlines()]
+                frames = summary["frames"]
+                for event in (one for one in videos if one["status"] == "done"):
                     for stage, spent in event["seconds"].items():
                         stages[stage] = stages.get(stage, 0) + spent
             rates[tool].append(frames / seconds)
@@ -154,8 +155,7 @@ def blown_up(path: Path, target: Path, frames: int) -> Path:
 def main() -> None:
     """Run both sizes and print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    default = os.environ.get("FLOWKIT_DATA", "../shared/data")
-    parser.add_argument("data", nargs="?", default=default, type=Path)
+    parser.add_argument("data", nargs="?", default=default_data(), type=Path)
     parser.add_argument("--method", default="tvl1", choices=["tvl1", "farneback", "dis"])
     parser.add_argument("--clips", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
-    every = sorted((options.data / "jhmdb10").glob("*/*.avi"))
+    every = sorted(found(options.data / "jhmdb10").glob("*/*.avi"))
     paths = every[:: max(len(every) // options.clips, 1)][: options.clips]
     report: dict = {"method": options.method, "cores": os.cpu_count(), "clips": len(paths)}
     with tempfile.TemporaryDirectory() as folder:
@@ -192,4 +192,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from clips import default_data, run_benchmark
+
 from flowkit import synthetic
 from flowkit.video.reading import open_video
 
@@ -57,10 +59,6 @@ def main() -> None:
     cores = [int(number) for number in options.cores.split(",")]
     report = measure(options.data, device=options.device, cores=cores, frames=options.frames)
     print(json.dumps(report, indent=1))
-
-
-def default_data() -> Path:
-    return Path(os.environ.get("FLOWKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def measure(
@@ -180,4 +178,4 @@ def end_watch(watch: subprocess.Popen[str]) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -19,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from clips import default_data, run_benchmark
 from tvl1_cpu import PAIRS, Pair, read_pair, seconds
 
 from flowkit._cv2 import cv2
@@ -36,9 +36,8 @@ SETTINGS = {
 
 
 def main() -> None:
-    default = os.environ.get("FLOWKIT_DATA", Path(__file__).parents[2] / "shared" / "data")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="?", type=Path, default=Path(default))
+    parser.add_argument("data", nargs="?", type=Path, default=default_data())
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--size", type=int, nargs=2, default=(340, 256), metavar=("W", "H"))
     options = parser.parse_args()
@@ -135,4 +134,4 @@ def print_table(result: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

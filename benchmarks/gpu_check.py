@@ -21,6 +21,7 @@ from typing import Any
 
 import extract_gpu
 import tvl1_gpu
+from clips import default_data
 
 import flowkit
 from flowkit.errors import FlowkitError
@@ -35,7 +36,7 @@ SHARE_BAR = 0.9  # of the rate with a batch that lies on the card, which the rea
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="?", type=Path, default=tvl1_gpu.default_data())
+    parser.add_argument("data", nargs="?", type=Path, default=default_data())
     options = parser.parse_args()
     try:
         card = cuda_device.open_card(cuda_tvl1.SOURCE)

@@ -1,11 +1,12 @@
 """Both streams on ten classes of J-HMDB, official split 1 of HMDB-51: trained, scored, fused.
 
-usage: python benchmarks/jhmdb10.py RECORDS DATA [--runs runs-jhmdb10] [--json FILE.json]
+usage: python benchmarks/jhmdb10.py RECORDS DATA/jhmdb10 [--runs runs-jhmdb10] [--json FILE.json]
 
-RECORDS is what `flowkit extract DATA --out RECORDS --pack --format lz4` wrote; DATA holds
-jhmdb10_classInd.txt, jhmdb10_trainlist01.txt and jhmdb10_testlist01.txt. A run that is finished
-under --runs is taken, one that was stopped goes on; one begun with other options is an error. The
-SVM is fitted on the held-out videos. `flowkit report --runs RUNS` then makes the page.
+RECORDS is what `flowkit extract DATA/jhmdb10 --out RECORDS --pack --format lz4` wrote;
+DATA/jhmdb10 holds jhmdb10_classInd.txt, jhmdb10_trainlist01.txt and jhmdb10_testlist01.txt. A run
+that is finished under --runs is taken, one that was stopped goes on; one begun with other options
+is an error. The SVM is fitted on the held-out videos. `flowkit report --runs RUNS` then makes the
+page.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from clips import run_benchmark
 
 from flowkit.data.augment import Augmentation
 from flowkit.data.clips import STREAMS, Stream
@@ -170,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

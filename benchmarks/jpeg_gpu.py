@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from clips import run_benchmark
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from flowkit._cv2 import cv2
@@ -81,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -1,6 +1,7 @@
 """Training clips a second from flow records, beside the plain reader of 20 JPEGs a clip.
 
-usage: python benchmarks/loader.py [RECORDS] [--videos 60] [--bound 20 | --own-range] [--json FILE]
+usage: python benchmarks/loader.py [RECORDS] [--videos 60] [--bound 20 | --own-range]
+                                   [--batch 256] [--json FILE]
 
 Takes flow records of any format, or makes its own from videos that it makes (340x256, DIS), and
 writes their fields into a temporary folder as JPEG folders, JPEG packs and LZ4 packs. Reads random
@@ -33,6 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from clips import run_benchmark
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from flowkit._cv2 import cv2
@@ -135,7 +137,7 @@ def open_clips(root: Path, name: str) -> tuple[Dataset[Any], Callable[[list], An
     ), collate
 
 
-def serve(pipe: Connection, root: Path, name: str) -> None:
+def serve(pipe: Connection, root: Path, name: str, batch: int) -> None:
     """One reader's process: answers each turn that it is asked for, (measure, first draw, ...)."""
     start_worker(0)
     clips, collation = open_clips(root, name)
@@ -147,9 +149,9 @@ def serve(pipe: Connection, root: Path, name: str) -> None:
             read_alone(clips, range(first, first + ALONE), spare)
             pipe.send(ALONE / (time.process_time() - start))
         elif measure == "loader":
-            pipe.send(loader_rate(clips, collation, first, *rest))
+            pipe.send(loader_rate(clips, collation, first, batch, *rest))
         else:
-            collation([clips[draw] for draw in range(first, first + BATCH)])
+            collation([clips[draw] for draw in range(first, first + batch)])
             pipe.send(resident_mb())
 
 
@@ -166,23 +168,23 @@ def read_alone(clips: Dataset[Any], draws: range, spare: list[np.ndarray]) -> No
 
 
 def loader_rate(
-    clips: Dataset[Any], collation: Callable, first: int, workers: int, batches: int
+    clips: Dataset[Any], collation: Callable, first: int, batch: int, workers: int, batches: int
 ) -> float:
     """Clips/s of `batches` batches that loader workers make after their first ones."""
     loader = DataLoader(
         clips,
-        BATCH,
-        sampler=range(first, first + (batches + workers) * BATCH),
+        batch,
+        sampler=range(first, first + (batches + workers) * batch),
         num_workers=workers,
         collate_fn=collation,
         worker_init_fn=start_worker,
     )
     start = 0.0
-    for number, batch in enumerate(loader):
-        del batch
+    for number, made in enumerate(loader):
+        del made
         if number == workers - 1:
             start = time.perf_counter()
-    return batches * BATCH / (time.perf_counter() - start)
+    return batches * batch / (time.perf_counter() - start)
 
 
 def resident_mb() -> float:
@@ -191,10 +193,10 @@ def resident_mb() -> float:
     return float(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
-def device_part(root: Path, device: str) -> dict[str, float]:
+def device_part(root: Path, device: str, batch: int) -> dict[str, float]:
     """Milliseconds a clip that a device takes to make flow stacks of planes, by mode."""
     clips, _ = open_clips(root, "lz4 pack")
-    batch = BATCH if device == "cuda" else 32
+    batch = batch if device == "cuda" else min(batch, 32)
     groups = collate([clips[draw] for draw in range(batch)])["temporal"]
     times = {}
     for mode in ("flow", "trajectory"):
@@ -219,12 +221,13 @@ def median_seconds(call: Callable[[], Any], device: str) -> float:
 class Readers:
     """A process for each reader of the same records."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, batch: int) -> None:
+        self.batch = batch
         context = multiprocessing.get_context("spawn")
         self.pipes: dict[str, Connection] = {}
         for name in ("plain", *STORES):
             self.pipes[name], other = context.Pipe()
-            context.Process(target=serve, args=(other, root, name)).start()
+            context.Process(target=serve, args=(other, root, name, batch)).start()
 
     def ask(self, *asked: Any) -> dict[str, float]:
         """Let every reader do a turn, one after the other; what each answers."""
@@ -254,9 +257,12 @@ def compare(readers: Readers, rounds: int, batches: int) -> dict[str, Any]:
     readers.ask("reading", 0)  # warms up
     rates = {"reading": readers.rounds(5 * rounds, ALONE, "reading")}
     for workers in dict.fromkeys((1, 2, cores)):
-        clips, name = (batches + workers) * BATCH, f"loader, {workers} worker" + "s" * (workers > 1)
+        clips, name = (
+            (batches + workers) * readers.batch,
+            f"loader, {workers} worker" + "s" * (workers > 1),
+        )
         rates[name] = readers.rounds(rounds, clips, "loader", workers, batches)
-    resident = readers.rounds(EPOCH, BATCH, "memory")
+    resident = readers.rounds(EPOCH, readers.batch, "memory")
 
     def ratio(some: list[float], other: list[float]) -> float:
         return round(statistics.median(a / b for a, b in zip(some, other, strict=True)), 2)
@@ -325,6 +331,7 @@ def main() -> None:
     parser.add_argument("--own-range", action="store_true", help="a range a plane, no bound")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--batches", type=int, default=8, help="of a turn of the loader workers")
+    parser.add_argument("--batch", type=int, default=BATCH, help="clips of a batch")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
 
@@ -334,11 +341,13 @@ def main() -> None:
         bound = None if options.own_range else options.bound
         report: dict[str, Any] = {"made": options.records is None}
         report |= store_records(source, root, options.videos, bound)
-        with closing(Readers(root)) as readers:
+        with closing(Readers(root, options.batch)) as readers:
             report |= compare(readers, options.rounds, options.batches)
         devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
         report["device_ms_a_clip"] = {
-            device: {mode: round(ms, 2) for mode, ms in device_part(root, device).items()}
+            device: {
+                mode: round(ms, 2) for mode, ms in device_part(root, device, options.batch).items()
+            }
             for device in devices
         }
     report["missed"] = judge(report)
@@ -348,4 +357,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 from pathlib import Path
 
 import numpy as np
+from clips import default_data, run_benchmark
 
 from flowkit.extraction.extract import video_fields
 from flowkit.flow.methods import make_method, methods_on
@@ -26,8 +26,7 @@ CLIPS = 8  # equally spaced among those found
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    default = Path(os.environ.get("FLOWKIT_DATA", "../shared/data"), "ucf101")
-    parser.add_argument("videos", nargs="?", default=default, type=Path)
+    parser.add_argument("videos", nargs="?", default=default_data() / "ucf101", type=Path)
     parser.add_argument("--method", default="tvl1", choices=methods_on("cpu"))
     parser.add_argument("--fields", type=int, default=40)
     options = parser.parse_args()
@@ -51,9 +50,8 @@ def main() -> None:
             for field in fields:
                 files, ranges = encode_field(field, format, bound=bound, quality=quality)
                 size += sum(map(len, files))
-                back = decode_field(
-                    files, format, field.shape[:2], np.array(ranges), where="benchmark"
-                )
+                size_px, names = field.shape[:2], ["x", "y"]
+                back = decode_field(files, format, size_px, np.array(ranges), where=names)
                 errors.append(np.abs(back - field).ravel())
                 still.append(np.abs(back[np.abs(field) < 0.05]) < 0.01)
             error = np.concatenate(errors)
@@ -67,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

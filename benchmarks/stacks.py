@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from clips import run_benchmark
 
 from flowkit.data.clips import random_view
 from flowkit.data.stacks import stack_batch
@@ -70,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from clips import run_benchmark
 
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import Split, Video
@@ -130,4 +131,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from clips import default_data, found, run_benchmark
 
 from flowkit import fields
 from flowkit._cv2 import cv2
@@ -72,9 +72,8 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def main() -> None:
-    default = os.environ.get("FLOWKIT_DATA", Path(__file__).parents[2] / "shared" / "data")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="?", type=Path, default=Path(default))
+    parser.add_argument("data", nargs="?", type=Path, default=default_data())
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
 
@@ -96,7 +95,7 @@ def main() -> None:
 
 
 def read_pair(path: Path, index: int) -> Pair:
-    capture = cv2.VideoCapture(str(path))
+    capture = cv2.VideoCapture(str(found(path)))
     frames = [capture.read()[1] for _ in range(index + 2)]
     first, second = (cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in frames[-2:])
     return first, second
@@ -227,7 +226,7 @@ def parity(pairs: list[Pair], method: TVL1) -> dict:
 
 def read_scene(folder: Path, scene: str) -> Pair:
     first, second = (
-        cv2.imread(str(folder / scene / name), cv2.IMREAD_GRAYSCALE)
+        cv2.imread(str(found(folder / scene / name)), cv2.IMREAD_GRAYSCALE)
         for name in ("frame10.png", "frame11.png")
     )
     return first, second
@@ -317,4 +316,4 @@ def print_table(result: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import tvl1_cpu
+from clips import default_data, run_benchmark
 
 from flowkit import fields
 from flowkit._cv2 import cv2
@@ -54,10 +55,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="?", type=Path, default=default_data())
     print(json.dumps(measure(parser.parse_args().data), indent=1))
-
-
-def default_data() -> Path:
-    return Path(os.environ.get("FLOWKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
 def measure(data: Path) -> dict[str, Any]:
@@ -233,19 +230,23 @@ def describe(card: cuda_device.Card) -> dict[str, Any]:
     }
 
 
+FIRST_FIELD = """
+import numpy as np
+from flowkit.flow.cuda.methods import CudaTVL1
+
+frames = np.random.default_rng(0).integers(0, 256, (2, 256, 340), dtype=np.uint8)
+next(CudaTVL1()(frames))
+"""
+
+
 def starts() -> dict[str, float]:
     """Seconds from the start of a process to its first field: the first time, and with a cache."""
-    code = (
-        "import numpy as np; from flowkit.flow.cuda import CudaTVL1;"
-        "frames = np.random.default_rng(0).integers(0, 256, (2, 256, 340), dtype=np.uint8);"
-        "next(CudaTVL1()(frames))"
-    )
     times = []
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(2):
             start = time.perf_counter()
             environment = {**os.environ, "XDG_CACHE_HOME": folder}
-            subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+            subprocess.run([sys.executable, "-c", FIRST_FIELD], check=True, env=environment)
             times.append(round(time.perf_counter() - start, 2))
     return {"first_s": times[0], "cached_s": times[1]}
 
@@ -319,4 +320,4 @@ def ground_truth(folder: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

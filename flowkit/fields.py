@@ -67,12 +67,15 @@ def end_point_error(field: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def read_flo(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read a Middlebury .flo file: float32 (H, W, 2)."""
+    """Read a Middlebury .flo file: float32 (H, W, 2), px.
+
+    FlowkitError if it is none or its length is not that of its size, OSError if it is not there.
+    """
     return decode_flo(Path(path).read_bytes(), where=os.fspath(path))
 
 
 def write_flo(path: str | os.PathLike[str], field: np.ndarray) -> None:
-    """Write `field` as a Middlebury .flo file."""
+    """Write `field`, float32 (H, W, 2) px, as a Middlebury .flo file; FlowkitError for others."""
     Path(path).write_bytes(encode_flo(field))
 
 

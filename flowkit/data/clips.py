@@ -66,7 +66,8 @@ class Clip:
 class View:
     """A crop of a rescaled frame, then a horizontal flip: one forward pass of a clip.
 
-    `frame` is the size (H, W) that the whole frame is rescaled to, the crop lies in it.
+    `frame` is the size (H, W) that the whole frame is rescaled to, px. The crop, `height` x `width`
+    px from row `top` and column `left`, lies in it; UsageError where it does not.
     """
 
     frame: tuple[int, int]

@@ -45,6 +45,9 @@ class TrainingClips(Dataset[dict[str, Any]]):
 
     With several `segments`, draw `d` is the samples ``d * segments`` to ``(d + 1) * segments - 1``:
     a clip out of each equal part of one video, in order, all changed alike.
+
+    SplitError where the part has no video with a record or (``missing="error"``) one lacks its
+    record; RecordError where a record lacks the frames or fields that `inputs` are made of.
     """
 
     def __init__(
@@ -71,8 +74,11 @@ class TrainingClips(Dataset[dict[str, Any]]):
             for wanted in sorted(set(self.labels))
         ]
 
+    def __repr__(self) -> str:
+        return f"TrainingClips({len(self.videos)} videos, inputs={self.inputs})"
+
     def __getitem__(self, number: int) -> dict[str, Any]:
-        """Sample number `number`, from 0."""
+        """Sample number `number`, from 0; RecordError where a file of the record is damaged."""
         draw, segment = divmod(number, self.segments)
         random = np.random.default_rng((self.seed, draw))
         alike = self.by_label[int(random.integers(len(self.by_label)))]
@@ -111,7 +117,8 @@ class TestClips(Dataset[dict[str, Any]]):
     Item `i` is moment ``i % moments`` of video ``i // moments``: a dict of ``"spatial"``, float32
     (V, 3, crop, crop), and ``"temporal"``, float32 (V, 2L, crop, crop) in px, as far as `inputs`
     names them, and ``"video"``, the place in `videos`. `views` is a name of `clips.VIEWS`: "ten"
-    (corners and center, and their flips) or "center" (V = 1).
+    (corners and center, and their flips) or "center" (V = 1). Errors as of `TrainingClips`,
+    UsageError for other views.
     """
 
     __test__ = False  # no test of pytest's
@@ -136,12 +143,16 @@ class TestClips(Dataset[dict[str, Any]]):
         _check_records(self.records, self.inputs)
         self.labels = split.labels(self.videos)
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.videos)} videos, {self.moments} moments"
+        return f"TestClips({counts}, views={self.views!r}, inputs={self.inputs})"
+
     def __len__(self) -> int:
         """Videos times moments."""
         return len(self.videos) * self.moments
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """All views of one moment of one video."""
+        """All views of one moment of one video; IndexError behind the last."""
         place, moment = divmod(index, self.moments)
         if not 0 <= place < len(self.videos):
             raise IndexError(f"expected an index within 0..{len(self) - 1}, got {index}")

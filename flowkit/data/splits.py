@@ -63,6 +63,10 @@ class Split:
     heldout: tuple[Video, ...]
     test: tuple[Video, ...]
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{len(self.part(part))} {part}" for part in PARTS)
+        return f"Split({self.name!r}, {len(self.classes)} classes, videos: {counts})"
+
     def __post_init__(self) -> None:
         _refuse_repeats(self.name, "classes", self.classes)
         videos = [video for part in PARTS for video in self.part(part)]
@@ -74,7 +78,7 @@ class Split:
             )
 
     def part(self, part: str) -> tuple[Video, ...]:
-        """The videos of "train", "heldout" or "test"."""
+        """The videos of "train", "heldout" or "test"; SplitError for another word."""
         if part not in PARTS:
             raise SplitError(f"expected a part of {', '.join(PARTS)}, got {part!r}")
         return getattr(self, part)

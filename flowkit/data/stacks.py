@@ -79,7 +79,9 @@ def flow_stack(
 ) -> np.ndarray:
     """The stack of a clip of a record, float32 (2L, h, w) in px; see `flow_stacks`.
 
-    Without a view it is the whole frame at the size it is stored at.
+    Without a view it is the whole frame at the size it is stored at. `size` (H, W) rescales the
+    crop. RecordError where the record lacks the fields or they are not finite numbers, UsageError
+    where clip and form do not fit together.
     """
     view = view or View(record.size, 0, 0, *record.size)
     return flow_stacks(record, clip, [view], form=form, size=size)[0]

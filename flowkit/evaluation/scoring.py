@@ -83,7 +83,8 @@ class Scorer:
     """A trained stream that is ready to say what it sees in records.
 
     `path` is a checkpoint or a run's folder. Of several tasks the first is asked, which is the one
-    that counts: of the others, test videos were trained on, too.
+    that counts: of the others, test videos were trained on, too. CheckpointError where there is no
+    checkpoint, UsageError for `pass_inputs` (what a device is given at a time) below 1.
     """
 
     def __init__(
@@ -103,6 +104,10 @@ class Scorer:
         self.weights = _digest_weights(net)
         self.device = torch.device(device)
         self.net = net.to(self.device)
+
+    def __repr__(self) -> str:
+        shown = f"{self.checkpoint.net}, {'+'.join(self.checkpoint.inputs)}, {self.device}"
+        return f"Scorer({os.fspath(self.path)!r}, {shown}, {len(self.known)} classes)"
 
     @property
     def unknown(self) -> str | None:
@@ -141,7 +146,8 @@ class Scorer:
         """The values of each record, float32 (K,), in order; `readers` threads read ahead.
 
         They are of `classes` in their order, by default all that the network knows; others are
-        left out before the softmax.
+        left out before the softmax. UsageError for a class that it does not know, RecordError for a
+        record that lacks what the network takes.
         """
         columns = self.columns(self.known if classes is None else classes)
         passes = (one for record in records for one in self._passes(record))

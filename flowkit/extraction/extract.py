@@ -59,7 +59,9 @@ def video_fields(
 ) -> Iterator[np.ndarray]:
     """The fields of a video from frame to frame, lazily: float32 (H, W, 2) px, n - 1 of n frames.
 
-    VideoError, at the end, if the video did not give every frame that its file promises.
+    `resize` is "256" (short side, px), "340x256" (width x height) or "50%", else UsageError.
+    VideoError where it cannot be opened and, at the end, if it did not give every frame that its
+    file promises.
     """
     with open_video(Path(path)) as video:
         frames = resized_frames(video, resize)
@@ -128,8 +130,9 @@ def extract(
 
     Workers compute the flow themselves, or have it from `processes` of the same method and
     storage. A video that fails, takes longer than `timeout_s`, or kills its worker costs itself
-    only. After a full disk, or where flow processes die again and again, no further video is begun:
-    those have no outcome.
+    only: its outcome has the reason. After a full disk, or where flow processes die again and
+    again, no further video is begun: those have no outcome. UsageError where a worker cannot import
+    the method.
     """
     out.mkdir(parents=True, exist_ok=True)
     remove_dead(out)

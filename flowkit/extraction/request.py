@@ -29,7 +29,8 @@ class Request:
     `steps`: fields from every frame t to t + step, a series each; `backward`: also those from
     t + step to t, computed. `resize` as `target_size` takes it. `keep_damaged` makes a record of
     the frames that a damaged video still gives, and says so in the sidecar. A video with frames of
-    more than `max_frame_mpx` megapixels fails; the limit is no part of the identity.
+    more than `max_frame_mpx` megapixels fails; the limit is no part of the identity. UsageError for
+    steps that are not distinct and at least 1, and for a size that is none.
     """
 
     method: FlowMethod

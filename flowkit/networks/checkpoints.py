@@ -56,6 +56,10 @@ class Checkpoint:
     progress: dict[str, Any] = field(default_factory=dict)
     trained_on: Origin | None = None
 
+    def __repr__(self) -> str:
+        classes = ", ".join(f"{task}: {len(names)} classes" for task, names in self.tasks.items())
+        return f"Checkpoint({self.net}, {'+'.join(self.inputs)}, step {self.step}, {classes})"
+
     def build(self) -> StreamNet:
         """The network with fresh weights."""
         heads = {task: len(classes) for task, classes in self.tasks.items()}
@@ -130,7 +134,12 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def load_net(path: str | os.PathLike[str]) -> tuple[Checkpoint, StreamNet]:
-    """The checkpoint at `path` and its network with its weights, on the CPU, in evaluation mode."""
+    """The checkpoint at `path` and its network with its weights, on the CPU, in evaluation mode.
+
+    `path` is a JSON of a checkpoint or a run's folder, for its best one. The network takes what
+    `Checkpoint.inputs` names, float32 (B, C, h, w), and gives logits, float32 (B, K), of the
+    classes of `Checkpoint.tasks`. CheckpointError where it is missing or not of this format.
+    """
     checkpoint = read_checkpoint(path)
     net = checkpoint.build()
     weights = read_tensors(path, "weights")

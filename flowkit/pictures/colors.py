@@ -31,7 +31,8 @@ def colorize(field: np.ndarray, *, max_px: float | None = None) -> np.ndarray:
 
     Right is red, down yellow, left cyan-blue, up purple; full color at `max_px` and beyond (the
     original darkens what is beyond), by default the field's own largest magnitude. Unknown
-    displacements (NaN, infinity, above 1e9) are black.
+    displacements (NaN, infinity, above 1e9) are black. FlowkitError for an array of another shape
+    or dtype, UsageError for a `max_px` that is not above zero.
     """
     x, y = np.moveaxis(check_field(field), 2, 0)
     known = np.isfinite(field).all(axis=2) & (np.abs(field) < UNKNOWN_FLOW).all(axis=2)

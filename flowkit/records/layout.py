@@ -101,7 +101,8 @@ class Storage:
     """How a record is stored; all but `pack` is part of what a record was asked to be.
 
     `bound` in px fixes the range of the 8-bit planes, None takes each component's own; `quality`
-    and `rgb_quality` are JPEG's for the planes and for the frames, which `rgb` stores.
+    and `rgb_quality` are JPEG's, 1 to 100, for the planes and for the frames, which `rgb` stores.
+    UsageError for a format or layout that there is not, and for what does not go together.
     """
 
     format: str = "jpg"

@@ -48,7 +48,8 @@ class Record:
     """A finished flow record, open for reading; light, picklable, safe in forked workers.
 
     No file stays open. `size` is (H, W) of fields and frames, `fps` that of the video (None where
-    it is unknown), `frame_count` the frames of the video, whether stored or not.
+    it is unknown), `frame_count` the frames of the video, whether stored or not. Fields are read as
+    float32 (length, H, W, 2) in px, frames as uint8 (H, W, 3).
     """
 
     path: Path
@@ -60,6 +61,12 @@ class Record:
     images: str | None  # printf template of the frames' files, None where they are not stored
     places: dict[str, np.ndarray] | None = field(repr=False, default=None, compare=False)
     # In a pack: template -> int64 (files, 4), a zips.Place a row; 20 times smaller than a ZipFile.
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        series = ", ".join(f"{one.count} {one.direction} step {one.step}" for one in self.series)
+        frames = f"{self.frame_count} frames {width}x{height}"
+        return f"Record({os.fspath(self.path)!r}, {frames}, fields: {series}, {self.format})"
 
     @property
     def name(self) -> str:
@@ -89,7 +96,10 @@ class Record:
     def find_series(
         self, direction: Direction = "forward", step: int | None = None
     ) -> StoredSeries:
-        """The stored series of a direction and step (None: the record's first step)."""
+        """The stored series of a direction and step (None: the record's first step).
+
+        RecordError, which says what there is, where it is not stored.
+        """
         step = self.steps[0] if step is None else step
         for one in self.series:
             if (one.direction, one.step) == (direction, step):
@@ -100,7 +110,7 @@ class Record:
         )
 
     def field_count(self, direction: Direction = "forward", step: int | None = None) -> int:
-        """How many fields a series has: the frames less the step."""
+        """How many fields a series has, the frames less the step; RecordError if it has none."""
         return self.find_series(direction, step).count
 
     def fields(
@@ -143,7 +153,10 @@ class Record:
         ]
 
     def frame(self, index: int) -> np.ndarray:
-        """Frame `index` (from 0) as it is stored: uint8 (H, W, 3) BGR."""
+        """Frame `index` (from 0) as it is stored: uint8 (H, W, 3) BGR.
+
+        RecordError where frames are not stored, there is none of that number, or a file is damaged.
+        """
         if self.images is None:
             raise RecordError(f"{self.path}: holds no frames: it was extracted with --no-rgb")
         if not 0 <= index < self.frame_count:
@@ -234,6 +247,7 @@ def find_records(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """The paths of all records, folders and packs, at or below `folder`, in the order of names.
 
     Steps over what is plainly not flowkit's, as other zips are. What cannot be told is among them.
+    RecordError where `folder` is no folder.
     """
     folder = Path(folder)
     if not folder.is_dir() and folder.suffix != ".zip":

@@ -65,6 +65,9 @@ class Method:
     confidence: np.ndarray
     class_right: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"Method({self.name!r}, {len(self.ranks)} videos, top-1 {self.top1.value:.1%})"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -110,6 +113,10 @@ class Report:
     reason: str
     confusion: np.ndarray
     comparisons: tuple[Comparison, ...]
+
+    def __repr__(self) -> str:
+        rates = ", ".join(f"{name} {one.top1.value:.1%}" for name, one in self.methods.items())
+        return f"Report({self.split!r}, {self.part!r}, {len(self.videos)} videos, top-1: {rates})"
 
     @property
     def class_counts(self) -> np.ndarray:

@@ -85,6 +85,11 @@ class Scores:
         }.items():
             object.__setattr__(self, name, value)
 
+    def __repr__(self) -> str:
+        known = [self.meta["kind"], *filter(None, (self.part, self.meta.get("split")))]
+        counts = f"{len(self.videos)} videos, {len(self.classes)} classes"
+        return f"Scores({counts}, {', '.join(map(str, known))})"
+
     @property
     def part(self) -> str | None:
         """The part of the split, "train", "heldout" or "test", None where it is unknown."""
@@ -147,7 +152,7 @@ def align(streams: Mapping[str, Scores]) -> dict[str, Scores]:
 
 
 def write_scores(path: str | os.PathLike[str], scores: Scores) -> None:
-    """Write a scores file; replaces what is there in one step."""
+    """Write a scores file, its folder too; replaces what is there in one step, or OSError."""
     write_arrays(
         path,
         {

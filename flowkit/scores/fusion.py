@@ -47,6 +47,8 @@ class Fusion:
     `weights` are "weighted"'s, by stream, summing to one. `coefficients`, float64
     (K, S * K), and `intercepts`, float64 (K,), are those of "svm" and "logistic", for the classes
     of `classes` and the streams of `streams` in that order. `fit` tells how they were found.
+    UsageError for a method that there is not or weights that are no weights, ScoresError for arrays
+    of other shapes.
     """
 
     method: str
@@ -56,6 +58,11 @@ class Fusion:
     coefficients: np.ndarray | None = None
     intercepts: np.ndarray | None = None
     fit: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        told = {"streams": self.streams, "weights": self.weights, "classes": len(self.classes)}
+        parts = [f", {name}={value!r}" for name, value in told.items() if value]
+        return f"Fusion({self.method!r}{''.join(parts)})"
 
     def __post_init__(self) -> None:
         if self.method not in FUSIONS:

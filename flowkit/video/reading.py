@@ -38,11 +38,12 @@ class Account(NamedTuple):
 
 
 class Video:
-    """An open video: its upright size, its frame rate, and its frames in one pass.
+    """An open video, as `open_video` gives it: its size, its rate, and its frames in one pass.
 
     `size` is (H, W), `fps` in frames per second or None where none is stated. `account` and
     `damage` are known once `frames` is exhausted; `damage` is None if every frame promised came,
-    else one line that says what is missing. Close it, or use it as a context manager.
+    else one line that says what is missing. Frames are uint8 (H, W, 3). VideoError where there is
+    not one. Close it, or use it as a context manager.
     """
 
     def __init__(
@@ -67,6 +68,10 @@ class Video:
         self._frames: Iterator[np.ndarray] | None = chain((first,), images)
         self._findings = findings
         self._keep_damaged = keep_damaged
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        return f"Video({os.fspath(self.path)!r}, {width}x{height}, fps={self.fps})"
 
     def frames(self) -> Iterator[np.ndarray]:
         """Every frame, uint8 (H, W, 3) BGR, contiguous and the caller's own, in order of display.

@@ -61,6 +61,9 @@ class Found:
     sources: tuple[Source, ...]
     passed_over: dict[str, int]
 
+    def __repr__(self) -> str:
+        return f"Found({len(self.sources)} sources, passed_over={self.passed_over})"
+
 
 def find_videos(
     inputs: Sequence[str | Path],

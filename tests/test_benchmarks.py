@@ -1,0 +1,208 @@
+"""Every benchmark runs at its smallest size, on made data, and ends in one line where it cannot."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_videos import moving_texture, write_video
+
+from flowkit._cv2 import cv2
+from flowkit.fields import write_flo
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+SIZE = (48, 64)  # (H, W), px of the made clips
+TIMEOUT_S = 300  # far more than any takes alone
+
+pytestmark = pytest.mark.slow
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess:
+    paths = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env={**os.environ, "PYTHONPATH": paths, "FLOWKIT_DATA": "/nowhere"},
+    )
+
+
+def figures(done: subprocess.CompletedProcess) -> dict:
+    """The JSON object at the end of what a benchmark printed."""
+    assert done.returncode == 0, done.stderr[-2000:]
+    start = 0 if done.stdout.startswith("{") else done.stdout.rindex("\n{") + 1
+    return json.loads(done.stdout[start:])
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder with the names of the real clips' folder, of made clips."""
+    from tvl1_cpu import PAIRS, SCENES
+
+    root = tmp_path_factory.mktemp("data")
+    last = max(index for *_, index in PAIRS)
+    texture = moving_texture(8, size=SIZE)
+    clip = write_video(root / "clip.avi", [texture[t % 8] for t in range(last + 2)])
+    for _, name, _ in PAIRS:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        os.link(clip, root / name)
+    for scene in SCENES:
+        folder = root / "middlebury" / scene
+        folder.mkdir(parents=True)
+        for name, frame in zip(("frame10.png", "frame11.png"), texture, strict=False):
+            cv2.imwrite(str(folder / name), frame)
+        write_flo(folder / "flow10.flo", np.full((*SIZE, 2), (2, 1), np.float32))
+    return root
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    """Two short videos of eight frames."""
+    folder = tmp_path_factory.mktemp("videos")
+    for seed in range(2):
+        write_video(folder / f"v{seed}.avi", moving_texture(8, size=SIZE, seed=seed))
+    return folder
+
+
+def test_quantization(videos):
+    done = run("quantization.py", videos, "--method", "dis", "--fields", 2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [line.split("|")[1:-1] for line in done.stdout.splitlines() if line.startswith("| ")]
+    png, *_ = (row for row in rows if row[1].strip() == "png" and "own" in row[0])
+    assert len(rows) == 1 + 2 * 5 and 0 < float(png[3]) < 0.1
+
+
+def test_extract(data):
+    done = run(
+        "extract.py", data, "--method", "dis", "--clips", 1, "--rounds", 1, "--large-frames", 2
+    )
+    found = figures(done)
+    assert found["1920x1080"]["frames"] == 2 and found["320x240"]["ratio"] > 0
+    assert sum(found["320x240"]["flowkit_share"].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_extract_gpu_with_the_processor_in_its_place():
+    found = figures(run("extract_gpu.py", "--device", "cpu", "--cores", 2, "--frames", 40))
+    assert found["clips"] == "synthetic" and found["frames_per_s"] > 0
+
+
+def test_tvl1_cpu(data):
+    found = figures(run("tvl1_cpu.py", data, "--repeats", 1))
+    assert found["parity"]["opencv"]["mean_px"] < 0.1
+
+
+def test_farneback_cpu(data):
+    done = run("farneback_cpu.py", data, "--repeats", 1, "--size", 64, 48)
+    assert figures(done)["default"]["equal_values"] == 1
+
+
+def test_check_clips(data, tmp_path):
+    assert run("check_clips.py", data).returncode == 1  # the tables of clips are not there
+    for name, right in (("jhmdb10", 8), ("ucf101", 9)):
+        (tmp_path / name / "a").mkdir(parents=True)
+        write_video(tmp_path / name / "a" / "v.avi", moving_texture(8))
+        table = f"file,class,decoded_frames\nv.avi,a,{right}\n"
+        (tmp_path / name / "clips.csv").write_text(table)
+    done = run("check_clips.py", tmp_path)
+    assert done.returncode == 1
+    assert "2 clips, 16 frames: 0 false alarms, 1 wrong counts" in done.stdout
+
+
+def test_jpeg_decoding_on_the_processor():
+    assert figures(run("jpeg_gpu.py", "--device", "cpu", "--clips", 1))["most_levels_apart"] < 8
+
+
+def test_stacks():
+    assert figures(run("stacks.py", "--batch", 1))
+
+
+def test_training():
+    options = ("--device", "cpu", "--net", "small", "--batch", 2, "--steps", 1)
+    assert figures(run("training.py", *options))["clips_a_second"]["together"] > 0
+
+
+def test_loader(tmp_path):
+    out = tmp_path / "loader.json"
+    done = run("loader.py", "--videos", 2, "--batches", 1, "--batch", 2, "--json", out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(out.read_text())
+    assert found["records"] == 2 and found["to_plain"]["reading"]["lz4 pack"] > 0
+
+
+def test_jhmdb10(tmp_path):
+    from flowkit import synthetic
+
+    kept = [
+        video
+        for video in synthetic.write_videos(tmp_path / "all", videos_per_class=8)
+        if video.class_name in ("up_checks", "spin_checks")
+    ]
+    lists: dict[str, list[str]] = {"train": [], "test": []}
+    for video in kept:
+        target = tmp_path / "videos" / video.class_name / video.path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(video.path, target)
+        part = "test" if "_g01_" in video.name else "train"
+        lists[part].append(f"{video.class_name}/{video.path.name}")
+    (tmp_path / "jhmdb10_classInd.txt").write_text("1 spin_checks\n2 up_checks\n")
+    for part, lines in lists.items():
+        (tmp_path / f"jhmdb10_{part}list01.txt").write_text("\n".join(lines) + "\n")
+    flow = tmp_path / "flow"
+    made = subprocess.run(
+        [sys.executable, "-m", "flowkit_cli.main", "extract", str(tmp_path / "videos"), "--out",
+         str(flow), "--method", "dis", "--resize", "128", "--pack", "--format", "lz4"],
+        capture_output=True, text=True, cwd=ROOT,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    out = tmp_path / "found.json"
+    done = run(
+        "jhmdb10.py", flow, tmp_path, "--runs", tmp_path / "runs", "--steps", 1,
+        "--moments", 1, "--device", "cpu", "--json", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(out.read_text())
+    assert found["videos"]["test"] == len(lists["test"]) == 4
+    assert set(found["test"]) == {"spatial", "temporal", "average", "svm"}
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "words"),
+    [
+        ("quantization.py", (), "no such file or folder"),
+        ("extract.py", (), "name the folder of real clips, or set FLOWKIT_DATA"),
+        ("tvl1_cpu.py", (), "name the folder of real clips, or set FLOWKIT_DATA"),
+        ("farneback_cpu.py", (), "name the folder of real clips, or set FLOWKIT_DATA"),
+        ("check_clips.py", (), "name the folder of real clips, or set FLOWKIT_DATA"),
+        ("jhmdb10.py", ("/nowhere/flow", "/nowhere"), "/nowhere"),
+        ("loader.py", ("/nowhere",), "no such folder of flow records"),
+    ],
+)
+def test_missing_data_is_one_line(script, arguments, words):
+    done = run(script, *arguments)
+    assert done.returncode and words in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["tvl1_gpu.py", "gpu_check.py"])
+def test_a_missing_gpu_is_one_line(script):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    done = run(script)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_the_first_field_of_a_process_uses_names_that_there_are():
+    import tvl1_gpu
+
+    imports, _, _ = tvl1_gpu.FIRST_FIELD.partition("frames =")
+    scope: dict[str, object] = {}
+    exec(imports, scope)
+    assert scope["CudaTVL1"]
