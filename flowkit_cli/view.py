@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from flowkit.errors import UsageError
 from flowkit_cli import output
 
 
@@ -57,10 +58,21 @@ from flowkit_cli import output
     type=click.FloatRange(0, min_open=True),
     help="Frames a second of a video.  [default: the record's, or 25]",
 )
+@click.option(
+    "--video",
+    type=click.Path(path_type=Path),
+    help="What a track record (.npz) was made from; its frames are shown with the tracks on them.",
+)
 def view(
-    record: Path, out: Path, moments: int, columns: int, fps: float | None, **look: Any
+    record: Path,
+    out: Path,
+    moments: int,
+    columns: int,
+    fps: float | None,
+    video: Path | None,
+    **look: Any,
 ) -> None:
-    """Show the flow of RECORD, a folder or a pack, beside its frames.
+    """Show the flow of RECORD, a folder or a pack, beside its frames; or tracks on their video.
 
     \b
     Color is direction and its strength is speed: the wheel in the corner says which is which,
@@ -69,11 +81,33 @@ def view(
     \b
     flowkit view flow/jump/a --out a.mp4
     flowkit view flow/jump/a --out a.png --moments 12 --style arrows
+    flowkit view tracks/jump/a.npz --video videos/jump/a.avi --out a.mp4
     """
+    if record.suffix == ".npz":
+        _view_tracks(record, video, out, fps)
+        return
+    if video is not None:
+        raise UsageError("--video goes with a track record (.npz): a flow record has its frames")
     from flowkit.pictures.sheets import ENDINGS, Look, write_view
     from flowkit.records.reading import open_record
 
     if out.suffix.lower() in ENDINGS:  # else an error of `write_view`
         output.check_out("--out", out, f"a {out.suffix.lower()}", [record])
     write_view(open_record(record), out, Look(**look), moments=moments, columns=columns, fps=fps)
+    output.wrote(f"{record} -> {out}")
+
+
+def _view_tracks(record: Path, video: Path | None, out: Path, fps: float | None) -> None:
+    from flowkit.idt.drawing import write_track_video
+    from flowkit.idt.records import open_tracks
+
+    opened = open_tracks(record)
+    if video is None:
+        raise UsageError(
+            f"{record}: a track record has no frames: give the video "
+            f"({opened.header['source']['name']}) as --video"
+        )
+    if out.suffix.lower() == ".mp4":  # else an error of `write_track_video`
+        output.check_out("--out", out, "a .mp4", [record, video])
+    write_track_video(opened, video, out, fps=fps)
     output.wrote(f"{record} -> {out}")

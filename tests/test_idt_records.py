@@ -240,3 +240,40 @@ def test_what_is_no_record_is_refused_in_a_line(tmp_path, made):
         open_tracks(path).column("hog")
     with pytest.raises(RecordError, match="no track records there"):
         find_tracks(tmp_path / "nowhere")
+
+
+def test_tracks_are_drawn_where_the_texture_went(made, clips, tmp_path):
+    from flowkit.idt.drawing import HEAD, draw_tracks, paths
+
+    record = open_tracks(made[1] / "left/v_left_g01_c01.npz")
+    tracks = record.tracks()
+    steps = np.diff(paths(tracks), axis=1)
+    assert np.allclose(np.median(steps, axis=(0, 1)), (-2, 0), atol=0.05)
+    assert np.allclose(paths(tracks).mean(axis=1), tracks["mean"], atol=1e-3)
+    blank = [np.zeros((64, 80, 3), np.uint8)] * 18
+    pictures = list(draw_tracks(blank, tracks[:1]))
+    assert [bool(picture.any()) for picture in pictures] == [True] * 16 + [False] * 2
+    y, x = np.argwhere((pictures[15] == HEAD).all(axis=2)).mean(axis=0)
+    assert np.allclose((x, y), paths(tracks[:1])[0, -1], atol=1)
+    video = clips / "left/v_left_g01_c01.avi"
+    command = ["view", str(record.path), "--out", str(tmp_path / "a.mp4")]
+    result = CliRunner().invoke(cli, [*command, "--video", str(video)])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "a.mp4").stat().st_size > 1000
+
+
+def test_a_view_of_tracks_needs_their_video(made, clips, tmp_path):
+    record = made[1] / "left/v_left_g01_c01.npz"
+    out = tmp_path / "a.mp4"
+    other = write_video(tmp_path / "other.avi", moving_texture(17, size=(64, 80)), "ffv1")
+    small = write_video(tmp_path / "small.avi", moving_texture(18, size=(64, 64)), "ffv1")
+    video = clips / "left/v_left_g01_c01.avi"
+    for arguments, words in (
+        (["--out", out], "a track record has no frames: give the video (v_left_g01_c01.avi)"),
+        (["--out", out, "--video", other], "it has 17 frames"),
+        (["--out", out, "--video", small], "its frames are (64, 64)"),
+        (["--out", tmp_path / "a.png", "--video", video], "ends in .mp4"),
+    ):
+        result = CliRunner().invoke(cli, ["view", str(record), *map(str, arguments)])
+        assert words in str(result.exception)
+        assert not out.exists()

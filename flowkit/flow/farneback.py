@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flowkit.errors import UsageError
@@ -269,6 +270,7 @@ def _no_window() -> np.ndarray:
     return np.zeros(0, np.float32)
 
 
+@lru_cache(maxsize=64)  # of the levels of a few videos: they are the same for every pair
 def _edge_weights(height: int, width: int, columns: int) -> np.ndarray:
     """The weights of the pixels, float32 (min(height, 11), columns), one row for all inner ones.
 

@@ -312,6 +312,12 @@ def between(place, count, ratio):
     return first, min(first + 1, count - 1), part
 
 
+@row
+def mix(count, one, other, weight, mixed):
+    for x in range(count):
+        mixed[x] = one[x] * (ONE - weight) + other[x] * weight
+
+
 @whole
 def resize(image, small):
     """Fill `small` with `image` at its size, bilinear, float32 both.
@@ -321,13 +327,18 @@ def resize(image, small):
     """
     height, width = image.shape
     rows, columns = small.shape
+    firsts, seconds = np.empty(columns, np.int32), np.empty(columns, np.int32)
+    parts = np.empty(columns, np.float32)
+    for x in range(columns):
+        firsts[x], seconds[x], parts[x] = between(x, width, width / columns)
+    above, below = np.empty(columns, np.float32), np.empty(columns, np.float32)
     for y in range(rows):
         y0, y1, down = between(y, height, height / rows)
         for x in range(columns):
-            x0, x1, along = between(x, width, width / columns)
-            above = image[y0, x0] * (ONE - along) + image[y0, x1] * along
-            below = image[y1, x0] * (ONE - along) + image[y1, x1] * along
-            small[y, x] = above * (ONE - down) + below * down
+            rest = ONE - parts[x]
+            above[x] = image[y0, firsts[x]] * rest + image[y0, seconds[x]] * parts[x]
+            below[x] = image[y1, firsts[x]] * rest + image[y1, seconds[x]] * parts[x]
+        mix(columns, above, below, down, small[y])
 
 
 @whole
