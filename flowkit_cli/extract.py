@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -103,6 +103,14 @@ WORKERS_A_CORE = 1.5  # with --gpu: some wait for the card
 @click.option("--pack", is_flag=True, help="One stored zip a video instead of a folder.")
 @click.option("--overwrite", is_flag=True, help="Make records anew that are there already.")
 @click.option(
+    "--changed",
+    type=click.Choice(["redo", "keep", "fail"]),
+    default="fail",
+    show_default=True,
+    help="A video that has changed since its record was made, by its size or, where its time is "
+    "another, by its bytes: make the record again, keep it, or fail that video.",
+)
+@click.option(
     "--keep-damaged",
     is_flag=True,
     help="Keep the frames that a damaged video still gives; the sidecar tells the damage.",
@@ -135,6 +143,7 @@ def extract(
     workers: int | None,
     timeout_s: float | None,
     overwrite: bool,
+    changed: Literal["redo", "keep", "fail"],
     dry_run: bool,
     as_json: bool,
     failures: Path | None,
@@ -188,7 +197,7 @@ def extract(
     )
     found = find_videos(inputs, root=root, stdin=output.stdin(), out=out)
     sources = list(found.sources) if share is None else take_shard(found.sources, *share)
-    todo = plan(sources, out, request, overwrite=overwrite)
+    todo = plan(sources, out, request, overwrite=overwrite, changed=changed)
     if workers is None:
         per_core = WORKERS_A_CORE if on_cards else 1
         workers = 1 if METHODS[method].one_worker else math.ceil(cores() * per_core)
@@ -204,6 +213,8 @@ def extract(
         for source in todo:
             if as_json:
                 output.json_line(_event(source, "to do"))
+            elif source.refusal:
+                output.result(f"{source.path}: would fail: {source.refusal}")
             else:
                 output.result(f"{source.path} -> {out / source.id}")
         return

@@ -1,9 +1,11 @@
 """Extraction in one process: every field is the method's, and nothing is half done."""
 
 import errno
+import hashlib
 import itertools
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from flowkit.records.layout import Storage
 from flowkit.records.reading import open_record
 from flowkit.records.unfinished import INCOMPLETE
 from flowkit.records.writing import RecordWriter
+from flowkit.video.changes import source_change
 from flowkit.video.reading import open_video
 from flowkit.video.sources import Source
 
@@ -92,6 +95,8 @@ def test_the_sidecar_says_what_was_done(video, tmp_path):
     assert sidecar["source"] == {
         "name": "a.mp4",
         "bytes": video.path.stat().st_size,
+        "modified_ns": video.path.stat().st_mtime_ns,
+        "sha256": hashlib.sha256(video.path.read_bytes()).hexdigest(),
         "size": [72, 96],
         "frames_expected": 6,
         "damage": None,
@@ -208,11 +213,50 @@ def test_records_of_other_parameters_are_an_error_before_any_work(
         plan([video], tmp_path, changed)
 
 
-def test_a_video_that_has_changed_is_not_taken_for_done(video, tmp_path):
-    extract_video(video, tmp_path, Request(DIS))
+def test_a_video_that_has_changed_fails_by_name_or_is_done_again_or_kept(video, tmp_path):
+    request = Request(DIS)
+    extract_video(video, tmp_path, request)
     write_video(video.path, moving_texture(9))
-    with pytest.raises(UsageError, match=r"bytes: \d+ on disk, \d+ asked for"):
-        plan([video], tmp_path, Request(DIS))
+    [refused] = plan([video], tmp_path, request)
+    assert re.search(r"changed since .*bytes: \d+ then, \d+ now.*--changed redo", refused.refusal)
+    with pytest.raises(VideoError, match=r"a\.mp4: it has changed since"):
+        extract_video(refused, tmp_path, request)
+    assert plan([video], tmp_path, request, changed="keep") == []
+    [again] = plan([video], tmp_path, request, changed="redo")
+    assert extract_video(again, tmp_path, request).written
+    assert open_record(tmp_path / "jump" / "a").frame_count == 9
+    assert plan([video], tmp_path, request) == []
+
+
+def test_a_copy_of_another_time_is_no_change_and_other_bytes_of_one_size_are(video, tmp_path):
+    extract_video(video, tmp_path, Request(DIS))
+    os.utime(video.path, ns=(1, 1))
+    assert plan([video], tmp_path, Request(DIS)) == []
+    data = bytearray(video.path.read_bytes())
+    data[len(data) // 2] ^= 1
+    video.path.write_bytes(data)
+    [refused] = plan([video], tmp_path, Request(DIS))
+    assert "other bytes" in refused.refusal
+
+
+def test_of_a_folder_of_frames_number_names_and_sizes_are_compared(tmp_path):
+    folder = write_images(tmp_path / "a", moving_texture(4))
+    source, out = Source(folder, "a"), tmp_path / "flow"
+    extract_video(source, out, Request(DIS))
+    images = sorted(folder.iterdir())
+    os.utime(images[0], ns=(1, 1))
+    assert plan([source], out, Request(DIS)) == []
+    images[-1].write_bytes(images[-1].read_bytes() + b"x")
+    assert "other bytes" in plan([source], out, Request(DIS))[0].refusal
+    images[-1].unlink()
+    assert "other images" in plan([source], out, Request(DIS))[0].refusal
+
+
+def test_a_record_that_does_not_know_its_source_counts_as_unchanged(video):
+    assert source_change(video.path, {"name": "a.mp4"}) == ""
+    size = video.path.stat().st_size
+    assert source_change(video.path, {"name": "a.mp4", "bytes": size}) == ""
+    assert source_change(video.path.parent, {"name": video.path.parent.name, "bytes": None}) == ""
 
 
 def test_a_record_is_never_written_into_its_own_source(tmp_path):

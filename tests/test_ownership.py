@@ -12,7 +12,8 @@ from click.testing import CliRunner
 from made_records import write_record
 from made_videos import moving_texture, write_video
 
-from flowkit.errors import RecordError, UsageError
+from flowkit.errors import RecordError, UsageError, VideoError
+from flowkit.extraction.extract import extract_video
 from flowkit.extraction.plan import plan
 from flowkit.extraction.request import Request
 from flowkit.flow.methods import make_method
@@ -75,8 +76,15 @@ def test_what_is_not_flowkits_is_never_replaced(tmp_path, kind, overwrite):
     place = foreign_place(tmp_path, kind)
     before = files(tmp_path)
     source = Source(tmp_path / "v.mp4", "a")
-    with pytest.raises(UsageError, match=f"in the place of a record, but .*: {place}"):
-        plan([source], tmp_path, Request(make_method("dis")), overwrite=overwrite)
+    request = Request(make_method("dis"))
+    if kind in ("planes of another tool", "a subfolder") or overwrite:
+        with pytest.raises(UsageError, match=f"in the place of a record, but .*: {place}"):
+            plan([source], tmp_path, request, overwrite=overwrite)
+    else:  # what may be a record stops no other video
+        [planned] = plan([source], tmp_path, request)
+        assert f"in the place of its record: {place}" in planned.refusal
+        with pytest.raises(VideoError, match="in the place of its record"):
+            extract_video(planned, tmp_path, request)
     with RecordWriter(tmp_path, "a", Storage(rgb=False), (FORWARD,)) as writer:
         writer.add_frame(np.zeros((8, 9, 3), np.uint8))
         with pytest.raises(RecordError):
@@ -143,7 +151,7 @@ def test_a_sidecar_cannot_name_files_elsewhere(tmp_path):
         sidecar = json.loads((path / SIDECAR).read_text())
         sidecar["series"][0]["files"] = {"xy": template}
         (path / SIDECAR).write_text(json.dumps(sidecar))
-        with pytest.raises(RecordError, match="names what no record has"):
+        with pytest.raises(RecordError, match="files cannot be"):
             remove_record(path)
     assert victim.exists()
 

@@ -25,8 +25,9 @@ from flowkit.flow.methods import device_of, prepare_method
 from flowkit.flow.pairs import consecutive, series_fields
 from flowkit.records.unfinished import remove_dead, remove_of
 from flowkit.records.writing import RecordWriter
+from flowkit.video.changes import source_stamp, source_state
 from flowkit.video.reading import Video, open_video
-from flowkit.video.sources import Source, source_bytes
+from flowkit.video.sources import Source
 from flowkit.workers.pool import Done, Failed, Progress, run_pool
 
 log = logging.getLogger("flowkit")
@@ -81,11 +82,14 @@ def extract_video(
     """Make the record of one video below `out`; decodes once, whatever series are asked for.
 
     `report` is told the frames so far. The flow is computed here, or by a `remote` process that
-    has the method of the request. VideoError where the video is damaged or has too few frames:
-    nothing is left of it then.
+    has the method of the request. VideoError where the video is refused, damaged, changes meanwhile
+    or has too few frames: nothing is left of it then.
     """
+    if source.refusal:
+        raise VideoError(f"{source.path}: {source.refusal}")
     start = perf_counter()
     seconds = {"decode": 0.0}
+    stamp = source_stamp(source.path)
     compute = request.method.fields if remote is None else remote.compute
     with (
         open_video(
@@ -109,7 +113,11 @@ def extract_video(
             else:
                 writer.add_field(series, computed)
         _check_counts(writer, request)
-        written = writer.commit(_describe(source, video, request), overwrite=overwrite)
+        state = source_state(source.path)
+        if stamp != source_stamp(source.path):
+            raise VideoError(f"{source.path}: changed while it was read")
+        description = _describe(source, video, request, state)
+        written = writer.commit(description, overwrite=overwrite or source.redo)
         seconds |= writer.seconds
         seconds["flow"] = perf_counter() - start - sum(seconds.values())
         fields = sum(len(ranges) for ranges in writer.ranges.values())
@@ -220,7 +228,9 @@ def _timed(items: Iterator[np.ndarray], seconds: dict[str, float]) -> Iterator[n
         yield item
 
 
-def _describe(source: Source, video: Video, request: Request) -> dict[str, Any]:
+def _describe(
+    source: Source, video: Video, request: Request, state: dict[str, Any]
+) -> dict[str, Any]:
     """What the sidecar says of a video whose frames have all been read, and of the request."""
     return {
         "flowkit": flowkit.__version__,
@@ -228,7 +238,7 @@ def _describe(source: Source, video: Video, request: Request) -> dict[str, Any]:
         "device": device_of(request.method),
         "source": {
             "name": source.path.name,
-            "bytes": source_bytes(source.path),
+            **state,
             "size": list(video.size),
             "frames_expected": video.account.expected if video.account else None,
             "damage": video.damage,

@@ -5,24 +5,37 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from flowkit.documents import differences, is_record, listed
-from flowkit.errors import RecordError, UsageError
+from flowkit.documents import is_record, listed
+from flowkit.errors import ReadError, RecordError, UsageError
 from flowkit.extraction.request import Request
 from flowkit.records.layout import record_folder, record_parts
 from flowkit.records.ownership import in_the_way
 from flowkit.records.reading import find_records, read_sidecar
 from flowkit.records.writing import request_differences, standing_record
-from flowkit.video.sources import Source, source_bytes
+from flowkit.video.changes import source_change
+from flowkit.video.sources import Source
+
+Changed = Literal["redo", "keep", "fail"]
+WAYS = "--changed redo makes it again, --changed keep takes it as it is"
 
 
 def plan(
-    sources: Sequence[Source], out: Path, request: Request, *, overwrite: bool = False
+    sources: Sequence[Source],
+    out: Path,
+    request: Request,
+    *,
+    overwrite: bool = False,
+    changed: Changed = "fail",
 ) -> list[Source]:
     """The sources whose record is still to be made: those finished as asked for are left out.
+
+    A source that has changed since its record was made is among them, to be made again ("redo") or
+    to fail by name ("fail"), or its record stays ("keep"). One whose record cannot be read fails.
 
     UsageError, before any work, where a record of other parameters, or a folder that holds
     anything else, stands in a record's place, where that place lies inside another record or
@@ -47,9 +60,11 @@ def plan(
             )
         try:
             existing = _existing(source, place, request)
-        except RecordError as error:  # damaged, another program's, or of a later version
-            foreign.append(str(error))
-            continue
+        except (RecordError, ReadError) as error:  # one odd record stops no other
+            if not overwrite:
+                todo.append(replace(source, refusal=f"in the place of its record: {error}"))
+                continue
+            existing = ""
         if existing is None and place.is_dir() and (inner := next(find_records(place), None)):
             raise UsageError(
                 f"{source.path}: the place of its record, {place}, holds other records, the first "
@@ -63,6 +78,11 @@ def plan(
             todo.append(source)
         elif state:
             different.setdefault(state, []).append(str(place))
+        elif changed != "keep" and (change := _source_change(source, place)):
+            why = f"it has changed since {place} was made of it ({change}); {WAYS}"
+            todo.append(
+                replace(source, redo=True) if changed == "redo" else replace(source, refusal=why)
+            )
     if foreign:
         raise UsageError(
             f"in the place of a record, but not written by flowkit as that record: "
@@ -151,14 +171,16 @@ def _existing(source: Source, place: Path, request: Request) -> str | None:
         found = request_differences(
             standing, sidecar, request.identity(), pack=request.storage.pack
         )
-        found += differences(sidecar["source"], {**sidecar["source"], **_source_now(source)})
     except (KeyError, TypeError) as error:
         return f"unreadable ({error})"
     return "; ".join(found)
 
 
-def _source_now(source: Source) -> dict[str, Any]:
-    return {"name": source.path.name, "bytes": source_bytes(source.path)}
+def _source_change(source: Source, place: Path) -> str:
+    """How a source differs from what the record at `place` was made of."""
+    standing = standing_record(place)
+    recorded = read_sidecar(standing).get("source", {}) if standing else {}
+    return source_change(source.path, recorded)
 
 
 def _named(paths: list[str]) -> str:

@@ -41,11 +41,14 @@ class Source:
     """What is to be extracted, and where its record goes.
 
     `path` is absolute: a video file, or a folder of frames. `id` is the '/'-separated place of
-    the record below the output folder: the path without the extension.
+    the record below the output folder: the path without the extension. `refusal` says why it fails
+    whatever it holds; `redo`: its record is there and is to be replaced.
     """
 
     path: Path
     id: str
+    refusal: str = ""
+    redo: bool = False
 
 
 @dataclass(frozen=True)
