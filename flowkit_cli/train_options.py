@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flowkit.networks.table import NETS
+from flowkit.networks.table import NETS, PREFIX
 from flowkit.training.recipes import MODES, RECIPES, SCHEDULES
 from flowkit_cli.record_options import missing_option, record_options
 
@@ -33,6 +33,16 @@ RECIPE_NUMBERS = (
     "top_blocks",
     "eval_every",
 )
+
+
+class NetName(click.Choice[str]):
+    """A network of the table, or one of timm's by its name there."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The name; that of timm's is looked up when the network is built."""
+        if isinstance(value, str) and value.startswith(PREFIX):
+            return value
+        return super().convert(value, param, ctx)
 
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,8 +94,9 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option(
             "--net",
-            type=click.Choice(tuple(NETS)),
-            help="The network; another than the recipe's brings sizes and dropout of its own.  "
+            type=NetName(tuple(NETS)),
+            help="The network, or timm/NAME for one of timm's; another than the recipe's brings "
+            "sizes and dropout of its own.  "
             "[default: by --recipe]",
         ),
         click.option(

@@ -15,7 +15,7 @@ from made_training import CLASSES, make_split, write_videos
 
 from flowkit._cv2 import cv2
 from flowkit.data.splits import read_split, write_split
-from flowkit.errors import FlowkitError, RecordError, SplitError, UsageError
+from flowkit.errors import FlowkitError, InstallError, RecordError, SplitError, UsageError
 from flowkit.networks.checkpoints import LAST, read_checkpoint, read_tensors
 from flowkit_cli import train as train_module
 from flowkit_cli.train import train
@@ -135,6 +135,14 @@ def test_a_training_begins_with_its_network_and_how_to_get_the_papers(place, one
     )
     assert second == ("its input: 4 channels of 32x32 px; L = 2, flow stacking, mean subtracted")
     assert third == "the 2014 paper's network and schedule: --recipe paper"
+
+
+def test_a_network_of_timm_is_a_choice_and_another_is_refused(monkeypatch, place):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InstallError, match="networks of timm need it"):
+        flowkit_train("spatial", "--net", "timm/resnet18")
+    result = CliRunner().invoke(train, ["spatial", "--net", "resnet19"])
+    assert (result.exit_code, "'resnet19' is not one of" in result.output) == (2, True)
 
 
 def test_steps_and_passes_together_are_refused(job_of):

