@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from flowkit.extraction.extract import Outcome
     from flowkit.extraction.flow_processes import FlowProcesses
     from flowkit.extraction.request import Request
+    from flowkit.flow.method import FlowMethod
     from flowkit.video.sources import Source
 
 GPU_METHODS = {"tvl1": "tvl1-cuda", "farneback": "farneback-cuda"}  # what --gpu makes of --method
@@ -176,25 +177,9 @@ def extract(
 
     from flowkit.extraction.extract import extract as run
     from flowkit.extraction.plan import plan, take_shard
-    from flowkit.extraction.request import Request
-    from flowkit.records.layout import Storage
     from flowkit.video.sources import find_videos
 
-    storage = Storage(
-        **{
-            name: options[name]
-            for name in ("format", "quality", "bound", "rgb", "rgb_quality", "layout", "pack")
-        }
-    )
-    request = Request(
-        flow_method,
-        steps=options["steps"],
-        backward=options["backward"],
-        resize=options["resize"],
-        storage=storage,
-        keep_damaged=options["keep_damaged"],
-        max_frame_mpx=options["max_frame_mpx"],
-    )
+    request = _read_request(flow_method, options)
     found = find_videos(inputs, root=root, stdin=output.stdin(), out=out)
     sources = list(found.sources) if share is None else take_shard(found.sources, *share)
     todo = plan(sources, out, request, overwrite=overwrite, changed=changed)
@@ -210,17 +195,11 @@ def extract(
         kinds = ", ".join(f"{end or 'no ending'} ({n})" for end, n in found.passed_over.items())
         output.say(f"passed over, being no videos: {kinds}")
     if dry_run:
-        for source in todo:
-            if as_json:
-                output.json_line(_event(source, "to do"))
-            elif source.refusal:
-                output.result(f"{source.path}: would fail: {source.refusal}")
-            else:
-                output.result(f"{source.path} -> {out / source.id}")
+        _tell_todo(todo, out, as_json)
         return
 
-    waiting = {source.id for source in todo}
     if as_json:
+        waiting = {source.id for source in todo}
         for source in sources:
             if source.id not in waiting:
                 output.json_line(_event(source, "skipped"))
@@ -246,20 +225,49 @@ def extract(
             progress.finished(failed=outcome.status == "failed")
             totals.add(outcome)
             if outcome.status == "failed":
-                progress.line(f"failed: {outcome.source.path}: {outcome.reason}")
                 failed.add(outcome.source.path, outcome.reason)
-            elif outcome.extracted and outcome.extracted.damage:
-                progress.line(f"damaged: {outcome.source.path}: {outcome.extracted.damage}")
-            else:
-                output.detail(f"done: {outcome.source.path} ({outcome.frames:,} frames)")
-            if as_json:
-                output.json_line(_event(outcome.source, outcome.status, outcome))
+            _tell(outcome, progress, as_json)
         totals.end(processes)
     output.say(totals.summary())
     if as_json:
         output.json_line(totals.event())
     if totals.failed or totals.done < len(todo):
         sys.exit(1)
+
+
+def _read_request(method: FlowMethod, options: dict[str, Any]) -> Request:
+    """What the options ask for of every video."""
+    from flowkit.extraction.request import Request
+    from flowkit.records.layout import Storage
+
+    stored = ("format", "quality", "bound", "rgb", "rgb_quality", "layout", "pack")
+    asked = ("steps", "backward", "resize", "keep_damaged", "max_frame_mpx")
+    storage = Storage(**{name: options[name] for name in stored})
+    return Request(method, storage=storage, **{name: options[name] for name in asked})
+
+
+def _tell_todo(todo: Sequence[Source], out: Path, as_json: bool) -> None:
+    """What --dry-run prints: a line for each video that would be extracted."""
+    for source in todo:
+        if as_json:
+            output.json_line(_event(source, "to do"))
+        elif source.refusal:
+            output.result(f"{source.path}: would fail: {source.refusal}")
+        else:
+            output.result(f"{source.path} -> {out / source.id}")
+
+
+def _tell(outcome: Outcome, progress: output.Progress, as_json: bool) -> None:
+    """What is said of a video that is done or has failed."""
+    path = outcome.source.path
+    if outcome.status == "failed":
+        progress.line(f"failed: {path}: {outcome.reason}")
+    elif outcome.extracted and outcome.extracted.damage:
+        progress.line(f"damaged: {path}: {outcome.extracted.damage}")
+    else:
+        output.detail(f"done: {path} ({outcome.frames:,} frames)")
+    if as_json:
+        output.json_line(_event(outcome.source, outcome.status, outcome))
 
 
 def _method_on_cards(method: str) -> str:
