@@ -221,10 +221,13 @@ def live_for(parent: int) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of a FlowkitError's text; of another error's, after the name of its type."""
+    """The text of a FlowkitError; the first line of another error's, after the name of its type.
+
+    A FlowkitError has one line, but for what stands in the name of a file.
+    """
+    if isinstance(error, FlowkitError) and str(error).strip():
+        return str(error).strip()
     lines = str(error).strip().splitlines()
-    if isinstance(error, FlowkitError) and lines:
-        return lines[0]
     return ": ".join([type(error).__name__, *lines[:1]])
 
 
