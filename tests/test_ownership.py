@@ -290,14 +290,14 @@ def test_files_that_vanish_while_a_record_is_written_are_missed(tmp_path):
 
 def test_without_its_mark_a_record_in_many_folders_is_unfinished_and_flowkits(tmp_path):
     record = write_record(tmp_path, "a", FIELDS, **MANY)
-    take_mark_away(record.path, [])
+    take_mark_away(record.path, tmp_path, [])
     with pytest.raises(RecordError):
         open_record(record.path)
     told = run_verify(tmp_path)
     assert told.exit_code == 1 and "unfinished: a run was stopped" in told.output
     again = write_record(tmp_path, "a", FIELDS + 1, **MANY)
     assert again.fields(0, 3).mean() == pytest.approx(1)
-    take_mark_away(record.path, [])
+    take_mark_away(record.path, tmp_path, [])
     assert "; deleted" in run_verify(tmp_path, "--delete-broken").output
     assert files(tmp_path) == set()
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowkit.documents import listed, replacing, sync
+from flowkit.documents import listed, sync
 from flowkit.errors import RecordError
 from flowkit.records import zips
 from flowkit.records.layout import range_table
@@ -108,16 +108,16 @@ def remove_record(path: Path) -> None:
         raise RecordError(f"{path}: holds what is not flowkit's: {names}")
     with WorkFolder(path.parent) as work:
         if len(claim.folders) > 1:
-            take_mark_away(path, [])
+            take_mark_away(path, work.path, [])
         move_away(reversed(claim.parts()), work.path)  # that with the mark last
         sync(path.parent)
 
 
-def take_mark_away(place: Path, coming: list[dict[str, Any]]) -> None:
+def take_mark_away(place: Path, work: Path, coming: list[dict[str, Any]]) -> None:
     """Turn a record in several folders into an unfinished one, before any of them is moved.
 
     From here on nobody takes it for a record, and the files of it and of the sidecars that are
-    `coming` are known as flowkit's.
+    `coming` are known as flowkit's. The new mark is written in the folder `work` first.
     """
     sidecars = [*coming]
     if (place / SIDECAR).exists():
@@ -129,8 +129,10 @@ def take_mark_away(place: Path, coming: list[dict[str, Any]]) -> None:
         "version": UNFINISHED_VERSION,
         "sidecars": [_without_ranges(one) for one in sidecars],
     }
-    with replacing(place / UNFINISHED) as part:
-        part.write_text(json.dumps(document) + "\n", encoding="ascii")
+    mark = work / UNFINISHED
+    mark.write_text(json.dumps(document) + "\n", encoding="ascii")
+    sync(mark)
+    mark.rename(place / UNFINISHED)
     (place / SIDECAR).unlink(missing_ok=True)
     sync(place)
 

@@ -207,7 +207,7 @@ class RecordWriter:
     ) -> None:
         """Replace a record in many folders: its mark goes first and comes last."""
         make_folders(place)
-        take_mark_away(place, [sidecar])
+        take_mark_away(place, self.work.path, [sidecar])
         move_away(old, self.work.path)
         for part in parts:
             make_folders(part.parent)
