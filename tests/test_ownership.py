@@ -351,6 +351,12 @@ def test_a_record_below_another_ones_place_is_refused(tmp_path):
         plan([Source(video, "jump/a")], tmp_path, Request(make_method("dis")))
 
 
+def test_a_foreign_zip_beside_a_record_is_in_nobodys_way(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"no zip of flowkit's")
+    assert write_record(tmp_path, "a", FIELDS).path == tmp_path / "a"
+    assert (tmp_path / "a.zip").read_bytes() == b"no zip of flowkit's"
+
+
 def test_two_owners_do_not_see_the_same_work_folder(tmp_path):
     with WorkFolder(tmp_path, "x") as one, WorkFolder(tmp_path, "x") as other:
         assert one.path != other.path

@@ -83,12 +83,17 @@ def claim_of(place: Path) -> Claim:
     return claim
 
 
+def readable_claim(place: Path) -> Claim:
+    """`claim_of`, and nothing where the mark cannot be read: then nothing there is flowkit's."""
+    try:
+        return claim_of(place)
+    except RecordError:
+        return Claim()
+
+
 def in_the_way(place: Path, parts: Iterable[Path]) -> list[Path]:
     """What stands where the `parts` of the record at `place` belong, and is not of that record."""
-    try:
-        claim = claim_of(place)
-    except RecordError:
-        claim = Claim()
+    claim = readable_claim(place)
     return claim.strangers(dict.fromkeys([*parts, *claim.parts()]))
 
 

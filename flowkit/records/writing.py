@@ -22,10 +22,10 @@ from flowkit.records.layout import (
 )
 from flowkit.records.ownership import (
     UNFINISHED,
-    claim_of,
     in_the_way,
     move_away,
     one_at_a_time,
+    readable_claim,
     take_mark_away,
 )
 from flowkit.records.packing import member_files
@@ -194,7 +194,7 @@ class RecordWriter:
         strangers = in_the_way(target, parts) + in_the_way(place if target == pack else pack, [])
         if strangers:
             raise RecordError(f"not written by flowkit, or not for this: {listed(strangers)}")
-        old = [*claim_of(place).parts(), *claim_of(pack).parts()]
+        old = [*readable_claim(place).parts(), *readable_claim(pack).parts()]
         if len(parts) > 1:
             self._move_parts(place, parts[:-1], [part for part in old if part != place], sidecar)
         else:
