@@ -52,7 +52,7 @@ def main() -> None:
     report["bars"] |= report["extract"].pop("bars")
     report |= learning("cuda")
     for name in ("training_jpg", "training_lz4"):
-        reached = report[name].get("share_of_network_alone", 0)
+        reached = report[name].get("share_of_network", 0)
         report["bars"][name] = {"reached": reached, "wanted": SHARE_BAR}
     report["seconds"] = round(time.perf_counter() - start)
 

@@ -123,7 +123,7 @@ def main() -> None:
         "workers": options.workers,
         "bf16": options.bf16,
         "clips_a_second": {name: round(rate, 2) for name, rate in found.items()},
-        "share_of_network_alone": round(found["together"] / found["network alone"], 3),
+        "share_of_network": round(found["together"] / found["network alone"], 3),
     }
     print(json.dumps(result, indent=1))
     if options.out:

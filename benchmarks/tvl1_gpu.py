@@ -145,10 +145,15 @@ class TimedQueue(cuda_device.CardQueue):
         super().__init__(card)
         self.events: list[tuple[str, Any, Any]] = []
 
-    def launch(self, kernel: str, *arguments: Any) -> None:
-        begin = self._event()
-        super().launch(kernel, *arguments)
-        self.events.append((kernel, begin, self._event()))
+    def prepare(self, kernel: str, *arguments: Any) -> Callable[[], None]:
+        launch = super().prepare(kernel, *arguments)
+
+        def timed() -> None:
+            begin = self._event()
+            launch()
+            self.events.append((kernel, begin, self._event()))
+
+        return timed
 
     def _event(self) -> Any:
         event = cuda_device._checked(self.driver.cuEventCreate(0))

@@ -201,6 +201,8 @@ class EmulatedQueue:
     New memory holds NaN or -1, so that a kernel that reads what none has written is found out.
     """
 
+    processors = 3  # so that a block makes several tiles
+
     def __init__(self, source: str, folder: Path, *, reverse: bool = False) -> None:
         self.library, self.names = build(source, folder)
         self.types = signatures(source)
@@ -229,6 +231,15 @@ class EmulatedQueue:
     def read(self, array):
         taken = array.copy()
         return lambda: taken
+
+    def clear(self, array):
+        array[:] = 0
+
+    def watch(self, array):
+        return lambda: self.read(array)
+
+    def prepare(self, kernel, grid, block, *arguments):
+        return lambda: self.launch(kernel, grid, block, *arguments)
 
     def launch(self, kernel, grid, block, *arguments):
         self.launched.append(kernel)

@@ -45,6 +45,7 @@ class DriverDouble:
     CUdevice_attribute = SimpleNamespace(
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=9,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=0,
+        CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT=3,
     )
     CUmemPool_attribute = SimpleNamespace(
         CU_MEMPOOL_ATTR_RELEASE_THRESHOLD=1,
@@ -58,6 +59,7 @@ class DriverDouble:
         self.left = memory_bytes
         self.allocated: dict[int, np.ndarray] = {}  # address -> memory of the GPU
         self.host: list[np.ndarray] = []
+        self.host_left = 1 << 30  # bytes that can be pinned
         self.streams: list[list] = []  # what each has still to do
         self.events: list[tuple | None] = []  # stream and number of the thing after which it is
         self.running = threading.RLock()
@@ -133,8 +135,17 @@ class DriverDouble:
         return self._later(stream, free)
 
     def cuMemHostAlloc(self, size, flags):
+        if size > self.host_left:
+            return FULL, None
+        self.host_left -= size
         self.host.append(np.full(size, 55, np.uint8))
         return OK, self.host[-1].ctypes.data
+
+    def cuMemFreeHost(self, address):
+        [memory] = [one for one in self.host if one.ctypes.data == address]
+        memory[:] = 88
+        self.host_left += memory.size
+        return (OK,)
 
     def cuMemsetD8Async(self, address, value, size, stream):
         return self._later(stream, lambda: ctypes.memset(address, value, size))
@@ -147,6 +158,9 @@ class DriverDouble:
     def cuEventCreate(self, flags):
         self.events.append(None)
         return OK, len(self.events) - 1
+
+    def cuEventDestroy(self, event):
+        return (OK,)
 
     def cuEventRecord(self, event, stream):
         with self.running:

@@ -6,6 +6,7 @@ import gc
 import itertools
 import math
 import pickle
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -482,6 +483,31 @@ def test_compiled_code_is_kept_and_damage_is_noticed(nvrtc, tmp_path, monkeypatc
     assert "damaged compiled code in" in caplog.text
 
 
+def test_a_gpu_newer_than_the_compiler_gets_ptx_that_its_driver_translates(nvrtc):
+    newest = max(nvrtc.nvrtcGetSupportedArchs()[1])
+    code = cuda_device.compile_kernels(cuda_images.SOURCE, (newest // 10 + 1, 0)).decode()
+    assert f".target sm_{newest}" in code and ".entry to_float" in code
+
+
+def test_code_of_another_compiler_is_not_taken(nvrtc, tmp_path, monkeypatch):
+    assert re.search(r"V\d+\.\d+\.\d+", cuda_device.compiler_version())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = cuda_device.kept_file(cuda_images.SOURCE, (9, 0))
+    assert file == cuda_device.kept_file(cuda_images.SOURCE, (9, 0))
+    monkeypatch.setattr(cuda_device, "compiler_version", lambda: "release 13.0, V13.0.89")
+    assert file != cuda_device.kept_file(cuda_images.SOURCE, (9, 0))
+
+
+def test_without_a_home_folder_it_warns_and_works(nvrtc, monkeypatch, caplog):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(cuda_device.Path, "home", no_home)
+    assert cuda_device.kept_kernels(cuda_images.SOURCE, (9, 0))[:4] == b"\x7fELF"
+    assert "no home folder" in caplog.text
+
+
 def test_without_a_cache_folder_it_warns_and_works(nvrtc, tmp_path, monkeypatch, caplog):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -601,6 +627,57 @@ def test_a_card_gives_the_fields_of_its_kernels_and_gives_its_memory_back(gpu, e
     for stream in range(len(driver.streams)):
         driver.cuStreamSynchronize(stream)
     assert driver.allocated == {} and card.free_bytes() == free
+
+
+def test_pinned_memory_that_nothing_uses_makes_room_for_another_size(gpu):
+    queue = cuda_device.CardQueue(gpu(CudaFarneback))
+    driver = queue.driver
+    driver.host_left = 3 << 14
+    small, large = queue.empty((1 << 12,), "float32"), queue.empty((1 << 13,), "float32")
+    queue.write(small, np.ones(1 << 12, np.float32))  # its blocks stay pinned
+    held = queue.read(small)
+    queue.write(large, np.full(1 << 13, 2, np.float32))
+    assert np.all(held() == 1)
+    reading = queue.read(large)
+    with pytest.raises(DeviceMemoryError, match=r"cannot be pinned .*OUT_OF_MEMORY"):
+        queue.read(large)
+    assert np.all(reading() == 2)
+
+
+def test_the_room_for_another_size_counts_what_will_be_given_back(gpu):
+    size, others = (30, 40), (20, 30)
+    card = gpu(CudaFarneback, 8 << 20)
+    queue = cuda_device.CardQueue(card)
+    made = cuda_batches.Slot(
+        queue, QUICK[CudaFarneback], SOLVERS[CudaFarneback], cuda_batches.fetch_fields
+    )
+    room = made.room(others)
+    assert room < cuda_batches.MOST_PAIRS  # it is the memory that limits it
+    first = texture(*size)
+    [batch] = cuda_batches.batches([(first, shifted(first, 1, 0))], lambda size: 1)
+    made.compute(batch, made.room(size))
+    assert card.free_bytes() < 6 << 20
+    assert made.room(others) >= room * 0.9
+
+
+def test_a_full_gpu_is_named_with_what_it_holds(gpu):
+    queue = cuda_device.CardQueue(gpu(CudaFarneback, 1 << 20))
+    with pytest.raises(DeviceMemoryError, match=r"0\.01 GB \(0\.00 of .* GB are free.*nvidia-smi"):
+        queue.empty((1 << 21,), "float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("CUDA_ERROR_DEVICE_UNAVAILABLE", FlowkitError, r"exclusive-process mode"),
+        ("CUDA_ERROR_OUT_OF_MEMORY", DeviceMemoryError, r"no memory left .*nvidia-smi"),
+    ],
+)
+def test_a_gpu_that_others_have_is_said_to_be_theirs(gpu, monkeypatch, name, kind, message):
+    status = type("Result", (int,), {"name": name})(1)
+    monkeypatch.setattr(DriverDouble, "cuDevicePrimaryCtxRetain", lambda *_: (status, None))
+    with pytest.raises(kind, match=message):
+        gpu(CudaFarneback)
 
 
 def test_what_is_written_and_read_is_not_overtaken(gpu):

@@ -32,6 +32,7 @@ STACKINGS = {
     "flow": "every field at the same pixel",
     "trajectory": "every field along the path of the pixel",
 }
+PART = 32  # samples that a GPU stacks at a time: trajectories take some 36 MB for each
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,23 @@ def _stack_tensors(
     views: Sequence[View],
 ) -> torch.Tensor:
     """`stack_batch` in the operations of torch alone, on any device."""
+    import torch
+
+    parts = []
+    for begin in range(0, len(forward), PART):
+        part = slice(begin, begin + PART)
+        back = None if backward is None else backward[part]
+        parts.append(_stack_part(forward[part], back, mode, mean_subtract, views[part]))
+    return torch.cat(parts)
+
+
+def _stack_part(
+    forward: torch.Tensor,
+    backward: torch.Tensor | None,
+    mode: str,
+    mean_subtract: bool,
+    views: Sequence[View],
+) -> torch.Tensor:
     import torch
 
     height, width = views[0].height, views[0].width

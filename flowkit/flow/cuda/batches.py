@@ -85,9 +85,17 @@ class Slot:
     def room(self, size: Size) -> int:
         """The pairs of frames of `size` that a batch may hold where SLOTS share the card."""
         px = size[0] * size[1]
-        free = self.queue.card.free_bytes() * MEMORY_SHARE / SLOTS
-        fitting = int(free / (self.make.bytes_a_px * px))
+        # What the slots hold for another size will be given back; they hold alike.
+        free = self.queue.card.free_bytes() + SLOTS * self.held_bytes()
+        fitting = int(free * MEMORY_SHARE / SLOTS / (self.make.bytes_a_px * px))
         return max(1, min(BATCH_PX // px, fitting, MOST_PAIRS))
+
+    def held_bytes(self) -> int:
+        """Memory of the GPU that it holds."""
+        solver = self.solver
+        if solver is None:
+            return 0
+        return self.make.bytes_a_px * solver.capacity * solver.size[0] * solver.size[1]
 
     def compute(self, batch: Batch, room: int) -> list[Any]:
         size, count = batch.frames[0].shape, len(batch.frame_of)
@@ -103,15 +111,15 @@ def computed(
     pairs: Iterable[Pair], slots: Sequence[Slot], room: Callable[[Size], int]
 ) -> Iterator[Any]:
     """What the slots' `fetch` gives for each pair, in order; a batch is read while others run."""
-    rooms: dict[Size, int] = {}
+    rooms: dict[Size, int] = {}  # of the latest frames of each size
 
-    def room_once(size: Size) -> int:
-        rooms[size] = rooms.get(size) or room(size)
+    def note_room(size: Size) -> int:
+        rooms[size] = room(size)
         return rooms[size]
 
     waiting: deque[Future[list[Any]]] = deque()
     with ThreadPoolExecutor(len(slots), "flowkit-cuda") as threads:
-        for number, batch in enumerate(batches(pairs, room_once)):
+        for number, batch in enumerate(batches(pairs, note_room)):
             if len(waiting) == len(slots):  # so the slot of this number is free again
                 yield from waiting.popleft().result()
             height, width = batch.frames[0].shape

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 import logging
 import math
 import os
@@ -44,10 +45,13 @@ C_TYPES = {
 
 Dimensions = tuple[int, int, int]
 Reading = Callable[[], np.ndarray]  # waits for a transfer and gives what came
+LOOKS = 4  # readings of one watched array that may be under way at a time
 
 
 class Queue(Protocol):
     """Work for a device, done in the order given; the kernels are those of one source."""
+
+    processors: int  # multiprocessors of the device
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         """An array of the device, of any content."""
@@ -58,11 +62,25 @@ class Queue(Protocol):
     def write(self, array: Any, values: np.ndarray | list[np.ndarray]) -> None:
         """Copy to the first rows of an array of the device; the values may change thereafter."""
 
+    def clear(self, array: Any) -> None:
+        """Fill an array of the device with zeros."""
+
     def read(self, array: Any) -> Reading:
         """Begin to copy an array from the device."""
 
+    def watch(self, array: Any) -> Callable[[], Reading]:
+        """What begins a `read` of this array when called, without new memory.
+
+        What came holds until LOOKS - 1 further calls.
+        """
+
     def launch(self, kernel: str, grid: Dimensions, block: Dimensions, *arguments: Any) -> None:
         """Start a kernel on numbers, arrays of the device and, for null, None."""
+
+    def prepare(
+        self, kernel: str, grid: Dimensions, block: Dimensions, *arguments: Any
+    ) -> Callable[[], None]:
+        """What does this `launch` whenever called, as long as the arrays live."""
 
 
 def signatures(source: str) -> dict[str, list[Any]]:
@@ -85,29 +103,59 @@ def pack_arguments(types: list[Any], arguments: tuple[Any, ...]) -> tuple[list[A
 
 
 def compile_kernels(source: str, capability: tuple[int, int]) -> bytes:
-    """Machine code (a cubin) for cards of this compute capability; needs no card and no driver."""
+    """Machine code (a cubin) for GPUs of this compute capability; needs no GPU and no driver.
+
+    For one that is newer than the compiler it is PTX, which the driver translates.
+    """
     nvrtc = _bindings()[1]
-    arch = f"--gpu-architecture=sm_{capability[0]}{capability[1]}"
-    flags = [flag.encode() for flag in (arch, *FLAGS)]
+    wanted = 10 * capability[0] + capability[1]
+    known = _checked(nvrtc.nvrtcGetSupportedArchs())
+    is_known = wanted in known
+    newest = max((one for one in known if one <= wanted), default=wanted)
+    arch = f"--gpu-architecture={'sm' if is_known else 'compute'}_{newest}"
     program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), b"flowkit.cu", 0, [], []))
+    flags = [flag.encode() for flag in (arch, *FLAGS)]
     [status] = nvrtc.nvrtcCompileProgram(program, len(flags), flags)
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         text = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
         _checked(nvrtc.nvrtcGetProgramLog(program, text))
         first = next((line for line in text.decode().splitlines() if "error" in line), status.name)
         raise FlowkitError(f"NVRTC cannot compile flowkit's kernels for {arch}: {first}")
-    code = b" " * _checked(nvrtc.nvrtcGetCUBINSize(program))
-    _checked(nvrtc.nvrtcGetCUBIN(program, code))
+    size, get = (
+        (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+        if is_known
+        else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+    )
+    code = b" " * _checked(size(program))
+    _checked(get(program, code))
     _checked(nvrtc.nvrtcDestroyProgram(program))
     return code
 
 
+@cache
+def compiler_version() -> str:
+    """The compiler's full version, as it stands at the head of the PTX that it makes."""
+    head = compile_kernels("", (10**6, 0)).decode()  # newer than any: PTX
+    return "".join(line for line in head.splitlines() if line.startswith("//"))
+
+
+def kept_file(source: str, capability: tuple[int, int]) -> Path | None:
+    """Where the user's cache keeps this code; None where the user has no home folder."""
+    key = repr((source, capability, FLAGS, compiler_version()))
+    name = f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.cubin"
+    try:
+        usual = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        return None
+    return usual / "flowkit" / name
+
+
 def kept_kernels(source: str, capability: tuple[int, int]) -> bytes:
     """`compile_kernels`, once: later calls read it from the user's cache folder."""
-    version = _checked(_bindings()[1].nvrtcVersion())
-    key = hashlib.sha256(repr((source, capability, FLAGS, version)).encode()).hexdigest()[:24]
-    usual = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    file = Path(usual) / "flowkit" / f"{key}.cubin"
+    file = kept_file(source, capability)
+    if file is None:
+        log.warning("no home folder to keep the compiled code in: every process compiles")
+        return compile_kernels(source, capability)
     try:
         digest, code = file.read_bytes().split(b"\n", 1)
         if digest.decode() == hashlib.sha256(code).hexdigest():
@@ -181,7 +229,7 @@ class PinnedBlock:
     """Page-locked memory for transfers, and the event after which its latest one is done."""
 
     def __init__(self, driver: Any, size: int) -> None:
-        self.size = size
+        self.driver, self.size = driver, size
         flags = driver.CUevent_flags
         self.event = _checked(
             driver.cuEventCreate(
@@ -189,7 +237,18 @@ class PinnedBlock:
                 flags.CU_EVENT_BLOCKING_SYNC.value | flags.CU_EVENT_DISABLE_TIMING.value
             )
         )
-        self.address = int(_checked(driver.cuMemHostAlloc(size, 0)))
+        status, *address = driver.cuMemHostAlloc(size, 0)
+        if status.name in ("CUDA_ERROR_OUT_OF_MEMORY", "CUDA_ERROR_OPERATING_SYSTEM"):
+            _checked(driver.cuEventDestroy(self.event))
+            raise DeviceMemoryError(
+                f"{size / 1e6:.3g} MB of this machine's memory cannot be pinned for transfers "
+                f"({status.name})"
+            )
+        self.address = int(_checked((status, *address)))
+
+    def free(self) -> None:
+        _checked(self.driver.cuMemFreeHost(self.address))
+        _checked(self.driver.cuEventDestroy(self.event))
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         """Its beginning as an array."""
@@ -215,7 +274,23 @@ class PinnedBlocks:
             if status != busy:
                 _checked((status,))
                 return blocks.pop(number)
-        return PinnedBlock(self.driver, size)
+        try:
+            return PinnedBlock(self.driver, size)
+        except DeviceMemoryError:
+            if not self._free_unused():
+                raise
+            return PinnedBlock(self.driver, size)
+
+    def _free_unused(self) -> int:
+        """Free the blocks that no transfer uses, of whatever size; the number of them."""
+        freed = 0
+        for blocks in list(self.free.values()):
+            while blocks:
+                block = blocks.pop()
+                _checked(self.driver.cuEventSynchronize(block.event))
+                block.free()
+                freed += 1
+        return freed
 
     def give_back(self, block: PinnedBlock) -> None:
         self.free[block.size].append(block)
@@ -235,6 +310,7 @@ class Card:
             self.attribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
             self.attribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
         )
+        self.processors = self.attribute(attributes.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
         name = _checked(driver.cuDeviceGetName(NAME_BYTES, self.device))
         self.name = name.split(b"\0")[0].decode()
         if capability < OLDEST:
@@ -242,7 +318,7 @@ class Card:
                 f"expected a card of compute capability {OLDEST[0]}.{OLDEST[1]} or more, "
                 f"got {self.name} with {capability[0]}.{capability[1]}: use the CPU's methods"
             )
-        self.context = _checked(driver.cuDevicePrimaryCtxRetain(self.device))
+        self.context = self._context()
         self.enter()
         self.pool = _checked(driver.cuDeviceGetDefaultMemPool(self.device))
         keep = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
@@ -254,6 +330,20 @@ class Card:
             name: _checked(driver.cuModuleGetFunction(module, name.encode())) for name in self.types
         }
 
+    def _context(self) -> Any:
+        """The process's context on the GPU; an error that says who else may have it."""
+        status, *context = self.driver.cuDevicePrimaryCtxRetain(self.device)
+        if status.name == "CUDA_ERROR_DEVICE_UNAVAILABLE":
+            raise FlowkitError(
+                f"{self.name} takes no further process: it is in exclusive-process mode and "
+                "another one uses it, or prohibited (nvidia-smi -q -d COMPUTE)"
+            )
+        if status.name == "CUDA_ERROR_OUT_OF_MEMORY":
+            raise DeviceMemoryError(
+                f"{self.name} has no memory left to begin with: nvidia-smi lists what uses it"
+            )
+        return _checked((status, *context))
+
     def attribute(self, which: Any) -> int:
         """A number that the driver has of the GPU, by its `CUdevice_attribute`."""
         return _checked(self.driver.cuDeviceGetAttribute(which, self.device))
@@ -264,18 +354,30 @@ class Card:
 
     def free_bytes(self) -> int:
         """Memory of the GPU that is free, what this process has in reserve included."""
-        self.enter()
-        [status, free, _] = self.driver.cuMemGetInfo()
-        _checked((status,))
+        free, _ = self._memory()
         which = self.driver.CUmemPool_attribute
-        reserved, used = (
-            int(_checked(self.driver.cuMemPoolGetAttribute(self.pool, one)))
-            for one in (
-                which.CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT,
-                which.CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
-            )
+        used = self._pooled(which.CU_MEMPOOL_ATTR_USED_MEM_CURRENT)
+        return free + self._pooled(which.CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT) - used
+
+    def memory_in_words(self) -> str:
+        """How much of its memory is free, and how much this process does not hold."""
+        free, total = self._memory()
+        which = self.driver.CUmemPool_attribute
+        others = total - free - self._pooled(which.CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)
+        return (
+            f"{free / 1e9:.2f} of {total / 1e9:.2f} GB are free, contexts and other programs "
+            f"hold {others / 1e9:.2f}: nvidia-smi lists them"
         )
-        return free + reserved - used
+
+    def _memory(self) -> tuple[int, int]:
+        """Bytes that are free, and all."""
+        self.enter()
+        status, free, total = self.driver.cuMemGetInfo()
+        _checked((status,))
+        return free, total
+
+    def _pooled(self, which: Any) -> int:
+        return int(_checked(self.driver.cuMemPoolGetAttribute(self.pool, which)))
 
 
 class CardQueue:
@@ -288,6 +390,7 @@ class CardQueue:
         independent = self.driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value
         self.stream = _checked(self.driver.cuStreamCreate(independent))
         self.pinned = PinnedBlocks(self.driver)
+        self.processors = card.processors
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -301,14 +404,17 @@ class CardQueue:
             return DeviceArray.of(Memory(self.driver, size, self.stream), shape, dtype)
         except DeviceMemoryError as error:
             raise DeviceMemoryError(
-                f"{self.card.name} has no memory for {shape} {dtype}: smaller frames, or a card "
-                "that nothing else uses"
+                f"{self.card.name} has no memory for {shape} {dtype}, {size / 1e9:.2f} GB "
+                f"({self.card.memory_in_words()}): smaller frames, or a GPU that nothing else uses"
             ) from error
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
         array = self.empty(shape, dtype)
-        _checked(self.driver.cuMemsetD8Async(array.address, 0, array.nbytes, self.stream))
+        self.clear(array)
         return array
+
+    def clear(self, array: DeviceArray) -> None:
+        _checked(self.driver.cuMemsetD8Async(array.address, 0, array.nbytes, self.stream))
 
     def write(self, array: DeviceArray, values: np.ndarray | list[np.ndarray]) -> None:
         rows = array[: len(values)]
@@ -336,16 +442,44 @@ class CardQueue:
 
         return wait
 
-    def launch(self, kernel: str, grid: Dimensions, block: Dimensions, *arguments: Any) -> None:
-        plain = tuple(a.address if isinstance(a, DeviceArray) else a for a in arguments)
-        values, addresses = pack_arguments(self.card.types[kernel], plain)
-        function = self.card.kernels[kernel]
-        _checked(
-            self.driver.cuLaunchKernel(
-                function, *grid, *block, 0, self.stream, ctypes.addressof(addresses), 0
-            )
+    def watch(self, array: DeviceArray) -> Callable[[], Reading]:
+        blocks = [self.pinned.take(array.nbytes) for _ in range(LOOKS)]
+        turns = itertools.cycle(
+            [(block, block.array(array.shape, array.dtype)) for block in blocks]
         )
-        del values  # the driver has copied them
+        copy, wait_for = self.driver.cuMemcpyDtoHAsync, self.driver.cuEventSynchronize
+        source, size = array.address, array.nbytes
+
+        def look() -> Reading:
+            block, values = next(turns)
+            _checked(copy(block.address, source, size, self.stream))
+            _checked(self.driver.cuEventRecord(block.event, self.stream))
+
+            def wait() -> np.ndarray:
+                _checked(wait_for(block.event))
+                return values
+
+            return wait
+
+        for block in blocks:
+            weakref.finalize(look, self.pinned.give_back, block)
+        return look
+
+    def launch(self, kernel: str, grid: Dimensions, block: Dimensions, *arguments: Any) -> None:
+        self.prepare(kernel, grid, block, *arguments)()
+
+    def prepare(
+        self, kernel: str, grid: Dimensions, block: Dimensions, *arguments: Any
+    ) -> Callable[[], None]:
+        plain = tuple(a.address if isinstance(a, DeviceArray) else a for a in arguments)
+        packed = pack_arguments(self.card.types[kernel], plain)
+        start, function = self.driver.cuLaunchKernel, self.card.kernels[kernel]
+        given = (*grid, *block, 0, self.stream, ctypes.addressof(packed[1]), 0)
+
+        def launch(kept: Any = packed) -> None:  # the driver copies them at each launch
+            _checked(start(function, *given))
+
+        return launch
 
     def finish(self) -> None:
         """Wait until all is done."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 SOURCE = images.SOURCE + tvl1_kernels.SOURCE
 SMALLEST_SIDE = 16  # px: OpenCV drops a level of the pyramid with a shorter side
+LISTS = 3  # of the pairs at work: one is read, one is written, one is emptied
+MEDIAN_BLOCKS = 4  # of `begin_round` that fit a multiprocessor
 FLAT_PASSES = 5  # passes between two looks where no median divides the iterations
 
 
@@ -37,6 +40,14 @@ class Level:
     @property
     def plane(self) -> int:
         return self.height * self.pitch
+
+
+@dataclass(frozen=True)
+class Launches:
+    """The kernels of one scale that are launched again and again, by the list whose turn it is."""
+
+    begin_round: list[Callable[[], None]]
+    iterate: list[Callable[[], None]]
 
 
 def pyramid(method: CudaTVL1Parameters, height: int, width: int) -> list[Level]:
@@ -82,14 +93,18 @@ class TVL1Batch:
         self.states = queue.empty((pairs, STATE_INTS), "int32")
         tiles = max(math.prod(tiles_of(level)) for level in self.levels)
         self.partial = queue.empty((pairs, tiles, HALO), "float32")
+        self.finished = queue.empty((1,), "int32")
+        self.look = queue.watch(self.finished)
+        self.lists = queue.empty((LISTS, 1 + pairs), "int32")
+        self.launches = {level: self._prepare(level) for level in self.levels}
 
     def solve(self, frames: list[np.ndarray], frame_of: np.ndarray) -> Flow:
         """Compute the flow of the pairs that `frame_of`, int32 (N, 2), makes of gray frames."""
         queue, count = self.queue, len(frame_of)
         queue.write(self.frames, frames)
         queue.write(self.frame_of, frame_of)
-        self.states = queue.zeros((self.capacity, STATE_INTS), "int32")
-        self.finished = queue.zeros((1,), "int32")
+        queue.clear(self.states)
+        queue.clear(self.finished)
         self.warps_begun = 0
         self._build_pyramids(len(frames))
         coarser = None
@@ -147,7 +162,7 @@ class TVL1Batch:
 
     def _warp(self, level: Level, count: int) -> None:
         """One warp of every pair: rounds of a median and passes, until all pairs have ended."""
-        method, launch = self.method, self.queue.launch
+        method, launches = self.method, self.launches[level]
         cuda_rule = method.like_opencv_cuda
         inner, outer = method.inner_iterations, method.outer_iterations
         median = method.median_filtering == 5
@@ -157,40 +172,56 @@ class TVL1Batch:
             inner, outer = inner * outer, 0
             passes = FLAT_PASSES
             rounds = -(-(-(-inner // HALO) + 1) // passes)
-        launch(
+        self.queue.launch(
             "linearize", blocks_of(level.height, level.width, count), BLOCK,
             self.images[:, level.offset :], self.frame_stride, self.samples, self.sample_stride,
             self.frame_of, self.flow, self.flow_buffer, self.plane, self.data, self.states,
-            level.height, level.width, level.pitch,
+            self.lists, 1 + self.capacity, level.height, level.width, level.pitch,
             -0.5 if cuda_rule else -0.75, cuda_rule, 0 if median else inner, outer,
         )  # fmt: skip
         self.warps_begun += 1
         former: Reading | None = None
+        turn = 0
         for _ in range(rounds):
             if median:
-                launch(
-                    "begin_round", (-(-level.width // 64), -(-level.height // 16), 2 * count),
-                    (256, 1, 1), self.flow, self.states, self.flow_buffer, self.plane,
-                    level.height, level.width, level.pitch, inner,
-                )  # fmt: skip
+                launches.begin_round[turn]()
             for _ in range(passes):
-                self._iterate(level, count)
-            latest = self.queue.read(self.finished)
+                launches.iterate[turn]()
+                turn = (turn + 1) % LISTS
+            latest = self.look()
             # A round late, so that the device always has a round to work on.
             if former is not None and former()[0] == self.warps_begun * count:
                 break
             former = latest
 
-    def _iterate(self, level: Level, count: int) -> None:
-        method = self.method
+    def _prepare(self, level: Level) -> Launches:
+        """Both kernels go through the pairs of a list, so that no launch depends on a batch."""
+        method, prepare, processors = self.method, self.queue.prepare, self.queue.processors
+        columns, rows = -(-level.width // 64), -(-level.height // 16)
+        parts = min(2 * columns * rows * self.capacity, MEDIAN_BLOCKS * processors)
+        tiles = min(math.prod(tiles_of(level)) * self.capacity, processors)
         stop = method.epsilon**2 * level.height * level.width
-        self.queue.launch(
-            "iterate", (*tiles_of(level), count), (THREADS, 1, 1),
-            self.flow, self.dual, self.data, self.states, self.partial, self.finished,
-            self.flow_buffer, self.dual_buffer, self.plane,
-            level.height, level.width, level.pitch,
-            method.theta, method.lambda_ * method.theta, method.tau / method.theta, stop,
-            method.like_opencv_cuda,
+        return Launches(
+            begin_round=[
+                prepare(
+                    "begin_round", (parts, 1, 1), (256, 1, 1),
+                    self.flow, self.states, self.lists[turn], self.flow_buffer, self.plane,
+                    level.height, level.width, level.pitch, columns, rows, method.inner_iterations,
+                )
+                for turn in range(LISTS)
+            ],
+            iterate=[
+                prepare(
+                    "iterate", (tiles, 1, 1), (THREADS, 1, 1),
+                    self.flow, self.dual, self.data, self.states, self.partial, self.finished,
+                    self.lists, 1 + self.capacity, turn,
+                    self.flow_buffer, self.dual_buffer, self.plane,
+                    level.height, level.width, level.pitch, *tiles_of(level),
+                    method.theta, method.lambda_ * method.theta, method.tau / method.theta, stop,
+                    method.like_opencv_cuda,
+                )
+                for turn in range(LISTS)
+            ],
         )  # fmt: skip
 
     def work(self, count: int) -> np.ndarray:
