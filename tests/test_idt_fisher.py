@@ -15,7 +15,7 @@ from flowkit.errors import FlowkitError, RecordError, ScoresError, SplitError, U
 from flowkit.idt import fisher
 from flowkit.idt.fisher import fit_codebook, fit_mixture, fit_pca, gather, gradients
 from flowkit.idt.records import TrackWriter, find_tracks, open_tracks
-from flowkit.idt.svm import check_leaks, decide, gram_matrix, score_split
+from flowkit.idt.svm import check_leaks, decide, fit_sharpness, gram_matrix, score_split
 from flowkit.idt.tracking import TrackParameters, track_dtype
 from flowkit.idt.vectors import (
     find_vectors,
@@ -25,7 +25,7 @@ from flowkit.idt.vectors import (
     read_vector,
     write_codebooks,
 )
-from flowkit.scores.files import read_scores
+from flowkit.scores.files import read_scores, write_scores
 from flowkit_cli.main import cli
 
 CLASSES = ("down", "left", "right")
@@ -155,6 +155,14 @@ def test_margins_are_those_of_scikit_learns_linear_svm():
         assert np.allclose(found[:, label], theirs, atol=1e-3)
 
 
+def test_sharpness_is_the_scale_that_logits_were_divided_by():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (20_000, 4))
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (shares.cumsum(axis=1) < rng.uniform(size=(20_000, 1))).sum(axis=1)
+    assert fit_sharpness((logits / 7).astype(np.float32), labels) == pytest.approx(7, rel=0.03)
+
+
 # --- from tracks to scores ---
 
 
@@ -220,9 +228,9 @@ def test_commands_lead_from_tracks_to_scores_that_fuse_and_report(tracked, encod
     assert (test.values.argmax(axis=1) == test.labels).all()
     (runs / "other").mkdir()
     for part in ("test", "heldout"):
-        (runs / f"other/scores-{part}.npz").write_bytes(
-            (runs / f"idt/scores-{part}.npz").read_bytes()
-        )
+        scores = read_scores(runs / f"idt/scores-{part}.npz")
+        other = replace(scores, meta={**scores.meta, "stream": "spatial"})
+        write_scores(runs / f"other/scores-{part}.npz", other)
     fused = run(tmp_path, "fuse", "--runs", runs, "--method", "svm", "--C", 1)
     assert fused.exit_code == 0, fused.output
     assert "idt" in fused.output

@@ -15,6 +15,7 @@ from flowkit.idt.vectors import Codebooks, read_vector
 from flowkit.scores.files import Scores
 
 STREAM = "idt"
+SHARPNESS = (-3.0, 4.0)  # the natural logarithm of the scale of margins: 0.05 to 55
 BLOCK = 512  # videos whose vectors are in memory at once, twice: 220 MB each at 109,056 numbers
 
 
@@ -60,6 +61,25 @@ def decide(
     return margins
 
 
+def fit_sharpness(margins: np.ndarray, labels: np.ndarray) -> float:
+    """The number by which margins (M, K) become the logits that make labels (M,) most likely.
+
+    Margins are near 1 for the surest of videos, so that their softmax is nearly even; an average
+    with a network's scores would leave them unheard.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
+    values = margins.astype(np.float64)
+
+    def loss(log_sharpness: float) -> float:
+        logits = values * np.exp(log_sharpness)
+        likely = logits[np.arange(len(labels)), labels] - logsumexp(logits, axis=1)
+        return -float(likely.mean())
+
+    return float(np.exp(minimize_scalar(loss, bounds=SHARPNESS, method="bounded").x))
+
+
 def score_split(
     split: Split,
     vectors: Mapping[str, Path],
@@ -69,12 +89,13 @@ def score_split(
     folds: int = 0,
     report: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Scores]:
-    """Scores of the "test" part and, where there is one, of the "heldout" part.
+    """Scores of the "test" part and, where there is one, of the "heldout" part: scaled margins.
 
-    Of a video `vectors` holds the place, by id. Trained on the training part. With `folds`, the
-    held-out scores are of the whole training and held-out part, by cross-validation over source
-    groups, and the test part is scored by what was trained on all of it. SplitError for a leak: a
-    source group in two parts, or a codebook fitted on one that is scored.
+    Of a video `vectors` holds the place, by id. Trained on the training part. The scale is
+    `fit_sharpness` of the held-out part, 1 without one. With `folds`, the held-out scores are of
+    the whole training and held-out part, by cross-validation over source groups, and the test part
+    is scored by what was trained on all of it. SplitError for a leak: a source group in two parts,
+    or a codebook fitted on one that is scored.
     """
     if not split.test:
         raise SplitError(f"{split.name}: its test part is empty")
@@ -105,8 +126,12 @@ def score_split(
         scored["heldout"], rows["heldout"] = _cross_validate(
             split, everyone, held, products[:count], labels, C
         )
+    sharpness = 1.0
+    if scored["heldout"]:
+        sharpness = fit_sharpness(rows["heldout"], np.array(split.labels(scored["heldout"])))
     meta = {
         "kind": "logits",
+        "sharpness": sharpness,
         "stream": STREAM,
         "about": f"improved dense trajectories, Fisher vectors of {codebooks.gaussians} Gaussians, "
         f"SVM of C = {C:g}",
@@ -117,7 +142,7 @@ def score_split(
         part: Scores(
             tuple(video.id for video in videos),
             split.classes,
-            rows[part],
+            rows[part] * np.float32(sharpness),
             np.array(split.labels(videos)),
             {**meta, "part": part, **({"cross_validation": folds} if folds else {})},
         )

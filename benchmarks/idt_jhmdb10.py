@@ -1,0 +1,131 @@
+"""Trajectories, Fisher vectors and SVM on ten classes of J-HMDB, the three splits of HMDB-51.
+
+usage: python benchmarks/idt_jhmdb10.py TRACKS DATA WORK [--gaussians 256] [--sample 256000]
+           [--streams SCORES ...] [--json FILE.json]
+
+TRACKS is what `flowkit trajectories DATA --out TRACKS` wrote; DATA holds clips.csv, whose tags of
+HMDB-51's splits are followed (a clip that a split does not use is left out). Codebooks and vectors
+are kept in WORK/split1 ... and used again. --streams are scores files of split 1's test part to
+average with these scores, such as those of `make reproduce`. The test part is asked once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flowkit.data.splits import Split, Video
+from flowkit.idt.records import find_tracks
+from flowkit.idt.svm import STREAM, score_split
+from flowkit.idt.vectors import (
+    CODEBOOK,
+    encode_records,
+    find_vectors,
+    fit_codebooks,
+    plan_encoding,
+    read_codebooks,
+    write_codebooks,
+)
+from flowkit.report.figures import wilson
+from flowkit.scores.files import Scores, name_streams, read_scores, write_scores
+from flowkit.scores.fusion import Fusion, fuse
+
+FOLDS = 5  # of the cross-validation that makes held-out scores
+SPLITS = (1, 2, 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tracks", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--gaussians", type=int, default=256)
+    parser.add_argument("--sample", type=int, default=256_000)
+    parser.add_argument("--streams", type=Path, nargs="*", default=[])
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    found = {number: score(read_split(options.data, number), options) for number in SPLITS}
+    rows = {f"split {number}": judge(scores["test"]) for number, scores in found.items()}
+    mean = float(np.mean([row["accuracy"] for row in rows.values()]))
+    rows |= fusions(found[1]["test"], options.streams)
+    for name, row in rows.items():
+        low, high = row["interval_95"]
+        print(f"{name}: {row['accuracy']:.1%} ({low:.1%} to {high:.1%}) of {row['videos']} videos")
+    print(f"mean of the splits: {mean:.1%}")
+    if options.json:
+        numbers = {"gaussians": options.gaussians, "sample": options.sample}
+        result = {**numbers, "mean": round(mean, 4), "rows": rows}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def read_split(data: Path, number: int) -> Split:
+    """One of HMDB-51's three splits, of the clips at hand."""
+    parts: dict[str, list[Video]] = {"train": [], "test": []}
+    with (data / "clips.csv").open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            part = row["split1_filled" if number == 1 else f"hmdb51_split{number}"]
+            if part in parts:
+                id = f"{row['class']}/{Path(row['file']).stem}"
+                parts[part].append(Video(id, row["class"], row["source_group"]))
+    classes = sorted({video.class_name for video in parts["train"]})
+    name = f"jhmdb10-{number}"
+    return Split(name, tuple(classes), tuple(parts["train"]), (), tuple(parts["test"]))
+
+
+def score(split: Split, options: argparse.Namespace) -> dict[str, Scores]:
+    """The scores of a split's test and held-out part, by what is in its folder or made there."""
+    folder = options.work / f"split{split.name[-1]}"
+    records, codebook = find_tracks(options.tracks), folder / CODEBOOK
+    if not codebook.exists():
+        found = fit_codebooks(
+            split, records, gaussians=options.gaussians, sample=options.sample, report=print
+        )
+        write_codebooks(codebook, found)
+    codebooks = read_codebooks(codebook)
+    if (codebooks.gaussians, codebooks.sample) != (options.gaussians, options.sample):
+        raise SystemExit(
+            f"{codebook}: of {codebooks.gaussians} Gaussians, {codebooks.sample} tracks"
+        )
+    todo = plan_encoding(records, folder, codebooks)
+    for one in encode_records(todo, records, folder, codebook, workers=1):
+        if one.reason:
+            raise SystemExit(f"{one.id}: {one.reason}")
+    scores = score_split(split, find_vectors(folder), codebooks, folds=FOLDS)
+    for part, values in scores.items():
+        write_scores(options.work / "runs" / split.name / f"scores-{part}.npz", values)
+    return scores
+
+
+def fusions(test: Scores, files: list[Path]) -> dict[str, Any]:
+    """The streams in files, averaged, and averaged with these scores."""
+    streams = {name: read_scores(path) for name, path in name_streams(files).items()}
+    sets = [{name: one} for name, one in streams.items()]
+    sets += [{**one, STREAM: test} for one in sets]
+    if len(streams) > 1:
+        sets += [streams, {**streams, STREAM: test}]
+    return {
+        " + ".join(one): judge(next(iter(one.values())) if len(one) == 1 else
+                               fuse(one, Fusion("average")))
+        for one in sets
+    }  # fmt: skip
+
+
+def judge(scores: Scores) -> dict[str, Any]:
+    """Accuracy over the test videos with its 95% Wilson interval."""
+    right = int((scores.values.argmax(1) == scores.labels).sum())
+    rate = wilson(right / len(scores.labels), len(scores.labels))
+    return {
+        "accuracy": round(rate.value, 4),
+        "interval_95": [round(rate.low, 4), round(rate.high, 4)],
+        "right": right,
+        "videos": len(scores.labels),
+    }
+
+
+if __name__ == "__main__":
+    main()
