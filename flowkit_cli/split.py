@@ -73,6 +73,11 @@ def split() -> None:
 )
 @click.option("--by-video", is_flag=True, help="With --kind folders: groups in names mean nothing.")
 @click.option(
+    "--all-train",
+    is_flag=True,
+    help="All videos train, those of the test part, too: to pre-train for another data set.",
+)
+@click.option(
     "--heldout-folds",
     type=click.IntRange(0),
     default=10,
@@ -100,6 +105,7 @@ def make(
     folds: int,
     parts: Literal["above", "below", "none"] | None,
     by_video: bool,
+    all_train: bool,
     heldout_folds: int,
     heldout_number: int,
     seed: int,
@@ -121,7 +127,7 @@ def make(
     """
     from flowkit.data.record_folders import RecordFolder, folder_ids
     from flowkit.data.split_lists import hmdb51_split, list_split, ucf101_split
-    from flowkit.data.splits import folder_split, hold_out, write_split
+    from flowkit.data.splits import folder_split, hold_out, train_on_all, write_split
     from flowkit.documents import listed
     from flowkit.errors import UsageError
 
@@ -142,6 +148,8 @@ def make(
             made = folder_split(
                 ids, folds=folds, fold=number - 1, seed=seed, by_video=by_video, parts=parts
             )
+    if all_train:
+        made = train_on_all(made)
     if heldout_folds and not made.heldout:
         made = hold_out(made, folds=heldout_folds, fold=heldout_number - 1, seed=seed)
     write_split(out, made)

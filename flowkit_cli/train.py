@@ -298,8 +298,9 @@ def _make_job(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -
 
 def _tasks(options: dict[str, Any]) -> tuple[Task, ...]:
     """The data sets, the first with its held-out part, all videos of the others."""
+    from flowkit.data.splits import choose_classes, train_on_all
     from flowkit.training.loop import SPLIT_FILE
-    from flowkit.training.sampling import Task, train_on_all
+    from flowkit.training.sampling import Task
 
     runs, added = options["runs"], options["add_classes"]
     if options["tasks"] and options["split_file"]:
@@ -316,8 +317,9 @@ def _tasks(options: dict[str, Any]) -> tuple[Task, ...]:
         raise UsageError("--task: expected a name for each data set, got one twice")
     other = None
     if added is not None:
-        records, split = _read_place(added, options, None, runs / "split-added.json")
-        other = (split, records)
+        place, names = _cut_names(added)
+        records, split = _read_place(place, options, None, runs / "split-added.json")
+        other = (split if names is None else choose_classes(split, names), records)
     return tuple(
         Task(name, _heldout(split, options["heldout"]), records, added=other)
         if place == 0
@@ -326,13 +328,27 @@ def _tasks(options: dict[str, Any]) -> tuple[Task, ...]:
     )
 
 
+def _cut_names(added: str) -> tuple[str, list[str] | None]:
+    """RECORDS,SPLIT and the names in the file, a class a line, of RECORDS,SPLIT,NAMES.txt."""
+    parts = added.split(",")
+    if len(parts) < 3:
+        return added, None
+    path = Path(",".join(parts[2:]))
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"--add-classes: expected a file of class names, one a line, at {path} ({error})"
+        ) from None
+    return ",".join(parts[:2]), [line.strip() for line in lines if line.strip()]
+
+
 def _read_place(
     place: str, options: dict[str, Any], split_file: Path | None, default: Path
 ) -> tuple[RecordFolder, Split]:
     """The records and the split of "RECORDS" or "RECORDS,SPLIT"; makes the default split."""
     from flowkit.data.record_folders import IMAGES, RecordFolder, folder_ids
-    from flowkit.data.splits import folder_split, hold_out, read_split, write_split
-    from flowkit.training.sampling import train_on_all
+    from flowkit.data.splits import folder_split, hold_out, read_split, train_on_all, write_split
 
     root, comma, file = place.partition(",")
     records = RecordFolder(Path(root), options["layout"], options["bound"], options["zero"])

@@ -82,8 +82,9 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--add-classes",
-            metavar="RECORDS[,SPLIT]",
-            help="More classes for the same head: those of another data set that it lacks.",
+            metavar="RECORDS[,SPLIT[,NAMES]]",
+            help="More classes for the same head: those of another data set that it lacks, by "
+            "name; of them those that the file NAMES lists, a name on each line.",
         ),
     ]
     return _with(options, command)

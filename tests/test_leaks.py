@@ -11,7 +11,7 @@ from made_training import CLASSES, make_job, make_split, write_videos
 
 from flowkit.data.origins import Origin, origin_of
 from flowkit.data.record_folders import RecordFolder
-from flowkit.data.splits import Video, write_split
+from flowkit.data.splits import Video, train_on_all, write_split
 from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError
 from flowkit.networks.checkpoints import read_checkpoint
@@ -19,7 +19,7 @@ from flowkit.scores.files import read_scores
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Machine
 from flowkit.training.loop import train
-from flowkit.training.sampling import Task, train_on_all
+from flowkit.training.sampling import Task
 from flowkit_cli.eval import eval as eval_command
 from flowkit_cli.fuse import fuse as fuse_command
 

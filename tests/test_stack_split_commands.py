@@ -256,3 +256,9 @@ def test_the_lines_of_the_guide_make_a_split_each():
 def test_every_option_has_help_and_every_command_an_example(command):
     assert "flowkit " in command.help
     assert all(option.help for option in command.params if isinstance(option, click.Option))
+
+
+def test_all_videos_of_a_split_train_where_that_is_asked_for(folder):
+    run(split, "make", "--all-train", "--heldout-folds", 0)
+    made = read_split("runs/split.json")
+    assert (len(made.train), made.heldout, made.test) == (24, (), ())

@@ -209,6 +209,15 @@ def test_tasks_have_heads_and_splits_of_their_own(job_of, place):
     assert (place / "runs/split-a.json").exists()
     job = job_of("temporal", "--add-classes", "flow2")
     assert job.tasks[0].classes == (*CLASSES, "run", "sit")
+    (place / "names.txt").write_text("sit\n\n")
+    job = job_of("temporal", "--add-classes", "flow2,runs/split-added.json,names.txt")
+    assert job.tasks[0].classes == (*CLASSES, "sit")
+    assert {video.class_name for video in job.tasks[0].videos} == {*CLASSES, "sit"}
+    (place / "names.txt").write_text("stand\n")
+    with pytest.raises(SplitError, match="has no classes stand; it has run, sit"):
+        job_of("temporal", "--add-classes", "flow2,runs/split-added.json,names.txt")
+    with pytest.raises(UsageError, match="expected a file of class names, one a line, at none"):
+        job_of("temporal", "--add-classes", "flow2,runs/split-added.json,none.txt")
 
 
 def test_a_given_split_is_taken_and_its_training_part_held_out_from(job_of, place):

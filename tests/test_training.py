@@ -21,7 +21,7 @@ from torch import nn
 
 from flowkit import documents
 from flowkit.data.record_folders import RecordFolder
-from flowkit.data.splits import Split, Video
+from flowkit.data.splits import Split, Video, train_on_all
 from flowkit.data.stacks import StackForm
 from flowkit.errors import (
     CheckpointError,
@@ -45,7 +45,6 @@ from flowkit.training.sampling import (
     Task,
     added_classes,
     task_counts,
-    train_on_all,
 )
 from flowkit.training.trainer import Training
 from flowkit.workers.signals import Stopped

@@ -217,6 +217,25 @@ def hold_out(split: Split, *, folds: int = 10, fold: int = 0, seed: int = 0) -> 
     return replace(split, train=tuple(train), heldout=tuple(heldout))
 
 
+def train_on_all(split: Split) -> Split:
+    """The split with all its videos in the training part, as auxiliary data sets are used."""
+    return replace(split, train=split.train + split.heldout + split.test, heldout=(), test=())
+
+
+def choose_classes(split: Split, names: Sequence[str]) -> Split:
+    """The split with the classes of these names alone; SplitError for one that it does not have."""
+    if unknown := [name for name in names if name not in split.classes]:
+        raise SplitError(
+            f"{split.name}: has no classes {listed(unknown)}; it has {listed(split.classes)}"
+        )
+    kept = tuple(name for name in split.classes if name in set(names))
+    train, heldout, test = (
+        tuple(video for video in split.part(part) if video.class_name in set(kept))
+        for part in PARTS
+    )
+    return Split(split.name, kept, train, heldout, test)
+
+
 def source_group(id: str) -> str:
     """The source group of a video within its class, by its name; the name itself if it has none.
 

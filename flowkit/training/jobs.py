@@ -139,7 +139,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Machine:
-    """How the work is done; `bf16` and `compile` change results by rounding only.
+    """How the work is done; `bf16` changes results by rounding only, `compile` dropout masks, too.
 
     `workers` are loader processes, of each process of a training. `micro_batch` is the most clips
     of a pass, None for what fits; the batch of the recipe is made up of passes.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from flowkit.data.augment import Augmentation
 from flowkit.data.datasets import TrainingClips
 from flowkit.data.inputs import Inputs
 from flowkit.data.record_folders import Missing, RecordFolder
-from flowkit.data.splits import Split, Video
+from flowkit.data.splits import Split, Video, train_on_all
 from flowkit.documents import listed
 from flowkit.errors import SplitError
 from flowkit.records.reading import common_flow
@@ -54,11 +54,6 @@ def added_classes(split: Split, other: Split) -> tuple[str, ...]:
     """The classes of `other` that `split` has none of the same name for, spelled either way."""
     there = {_plain(name) for name in split.classes}
     return tuple(name for name in other.classes if _plain(name) not in there)
-
-
-def train_on_all(split: Split) -> Split:
-    """The split with all its videos in the training part, as auxiliary data sets are used."""
-    return replace(split, train=split.train + split.heldout + split.test, heldout=(), test=())
 
 
 class StepClips(Dataset[dict[str, Any]]):

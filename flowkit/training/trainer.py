@@ -244,7 +244,10 @@ class Training:
         if self.machine.micro_batch is not None:
             return min(share, self.machine.micro_batch)
         device, bf16 = self.ranks.device, self.machine.bf16
+        recipe = self.job.recipe  # whose last phase learns the most
+        self.net.train_top(recipe.top_blocks_at(recipe.steps - 1))
         fits = fitting_micro_batch(self.net, self.job.shapes, share, device, bf16=bf16)
+        self.net.train_top(self.top_blocks)
         return int(-self.ranks.most(-fits))  # the least of all
 
     def _momentum(self) -> dict[str, torch.Tensor]:
