@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -132,8 +133,6 @@ def test_a_record_is_removed_with_all_its_files(tmp_path, storage):
 
 
 def test_a_pack_with_another_member_is_not_flowkits(tmp_path):
-    import zipfile
-
     pack = write_record(tmp_path, "a", FIELDS, pack=True).path
     with zipfile.ZipFile(pack, "a") as archive:
         archive.writestr("thesis.txt", "irreplaceable")
@@ -168,8 +167,6 @@ def test_a_link_goes_as_a_link(tmp_path):
 
 
 def test_finding_records_steps_over_foreign_files_and_sees_loops(tmp_path):
-    import zipfile
-
     record = write_record(tmp_path, "jump/a", FIELDS)
     with zipfile.ZipFile(tmp_path / "backup.zip", "w") as archive:
         archive.writestr("letter.txt", "mine")
@@ -352,9 +349,11 @@ def test_a_record_below_another_ones_place_is_refused(tmp_path):
 
 
 def test_a_foreign_zip_beside_a_record_is_in_nobodys_way(tmp_path):
-    (tmp_path / "a.zip").write_bytes(b"no zip of flowkit's")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("letter.txt", "irreplaceable")
+    before = (tmp_path / "a.zip").read_bytes()
     assert write_record(tmp_path, "a", FIELDS).path == tmp_path / "a"
-    assert (tmp_path / "a.zip").read_bytes() == b"no zip of flowkit's"
+    assert (tmp_path / "a.zip").read_bytes() == before
 
 
 def test_two_owners_do_not_see_the_same_work_folder(tmp_path):

@@ -267,7 +267,7 @@ def _find_records(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     if here in above:
         return
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.endswith(".zip") and entry.is_file() and _may_be_pack(Path(entry.path)):
+        if entry.name.endswith(".zip") and entry.is_file() and may_be_pack(Path(entry.path)):
             yield Path(entry.path)
         elif entry.is_dir() and not entry.name.startswith("."):
             yield from _find_records(Path(entry.path), above | {here})
@@ -285,7 +285,7 @@ def _may_be_record(folder: Path) -> bool:
     return not isinstance(document, dict) or len(KEYS & document.keys()) > len(KEYS) // 2
 
 
-def _may_be_pack(path: Path) -> bool:
+def may_be_pack(path: Path) -> bool:
     """Whether a zip has a sidecar, one bit of whose name may be wrong, or cannot be read."""
     try:
         with path.open("rb") as file:

@@ -29,7 +29,7 @@ from flowkit.records.ownership import (
     take_mark_away,
 )
 from flowkit.records.packing import member_files
-from flowkit.records.reading import SIDECAR, open_record, read_sidecar
+from flowkit.records.reading import SIDECAR, may_be_pack, open_record, read_sidecar
 from flowkit.records.sidecar import Checks, write_sidecar
 from flowkit.records.unfinished import WorkFolder
 from flowkit.series import Series
@@ -239,9 +239,14 @@ class RecordWriter:
 
 
 def standing_record(place: Path) -> Path | None:
-    """The finished record at `place`: the folder, or the pack beside it; None without either."""
+    """The finished record at `place`: the folder, or the pack beside it; None without either.
+
+    A zip that cannot be read may be a pack, and counts; one of something else does not.
+    """
     pack = place.with_name(place.name + ".zip")
-    return place if (place / SIDECAR).exists() else pack if pack.exists() else None
+    if (place / SIDECAR).exists():
+        return place
+    return pack if pack.is_file() and may_be_pack(pack) else None
 
 
 def request_differences(
