@@ -25,7 +25,7 @@ ORDER = (
 
 # What a room may take from beyond its door; everything else it gets as records or as scores.
 DOORS = {
-    "networks": {"errors", "documents", "records", "data"},
+    "networks": {"errors", "documents", "workers", "records", "data"},
     "scores": {"errors", "documents", "data/splits"},
     "report/figures": {"errors", "documents", "scores"},
 }

@@ -1,5 +1,7 @@
 """Weights to start from: the same outputs as where they come from, and what is refused how."""
 
+import os
+import signal
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +14,8 @@ from torch import nn
 from flowkit.data.augment import RGB_MEAN, RGB_STD
 from flowkit.data.stacks import StackForm
 from flowkit.errors import CheckpointError, UsageError
-from flowkit.networks.checkpoints import BEST, Checkpoint, write_checkpoint
+from flowkit.networks import matconvnet
+from flowkit.networks.checkpoints import BEST, Checkpoint, read_tensors, write_checkpoint
 from flowkit.networks.streams import build_stream, share_first_layer, widen_first_layer
 from flowkit.networks.weights import FIRST_LAYERS, load_weights, read_matconvnet, read_weights
 
@@ -118,6 +121,10 @@ def matlab_net(layers, average):
     }
 
 
+def die_reading(path, report):
+    os.kill(os.getpid(), signal.SIGBUS)
+
+
 def conv_layer(name, shape, random):
     filters = random.standard_normal(shape, dtype=np.float32)
     bias = random.standard_normal((shape[3], 1), dtype=np.float32)
@@ -182,6 +189,35 @@ def test_a_matlab_file_without_a_network_is_refused(tmp_path):
         read_matconvnet(tmp_path / "hdf5.mat")
 
 
+def test_a_crash_of_the_reader_of_matlab_files_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "a.mat").write_bytes(b"x")
+    monkeypatch.setattr(matconvnet, "_read", die_reading)
+    with pytest.raises(CheckpointError, match=r"a\.mat: expected a MATLAB file .*died by SIGBUS"):
+        read_matconvnet(tmp_path / "a.mat")
+
+
+def test_a_flipped_bit_of_a_file_of_weights_is_found(tmp_path):
+    weights = {"a": torch.randn(40, generator=torch.Generator().manual_seed(0))}
+    checkpoint = Checkpoint(
+        step=1, net="small", inputs={"spatial": None}, dropout=0.5, tasks={"main": ("a", "b")},
+        short_side=8, crop=8,
+    )  # fmt: skip
+    write_checkpoint(tmp_path, [BEST], checkpoint, weights, {})
+    assert torch.equal(read_tensors(tmp_path, "weights")["a"], weights["a"])
+    [file] = tmp_path.glob("step-*1.safetensors")
+    whole = file.read_bytes()
+    for at in range(len(whole)):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        with pytest.raises(CheckpointError, match=r"step-00000001\.safetensors"):
+            read_tensors(tmp_path, "weights")
+
+
+def test_tensors_without_names_are_refused(tmp_path):
+    torch.save({0: torch.zeros(2)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="expected a file of named tensors, .*dict by int"):
+        read_weights(str(tmp_path / "a.pth"), "vgg16")
+
+
 def test_missing_and_unknown_tensors_are_counted_and_named(tmp_path):
     state = small().state_dict()
     state["trunk.extra"] = state.pop("trunk.block2.conv.weight")
@@ -223,7 +259,7 @@ def test_a_missing_or_wrong_file_says_what_was_expected(tmp_path, name, content,
 
 def test_a_list_of_tensors_is_no_file_of_weights(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    with pytest.raises(CheckpointError, match="expected tensors by name, got list"):
+    with pytest.raises(CheckpointError, match="expected a file of named tensors, .*got list"):
         read_weights(str(tmp_path / "list.pt"), "small")
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from zlib_ng.zlib_ng import crc32
 
 import flowkit
 from flowkit.data.inputs import Inputs, inputs_from_json
@@ -29,6 +30,7 @@ from flowkit.records.reading import Record, flow_of
 
 FORMAT = "flowkit checkpoint"
 VERSION = 2  # 1 had one stream: `stream`, `channels` and `form` where 2 has `inputs`
+CRC_BLOCK = 1 << 20  # bytes
 BEST, LAST = "best.json", "last.json"
 
 
@@ -100,14 +102,22 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"step-{checkpoint.step:08d}"
     files = {"weights": f"{stem}.safetensors", "state": f"{stem}.state.safetensors"}
+    sums: dict[str, str] = {}
     for kind, tensors in (("weights", weights), ("state", state)):
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        with replacing(folder / files[kind]) as part:
-            save_file(contiguous, part)
+        try:
+            with replacing(folder / files[kind]) as part:
+                save_file(contiguous, part)
+                sums[kind] = _file_crc32(part)
+        except SafetensorError as error:  # a full disk, too
+            raise CheckpointError(
+                f"{folder / files[kind]}: could not be written, and what was there stays: {error}"
+            ) from error
     head = {"format": FORMAT, "version": VERSION, "flowkit": flowkit.__version__}
     for name in names:
         named = files if name == LAST else {"weights": files["weights"]}
-        text = json.dumps(head | asdict(checkpoint) | {"files": named}, indent=1, allow_nan=False)
+        said = asdict(checkpoint) | {"files": named, "crc32": {kind: sums[kind] for kind in named}}
+        text = json.dumps(head | said, indent=1, allow_nan=False)
         with replacing(folder / name) as part:
             part.write_text(text + "\n", encoding="ascii")
     _remove_unnamed(folder)
@@ -155,10 +165,17 @@ def load_net(path: str | os.PathLike[str]) -> tuple[Checkpoint, StreamNet]:
 def read_tensors(path: str | os.PathLike[str], kind: str) -> dict[str, torch.Tensor]:
     """The "weights" of the checkpoint at `path`, or of ``last.json`` the training "state" too."""
     path = checkpoint_path(path)
-    files = _read_json(path).get("files", {})
-    if kind not in files:
+    data = _read_json(path)
+    files, sums = data.get("files"), data.get("crc32", {})  # none in earlier checkpoints
+    if not isinstance(files, dict) or not isinstance(sums, dict):
+        raise CheckpointError(f"{path}: not of this format: expected its files by name")
+    if not isinstance(files.get(kind), str):
         raise CheckpointError(f"{path}: names no file of {kind}; it has: {', '.join(files)}")
-    return read_safetensors(path.parent / Path(files[kind]).name)
+    file = path.parent / Path(files[kind]).name
+    tensors = read_safetensors(file)
+    if kind in sums and sums[kind] != _file_crc32(file):
+        raise CheckpointError(f"{file}: damaged: its checksum does not agree")
+    return tensors
 
 
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
@@ -175,6 +192,15 @@ def checkpoint_path(path: str | os.PathLike[str]) -> Path:
     """The JSON that `path` means: itself, or in a run's folder ``best.json``."""
     path = Path(path)
     return path / BEST if path.is_dir() else path
+
+
+def _file_crc32(file: Path) -> str:
+    """The checksum of a file, 8 hexadecimal digits; the memory it takes is a block's."""
+    found = 0
+    with file.open("rb") as opened:
+        while block := opened.read(CRC_BLOCK):
+            found = crc32(block, found)
+    return f"{found:08x}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

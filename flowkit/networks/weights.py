@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 
 from flowkit.data.augment import RGB_MEAN, RGB_STD
 from flowkit.data.origins import Origin
-from flowkit.errors import CheckpointError, InstallError, UsageError
+from flowkit.errors import CheckpointError, UsageError
 from flowkit.networks.checkpoints import (
     checkpoint_path,
     read_checkpoint,
@@ -25,6 +24,7 @@ from flowkit.networks.checkpoints import (
     read_tensors,
 )
 from flowkit.networks.efficientnet import imagenet_weights
+from flowkit.networks.matconvnet import read_network
 from flowkit.networks.streams import (
     RGB_CHANNELS,
     StreamNet,
@@ -171,35 +171,17 @@ def read_matconvnet(path: Path) -> dict[str, torch.Tensor]:
     Its network takes RGB in 0..255 less an average image; the mean color of that image is folded
     into conv1 (no padding there, so the outputs are the same). CheckpointError for anything else.
     """
+    network = read_network(path)
+    tensors: dict[str, torch.Tensor] = {}
     try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
-    except ImportError as error:
-        raise InstallError(f"reading {path} needs scipy ({error}): pip install scipy") from error
-    try:
-        data = loadmat(path, struct_as_record=False, squeeze_me=True)
-    except (MatReadError, ValueError, TypeError, NotImplementedError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: expected a MATLAB file up to version 7 ({error})"
-        ) from error
-    try:
-        average = _normalization(data).averageImage
-        layers = {layer.name: layer for layer in np.atleast_1d(data["layers"])}
-        tensors: dict[str, torch.Tensor] = {}
-        for name, layer in layers.items():
-            if layer.type != "conv":
-                continue
-            filters, bias = layer.weights if hasattr(layer, "weights") else _old_names(layer)
-            filters = np.asarray(filters, np.float32)
-            if filters.ndim == 2:  # 1x1 filters, squeezed
-                filters = filters[None, None]
+        for name, (filters, bias) in network.layers.items():
             tensor = torch.from_numpy(filters.transpose(3, 2, 0, 1).copy())  # (h, w, I, O) -> OIhw
-            ours = str(name).replace("fc", "full")
+            ours = name.replace("fc", "full")
             tensors[f"{ours}.weight"] = tensor.flatten(1) if ours.startswith("full") else tensor
-            tensors[f"{ours}.bias"] = torch.from_numpy(np.array(bias, np.float32).reshape(-1))
-        color = np.asarray(average, np.float64).reshape(-1, RGB_CHANNELS).mean(0)
+            tensors[f"{ours}.bias"] = torch.from_numpy(bias)
+        color = network.average.reshape(-1, RGB_CHANNELS).mean(0)
         _fold_pixels(tensors, torch.from_numpy(color))
-    except (KeyError, AttributeError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{path}: expected a network of MatConvNet with layers and an average image ({error!r})"
         ) from error
@@ -263,17 +245,15 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]  # as training scripts save it
-    if not isinstance(state, dict) or not all(torch.is_tensor(value) for value in state.values()):
-        raise CheckpointError(f"{path}: expected tensors by name, got {type(state).__name__}")
+    if not isinstance(state, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(value) for name, value in state.items()
+    ):
+        keys = sorted({type(name).__name__ for name in state}) if isinstance(state, dict) else []
+        raise CheckpointError(
+            f"{path}: expected a file of named tensors, as state_dict() gives them, got "
+            f"{type(state).__name__}" + (f" by {', '.join(keys)}" if keys else "")
+        )
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
-
-
-def _normalization(data: Mapping[str, Any]) -> Any:
-    return data["normalization"] if "normalization" in data else data["meta"].normalization
-
-
-def _old_names(layer: Any) -> tuple[Any, Any]:
-    return layer.filters, layer.biases  # before MatConvNet 1.0 beta 8
 
 
 def _fold_pixels(tensors: dict[str, torch.Tensor], color: torch.Tensor) -> None:
