@@ -214,7 +214,7 @@ def test_a_flipped_bit_of_a_file_of_weights_is_found(tmp_path):
 
 def test_tensors_without_names_are_refused(tmp_path):
     torch.save({0: torch.zeros(2)}, tmp_path / "a.pth")
-    with pytest.raises(CheckpointError, match="expected a file of named tensors, .*dict by int"):
+    with pytest.raises(CheckpointError, match=r"expected a file of named tensors, .*dict by int"):
         read_weights(str(tmp_path / "a.pth"), "vgg16")
 
 
@@ -259,7 +259,7 @@ def test_a_missing_or_wrong_file_says_what_was_expected(tmp_path, name, content,
 
 def test_a_list_of_tensors_is_no_file_of_weights(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / "list.pt")
-    with pytest.raises(CheckpointError, match="expected a file of named tensors, .*got list"):
+    with pytest.raises(CheckpointError, match=r"expected a file of named tensors, .*got list"):
         read_weights(str(tmp_path / "list.pt"), "small")
 
 
