@@ -26,6 +26,7 @@ from flowkit.data.clips import (
     view_set,
 )
 from flowkit.data.inputs import TEMPORAL, Inputs, check_inputs, spaced_places
+from flowkit.data.kept_memory import KeptMemory
 from flowkit.data.plane_batches import PlaneClip, read_groups
 from flowkit.data.record_folders import Missing, RecordFolder, match_records
 from flowkit.data.splits import Split, Video
@@ -181,13 +182,25 @@ def start_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of samples, as torch's own collation makes it but for the planes, grouped by size."""
-    clips = [sample["temporal"] for sample in samples if "temporal" in sample]
-    if not clips or not isinstance(clips[0], PlaneClip):
-        return default_collate(samples)
-    others = [{k: v for k, v in sample.items() if k != "temporal"} for sample in samples]
-    return default_collate(others) | {"temporal": read_groups(clips)}
+class Collate:
+    """For ``DataLoader(collate_fn=...)``: a batch of samples, as torch's own collation makes it.
+
+    But planes are grouped by size, and read into kept `memory` where there is some.
+    """
+
+    def __init__(self, memory: KeptMemory | None = None) -> None:
+        self.memory = memory
+
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """The batch."""
+        clips = [sample["temporal"] for sample in samples if "temporal" in sample]
+        if not clips or not isinstance(clips[0], PlaneClip):
+            return default_collate(samples)
+        others = [{k: v for k, v in sample.items() if k != "temporal"} for sample in samples]
+        return default_collate(others) | {"temporal": read_groups(clips, self.memory)}
+
+
+collate = Collate()
 
 
 def _open_all(

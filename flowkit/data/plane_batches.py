@@ -1,7 +1,7 @@
 """Training batches as bytes: workers decode planes, and a device makes the flow stacks of them.
 
-A worker then does nothing but read and decode, and a batch travels in 8 bits. Floats, rescaling,
-means, paths, crops and flips are arithmetic on the device, the same as in `flowkit.data.stacks`.
+A worker then does nothing but read, decode and crop, and a batch travels in 8 bits. Floats,
+rescaling, paths and flips are arithmetic on the device, the same as in `flowkit.data.stacks`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import get_worker_info
 
 from flowkit.data.clips import Clip, View
+from flowkit.data.kept_memory import Kept, KeptMemory
 from flowkit.data.stacks import StackForm, field_places, stack_batch
 from flowkit.errors import RecordError
 from flowkit.quantize import CODES
@@ -36,36 +37,70 @@ class PlaneClip(NamedTuple):
 class PlaneGroup(NamedTuple):
     """Clips of a batch that have one frame size and one crop size, read.
 
-    Halves are the forward fields and, for a bi-directional stack, the backward ones.
+    Halves are the forward fields and, for a bi-directional stack, the backward ones. Planes are
+    cut to their views, (h, w), where nothing is asked of the rest: no path and no other size. Then
+    there are the `means` of the whole ones.
     """
 
     places: list[int]  # in the batch
-    codes: torch.Tensor  # uint8 (n, halves, fields, 2, H, W)
+    codes: torch.Tensor | Kept  # uint8 (n, halves, fields, 2, H, W)
     ranges: torch.Tensor  # float32 (n, halves, fields, 2, 2): lo and hi of each plane in px
     views: list[View]
+    means: torch.Tensor | None = None  # float64 (n, halves, fields, 2): of the codes
 
 
-def read_groups(clips: list[PlaneClip]) -> list[PlaneGroup]:
+def read_groups(clips: list[PlaneClip], memory: KeptMemory | None = None) -> list[PlaneGroup]:
     """Read the clips of a batch, by frame size and crop size, which may differ among videos.
 
-    Planes are decoded into the memory that a worker's batch travels in. RecordError where a record
-    holds floats and no planes.
+    Planes are decoded into kept `memory`, or, without room there, into the new one that a worker's
+    batch travels in. RecordError where a record holds floats and no planes.
     """
+    if memory is not None:
+        memory.begin_batch()
     alike: dict[tuple[object, ...], list[int]] = {}
     for place, (record, _, view, form) in enumerate(clips):
         key = (record.size, form, view.frame, view.height, view.width)
         alike.setdefault(key, []).append(place)
-    return [_read_group(clips, places) for places in alike.values()]
+    return [_read_group(clips, places, memory) for places in alike.values()]
 
 
-def _read_group(clips: list[PlaneClip], places: list[int]) -> PlaneGroup:
-    form, size = clips[places[0]].form, clips[places[0]].record.size
+def _read_group(clips: list[PlaneClip], places: list[int], memory: KeptMemory | None) -> PlaneGroup:
+    first = clips[places[0]]
+    form, size = first.form, first.record.size
     halves = 2 if form.bidirectional else 1
-    codes = _empty_bytes((len(places), halves, form.length // halves, 2, *size))
-    ranges = torch.empty(*codes.shape[:4], 2)
-    for place, own_codes, own_ranges in zip(places, codes.numpy(), ranges.numpy(), strict=True):
-        read_planes(clips[place], own_codes, own_ranges)
-    return PlaneGroup(places, codes, ranges, [clips[place].view for place in places])
+    planes = (halves, form.length // halves, 2)
+    is_cut = form.mode == "flow" and first.view.frame == size
+    shape = (len(places), *planes, *((first.view.height, first.view.width) if is_cut else size))
+    room = memory.take(shape) if memory is not None else None
+    codes: torch.Tensor | Kept
+    if room is None:
+        codes = _empty_bytes(shape)
+        values = codes.numpy()
+    else:
+        values, codes = room
+    ranges = torch.empty(*shape[:4], 2)
+    means = torch.empty(shape[:4], dtype=torch.float64) if is_cut else None
+    whole = np.empty((*planes, *size), np.uint8) if is_cut else None
+    for number, place in enumerate(places):
+        target = values[number] if whole is None else whole
+        read_planes(clips[place], target, ranges[number].numpy())
+        if whole is not None and means is not None:
+            view = clips[place].view
+            rows, columns = view.top, view.left
+            cut = whole[..., rows : rows + view.height, columns : columns + view.width]
+            values[number] = cut
+            if form.mean_subtract:
+                means[number] = _code_means(whole)
+    return PlaneGroup(places, codes, ranges, [clips[place].view for place in places], means)
+
+
+def _code_means(planes: np.ndarray) -> torch.Tensor:
+    """The mean code of each plane: uint8 (..., H, W) -> float64 (...), of exact sums."""
+    from flowkit._cv2 import cv2
+
+    flat = planes.reshape(-1, *planes.shape[-2:])
+    sums = torch.tensor([cv2.sumElems(plane)[0] for plane in flat], dtype=torch.float64)
+    return sums.view(planes.shape[:-2]) / flat[0].size
 
 
 def read_planes(address: PlaneClip, codes: np.ndarray, ranges: np.ndarray) -> None:
@@ -106,14 +141,24 @@ def stack_planes(
     batch = sum(len(group.places) for group in groups)
     stacked = torch.empty((batch, form.channels, *size), device=device)
     for group in groups:
+        assert isinstance(group.codes, torch.Tensor), "kept memory is opened before"
         codes = group.codes.to(device, non_blocking=True)
         ranges = group.ranges.to(device, non_blocking=True)
-        fields = _rescale(_values(codes, ranges), group.views[0].frame)
+        fields, views = _values(codes, ranges), group.views
+        if group.means is None:
+            fields = _rescale(fields, views[0].frame)
+        else:
+            if form.mean_subtract:
+                means = group.means.to(device, non_blocking=True)
+                lo, hi = ranges.double().unbind(-1)
+                fields -= (lo + means * (hi - lo) / CODES).float()[..., None, None]
+            height, width = codes.shape[-2:]
+            views = [View((height, width), 0, 0, height, width, one.flip) for one in views]
         made = stack_batch(
             *(half.permute(0, 1, 3, 4, 2).contiguous() for half in fields.unbind(1)),
             mode=form.mode,
-            mean_subtract=form.mean_subtract,
-            views=group.views,
+            mean_subtract=form.mean_subtract and group.means is None,
+            views=views,
         )
         stacked[group.places] = _rescale(made.unflatten(1, (-1, 2)), size).flatten(1, 2)
     return stacked

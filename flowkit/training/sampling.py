@@ -75,6 +75,7 @@ class StepClips(Dataset[dict[str, Any]]):
         missing: Missing = "error",
     ) -> None:
         self.inputs, self.seed, self.segments = inputs, seed, segments
+        self.short_side, self.as_planes = augmentation.short_side, False
         self.sources: list[list[tuple[int, TrainingClips]]] = []  # of each task: (classes, clips)
         for place, task in enumerate(tasks):
             sets = [(task.split, task.records, task.split.classes)]
@@ -120,7 +121,20 @@ class StepClips(Dataset[dict[str, Any]]):
             return False
         for clips in sets:
             clips.as_planes = True
+        self.as_planes = True
         return True
+
+    def clip_bytes(self) -> int:
+        """The most bytes that the planes of a sample take (`flowkit.data.plane_batches`)."""
+        form = self.inputs["temporal"]
+        assert form is not None
+        sizes = {
+            record.size for sources in self.sources for _, c in sources for record in c.records
+        }
+        if form.mode == "flow":  # planes are cut where they are not rescaled
+            side = self.short_side
+            sizes = {(side, side) if min(size) == side else size for size in sizes}
+        return form.channels * max(height * width for height, width in sizes)
 
     @property
     def counts(self) -> list[int]:
@@ -181,6 +195,11 @@ class MicroBatches:
             for start in range(0, len(draws), self.micro_batch):
                 part = draws[start : start + self.micro_batch]
                 yield list(range(part[0] * self.segments, (part[-1] + 1) * self.segments))
+
+    @property
+    def samples(self) -> int:
+        """The most samples of a pass."""
+        return min(self.micro_batch, -(-self.batch_size // self.ranks)) * self.segments
 
     def passes(self, step: int) -> int:
         """How many passes a step takes."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,22 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
-from flowkit.data.datasets import TestClips, collate, start_worker
+from flowkit.data.datasets import TestClips
 from flowkit.data.plane_batches import stack_planes
 from flowkit.errors import CheckpointError, FlowkitError, TrainingError, UsageError
 from flowkit.networks.checkpoints import Checkpoint, read_checkpoint, read_tensors, write_checkpoint
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
+from flowkit.training.loading import Batches, loading, loading_passes
 from flowkit.training.micro_batch import fitting_micro_batch
 from flowkit.training.sampling import MicroBatches, StepClips, task_counts
 
 log = logging.getLogger(__name__)
 
 EVAL_CLIPS = 32  # held-out clips of a pass
-GRACE_S = 60  # that a loader process lives on after SIGTERM, for the step to end
 OTHER_TASK = -100  # label of a clip for the heads of other tasks: cross_entropy leaves it out
-
-
-Batches = Iterator[dict[str, Any]]
 
 
 class Training:
@@ -108,7 +104,7 @@ class Training:
 
     def loader(self) -> AbstractContextManager[Batches]:
         """The batches of all passes of all steps to come, loaded until the block ends."""
-        return _loading(self.clips, self, batch_sampler=self.batches)
+        return loading_passes(self.clips, self.batches, self.ranks.device, self.machine.workers)
 
     def take_step(self, batches: Batches) -> tuple[list[float], list[int]]:
         """One update; the mean loss and the number of right answers of each task."""
@@ -167,7 +163,9 @@ class Training:
         sums = torch.zeros(len(clips.videos), classes, dtype=torch.float64, device=ranks.device)
         self._average_statistics()
         self.net.eval()
-        with _loading(own, self, batch_size=EVAL_CLIPS) as batches:
+        with loading(
+            own, self.ranks.device, self.machine.workers, batch_size=EVAL_CLIPS
+        ) as batches:
             for batch in batches:
                 if ranks.size == 1 and is_stopped():
                     self.net.train()
@@ -288,36 +286,6 @@ class Training:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.machine.bf16)
-
-
-@contextmanager
-def _loading(clips: Any, training: Training, **order: Any) -> Iterator[Batches]:
-    """The batches of a loader, whose processes end with the block, even where it raises."""
-    workers = training.machine.workers
-    batches: Any = iter(
-        DataLoader(
-            clips,
-            num_workers=workers,
-            collate_fn=collate,
-            worker_init_fn=_start_worker,
-            pin_memory=training.ranks.device.type == "cuda",
-            generator=torch.Generator(),  # or it would take a number from the global one
-            **order,
-        )
-    )
-    try:
-        yield batches
-    finally:
-        if workers:  # an error's traceback would keep them
-            batches._shutdown_workers()
-
-
-def _start_worker(worker: int) -> None:
-    """A loader process: one thread, and its parent, not a signal, says when it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
-    start_worker(worker)
 
 
 def _next_batch(batches: Batches) -> dict[str, Any]:
