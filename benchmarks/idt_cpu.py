@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from clips import default_data, run_benchmark
 
 from flowkit._cv2 import cv2
 from flowkit.idt.tracking import ensure_compiled_kernels, track_video
@@ -51,10 +52,9 @@ struct SURF {
 
 
 def main() -> None:
-    default = os.environ.get("FLOWKIT_DATA", Path(__file__).parents[2] / "shared" / "data")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("data", nargs="?", type=Path, default=Path(default))
+    parser.add_argument("data", nargs="?", type=Path, default=default_data())
     parser.add_argument("--clips", nargs="+", default=CLIPS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cxxflags", help="default: pkg-config --cflags opencv4")
@@ -162,4 +162,4 @@ def children_seconds() -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

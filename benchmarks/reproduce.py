@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from clips import run_benchmark
 from torch import nn
 
 from flowkit.data.augment import Augmentation
@@ -484,4 +485,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

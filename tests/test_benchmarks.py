@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,38 +135,57 @@ def test_loader(tmp_path):
     assert found["records"] == 2 and found["to_plain"]["reading"]["lz4 pack"] > 0
 
 
-def test_jhmdb10(tmp_path):
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory) -> Path:
+    """Two classes in the form of J-HMDB's folder: lists, and records in ``flow``."""
     from flowkit import synthetic
 
-    kept = synthetic.write_videos(
-        tmp_path / "all", videos_per_class=8, classes=("up_checks", "spin_checks")
-    )
+    root = tmp_path_factory.mktemp("jhmdb10")
+    classes = ("spin_checks", "up_checks")
+    made = synthetic.write_videos(root / "videos", videos_per_class=12, classes=classes)
     lists: dict[str, list[str]] = {"train": [], "test": []}
-    for video in kept:
-        target = tmp_path / "videos" / video.class_name / video.path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(video.path, target)
+    for video in made:
         part = "test" if "_g01_" in video.name else "train"
         lists[part].append(f"{video.class_name}/{video.path.name}")
-    (tmp_path / "jhmdb10_classInd.txt").write_text("1 spin_checks\n2 up_checks\n")
+    (root / "jhmdb10_classInd.txt").write_text("1 spin_checks\n2 up_checks\n")
     for part, lines in lists.items():
-        (tmp_path / f"jhmdb10_{part}list01.txt").write_text("\n".join(lines) + "\n")
-    flow = tmp_path / "flow"
-    made = subprocess.run(
-        [sys.executable, "-m", "flowkit_cli.main", "extract", str(tmp_path / "videos"), "--out",
-         str(flow), "--method", "dis", "--resize", "128", "--pack", "--format", "lz4"],
+        (root / f"jhmdb10_{part}list01.txt").write_text("\n".join(lines) + "\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "flowkit_cli.main", "extract", str(root / "videos"), "--out",
+         str(root / "flow"), "--method", "dis", "--resize", "128", "--pack", "--format", "lz4"],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
-    assert made.returncode == 0, made.stderr
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def test_jhmdb10(data_set, tmp_path):
     out = tmp_path / "found.json"
     done = run(
-        "jhmdb10.py", flow, tmp_path, "--runs", tmp_path / "runs", "--steps", 1,
+        "jhmdb10.py", data_set / "flow", data_set, "--runs", tmp_path / "runs", "--steps", 1,
         "--moments", 1, "--device", "cpu", "--json", out,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(out.read_text())
-    assert found["videos"]["test"] == len(lists["test"]) == 4
+    assert found["videos"]["test"] == 4
     assert set(found["test"]) == {"spatial", "temporal", "average", "svm"}
+
+
+def test_reproduce(data_set, tmp_path):
+    done = run(
+        "reproduce.py", data_set, "--frames", data_set / "flow", "--flow",
+        f"dis={data_set / 'flow'}", "--only", "temporal-L1", "--runs", tmp_path / "runs",
+        "--results", tmp_path / "found", "--device", "cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "found/temporal-L1.json").read_text())["test"]["videos"] == 4
+    assert "| 1b | temporal, L = 1 |" in done.stdout
+
+
+def test_every_benchmark_has_its_test():
+    text = Path(__file__).read_text(encoding="utf-8")
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"clips.py"}
+    assert {name for name in scripts if f'"{name}"' not in text} == set()
 
 
 @pytest.mark.parametrize(
@@ -180,6 +198,8 @@ def test_jhmdb10(tmp_path):
         ("check_clips.py", (), "name the folder of real clips, or set FLOWKIT_DATA"),
         ("jhmdb10.py", ("/nowhere/flow", "/nowhere"), "/nowhere"),
         ("loader.py", ("/nowhere",), "no such folder of flow records"),
+        ("reproduce.py", ("/nowhere", "--frames", "a", "--flow", "b=c"), "/nowhere"),
+        ("idt_cpu.py", ("/nowhere",), "/nowhere: expected DenseTrackStab.cpp"),
     ],
 )
 def test_missing_data_is_one_line(script, arguments, words):

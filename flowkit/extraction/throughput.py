@@ -16,7 +16,7 @@ ADVICE = {
     "encode": "more cores (-j), or --no-rgb",
     "write": "a faster disk for --out, or --no-rgb",
 }
-CPU_ADVICE = "more cores (-j), a quicker --method or --preset, or an NVIDIA card (--gpu)"
+CPU_ADVICE = "more cores (-j), a quicker --method or --preset, or an NVIDIA GPU (--gpu)"
 CARD_ADVICE = "a further card (--gpus), a quicker --preset, or a smaller --resize"
 IDLE_ADVICE = "more workers (-j), so that more pairs are at hand"
 
