@@ -51,7 +51,7 @@ from flowkit.scores.fusion import Fusion, fuse
 from flowkit.training.distributed import Ranks, choose_device
 from flowkit.training.jobs import Job, Machine
 from flowkit.training.loop import train
-from flowkit.training.recipes import Mode, Name, Recipe, make_recipe
+from flowkit.training.recipes import Mode, Recipe, make_recipe
 from flowkit.training.sampling import Task
 
 FOLDS = 5
@@ -125,7 +125,7 @@ FUSED = {"average": "85.9", "svm": "87.0 (multi-task)"}  # with what the paper p
 class Profile:
     """How much is computed, and in a sentence what is less than the paper's."""
 
-    scratch_recipe: Name
+    scratch_recipe: str
     scratch_net: str
     scratch_sizes: tuple[int, int]  # short side and crop, px
     scratch_steps: dict[Stream, int]  # of streams that take another number than the recipe's
@@ -174,7 +174,7 @@ def make_job(cell: Cell, split: Split, records: RecordFolder, profile: Profile) 
     numbers: dict[str, Any] = {"segments": cell.segments}
     if is_scratch and cell.stream in profile.scratch_steps:
         numbers["steps"] = profile.scratch_steps[cell.stream]
-    name: Name = profile.scratch_recipe if is_scratch else "pretrained"
+    name = profile.scratch_recipe if is_scratch else "pretrained"
     recipe = make_recipe(name, cell.mode, videos=len(split.train), **numbers)
     return Job(
         {cell.stream: cell.form},
@@ -289,7 +289,8 @@ def run_last_layer(job: Job, folder: Path, device: torch.device, features_file: 
         job.augmentation.short_side,
         job.augmentation.crop,
         None if form is None else flow_of(record),
-        job.describe(),
+        job.describe() | {"places": job.places()},
+        trained_on=job.origin(),
     )
     write_checkpoint(folder, [BEST], checkpoint, net.cpu().state_dict(), {})
     kept = np.flatnonzero(asked)
