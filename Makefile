@@ -13,6 +13,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 DATA ?= ../shared/data
+CHECK_SECONDS ?= 900
 CLIPS ?= $(DATA)/jhmdb10
 PROFILE ?= cpu
 FLOW_ONLY := $(if $(filter cpu,$(PROFILE)),--resize 128) --no-rgb --pack --format lz4
@@ -89,8 +90,10 @@ reproduce: $(READY)
 		$(foreach flow,tvl1-fast tvl1 farneback dis,--flow $(flow)=reproduce/$(flow)) \
 		--profile $(PROFILE) --runs reproduce/runs
 
-gpu-check: $(READY)
-	$(BIN)/python benchmarks/gpu_check.py $(DATA)
+# Needs no environment of its own: it takes the one that is here, and names what that lacks.
+gpu-check:
+	PYTHONPATH=$(CURDIR) $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) \
+		benchmarks/gpu_check.py $(wildcard $(DATA)) --seconds $(CHECK_SECONDS) $(if $(OUT),--out $(OUT))
 
 opencv-cuda: $(READY)
 	sh build_opencv_cuda.sh $(BIN)

@@ -4,7 +4,7 @@
 
 DATA is the folder of real clips (default: $FLOWKIT_DATA, else ../shared/data beside the project);
 where it is absent, videos of flowkit.synthetic stand in for them. Prints one JSON object.
-`make gpu-check` runs this last and keeps the result. With ``--device cpu`` the processor stands in
+`make gpu-check` runs this and keeps the result. With ``--device cpu`` the processor stands in
 for the card, with Farneback: a trial of this program and of the pipeline, no statement on a card.
 With ``--device none`` nothing is computed, and the frames themselves, harder to encode than flow,
 are stored as planes: what the cores could feed to a card that takes no time.
@@ -34,7 +34,6 @@ BOUND = "20"  # px
 CORES = (2, 4, 8, 16)
 FRAMES = 20_000  # on the most cores, a share of it on fewer: some 20 s each
 RUN_S = 120  # a run that takes longer is given up
-BAR, AIM = 500, 1500  # frames/s of the whole command on the most cores
 PRETENDED = [sys.executable, str(PROJECT / "tests" / "pretended_card.py")]
 COMMANDS = {
     "cuda": [sys.executable, "-m", "flowkit_cli.main"],
@@ -64,7 +63,7 @@ def main() -> None:
 def measure(
     data: Path, *, device: str = "cuda", cores: list[int] | None = None, frames: int = FRAMES
 ) -> dict[str, Any]:
-    """Everything that is measured, by the keys of the report; the bar is one on the most cores."""
+    """Everything that is measured, by the keys of the report; its rates are of the most cores."""
     there = len(os.sched_getaffinity(0))
     counts = sorted({min(number, there) for number in (cores or CORES)})
     with tempfile.TemporaryDirectory(prefix="flowkit-") as name:
@@ -90,13 +89,6 @@ def measure(
         "frames_per_s": whole["frames_per_s"],
         "command_frames_per_s": whole["command_frames_per_s"],
         "card_busy": whole["cards"][0]["busy"],
-        "aim": AIM,
-        "bars": {
-            "extract.command_frames_per_s": {
-                "wanted": BAR,
-                "reached": whole["command_frames_per_s"],
-            }
-        },
     }
 
 

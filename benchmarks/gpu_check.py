@@ -1,9 +1,12 @@
-"""Tests and benchmarks that need an NVIDIA card, in one go and one report: `make gpu-check`.
+"""Tests and benchmarks that need an NVIDIA GPU, in one go and one report: `make gpu-check`.
 
-    python benchmarks/gpu_check.py [DATA]
+    python benchmarks/gpu_check.py [DATA] [--seconds N] [--out FILE]
 
-Writes benchmarks/results/<chip>.json. Status 0: all tests passed and all bars were reached; 1: not
-so, the report says what; 2: there is no card to use here, and nothing was written.
+Needs neither pip nor a network. Every part is a process of its own and goes into the report, FILE
+or benchmarks/results/<chip>.json, as soon as it ends: with its figures, with the error that ended
+it, or skipped, with what it lacks. No part is begun after N seconds, and none goes on for longer.
+Status 0: no part failed and no bar that was measured was missed; 1: not so, the report says what;
+2: there is no GPU to use here, and nothing was written.
 """
 
 from __future__ import annotations
@@ -14,102 +17,185 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import extract_gpu
-import tvl1_gpu
 from clips import default_data
 
 import flowkit
+from flowkit.documents import replacing
 from flowkit.errors import FlowkitError
-from flowkit.flow.cuda import device as cuda_device
-from flowkit.flow.cuda import tvl1 as cuda_tvl1
+from flowkit.flow.cuda.device import count_cards
 
-PROJECT = Path(__file__).parents[1]
-TEST_SECONDS = 180  # several times what they should take
-SCRIPT_SECONDS = 90
-SHARE_BAR = 0.9  # of the rate with a batch that lies on the card, which the real loader keeps
+PROJECT = Path(__file__).resolve().parents[1]
+SECONDS = 900
+CORES = len(os.sched_getaffinity(0))
+TRAINING = ("training.py", "--device", "cuda", "--workers", str(CORES), "--bf16")
+BARS = {
+    "tvl1.pairs_per_s": 3000,
+    "tvl1.fast_pairs_per_s": 6000,
+    "tvl1.eps0_pairs_per_s": 150,
+    "farneback.pairs_per_s": 2000,
+    "extract.frames_per_s": 2000,
+    "training_jpg.share_of_network": 0.9,
+    "training_lz4.share_of_network": 0.9,
+}
+LACKS = re.compile(r"No module named '?([\w.]+)|\bpip install (\S+)")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A script beside this one (or pytest), its options, and several times what it should take."""
+
+    name: str
+    command: tuple[str, ...]
+    seconds: float
+
+
+def parts(data: Path) -> list[Part]:
+    """All parts, in the order in which a short time should be spent."""
+    fewer = ",".join(str(number) for number in (2, 4, 8) if number < CORES)
+    flow = [
+        Part(name, ("tvl1_gpu.py", str(data), "--part", name), seconds)
+        for name, seconds in (("tvl1", 120), ("farneback", 60), ("batch", 60), ("sizes", 90),
+                              ("parity", 180), ("start", 60))
+    ]  # fmt: skip
+    whole = ("extract_gpu.py", str(data), "--frames")
+    return [
+        Part("tests", ("-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", "tests"), 240),
+        *flow[:1],
+        Part("extract", (*whole, "12000", "--cores", str(CORES)), 180),
+        *flow[1:],
+        Part("training_jpg", (*TRAINING, "--channels-last", "--steps", "10"), 120),
+        Part(
+            "training_lz4",
+            (*TRAINING, "--channels-last", "--steps", "10", "--format", "lz4"),
+            120,
+        ),
+        Part("stacks", ("stacks.py", "--device", "cuda"), 60),
+        Part("jpeg", ("jpeg_gpu.py", "--device", "cuda"), 60),
+        *([Part("extract_by_cores", (*whole, "10000", "--cores", fewer), 300)] if fewer else []),
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="?", type=Path, default=default_data())
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     try:
-        card = cuda_device.open_card(cuda_tvl1.SOURCE)
+        count_cards()
     except FlowkitError as error:
-        print(f"gpu-check needs an NVIDIA card; nothing was run: {error}", file=sys.stderr)
+        print(f"gpu-check needs an NVIDIA GPU; nothing was run: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-
-    start = time.perf_counter()
-    tests = run_tests()
-    print(f"tests: {tests['summary']}", file=sys.stderr)
-    report = {"flowkit": flowkit.__version__, "tests": tests, **tvl1_gpu.measure(options.data)}
-    report["extract"] = extract_gpu.measure(options.data)
-    report["bars"] |= report["extract"].pop("bars")
-    report |= learning("cuda")
-    for name in ("training_jpg", "training_lz4"):
-        reached = report[name].get("share_of_network", 0)
-        report["bars"][name] = {"reached": reached, "wanted": SHARE_BAR}
-    report["seconds"] = round(time.perf_counter() - start)
-
-    file = PROJECT / "benchmarks" / "results" / f"{slug(card.name)}.json"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(report, indent=1) + "\n")
-    missed = [key for key, bar in report["bars"].items() if bar["reached"] < bar["wanted"]]
-    print(json.dumps(report["bars"], indent=1))
+    end = time.monotonic() + options.seconds
+    chip = run_part(Part("chip", ("tvl1_gpu.py", "--part", "chip"), 60), end)
+    name = slug(chip.get("name", "gpu"))
+    file = options.out or PROJECT / "benchmarks" / "results" / f"{name}.json"
+    head = {"flowkit": flowkit.__version__, "commit": commit(), "cores": CORES, "chip": chip}
+    failed = check(parts(options.data.absolute()), file, end, head)
     print(f"wrote {file}")
-    if missed or not tests["passed"]:
-        print(f"failed: {', '.join(missed) or 'tests'}", file=sys.stderr)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
         raise SystemExit(1)
 
 
-def run_tests() -> dict[str, Any]:
-    """The gpu tests in a process of their own; a test that is skipped has not passed."""
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "tests"]
+def check(todo: list[Part], file: Path, end: float, head: dict[str, Any]) -> list[str]:
+    """Run the parts until the monotonic time `end`; the names of what failed or was missed."""
+    report: dict[str, Any] = {**head, "bars": {}}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for part in todo:
+        found = run_part(part, end)
+        report[part.name] = found
+        report["bars"] = reached(report)
+        with replacing(file) as unfinished:
+            unfinished.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"{part.name}: {in_short(found)}", file=sys.stderr)
+    print(json.dumps(report["bars"], indent=1))
+    failed = [part.name for part in todo if "error" in report[part.name]]
+    return failed + [key for key, bar in report["bars"].items() if bar["reached"] < bar["wanted"]]
+
+
+def reached(report: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The bars whose figure is in the report, beside it."""
+    figures = {key: report.get(key.split(".")[0], {}).get(key.split(".")[1]) for key in BARS}
+    return {
+        key: {"wanted": BARS[key], "reached": figure}
+        for key, figure in figures.items()
+        if figure is not None
+    }
+
+
+def run_part(part: Part, end: float) -> dict[str, Any]:
+    """The figures of a part, or under "error" or "skipped" why there are none."""
+    left = min(part.seconds, end - time.monotonic())
+    if left <= 0:
+        return {"skipped": "no time was left"}
+    script, *options = part.command
+    program = [script] if script.startswith("-") else [str(Path(__file__).with_name(script))]
+    start = time.monotonic()
+    paths = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
     try:
         done = subprocess.run(
-            command, cwd=PROJECT, capture_output=True, text=True, timeout=TEST_SECONDS
-        )
+            [sys.executable, *program, *options], cwd=PROJECT, capture_output=True, text=True,
+            timeout=left, env={**os.environ, "PYTHONPATH": paths},
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return {"passed": False, "summary": f"not finished after {TEST_SECONDS} s", "output": ""}
-    lines = done.stdout.strip().splitlines()
-    return {
-        "passed": done.returncode == 0,
-        "summary": lines[-1] if lines else done.stderr.strip()[-200:],
-        "output": "" if done.returncode == 0 else done.stdout[-4000:],
+        return {"error": f"not finished after {left:.0f} s"}
+    found = read_tests(done) if "pytest" in options else read_figures(done)
+    return {**found, "seconds": round(time.monotonic() - start, 1)}
+
+
+def read_figures(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """The JSON object at the end of what a script printed, or what it lacks, or why it ended."""
+    if done.returncode == 0:
+        text = done.stdout
+        return json.loads(text[0 if text.startswith("{") else text.rindex("\n{") + 1 :])
+    return without_figures(done)
+
+
+def without_figures(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    words = done.stderr.strip() or done.stdout.strip() or "no word"
+    if lack := LACKS.search(words.splitlines()[-1]):
+        return {"skipped": f"{lack[1] or lack[2]} is not installed"}
+    return {"error": f"status {done.returncode}: {words[-1500:]}"}
+
+
+def read_tests(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """How many tests passed, failed and were skipped; one that is skipped has not passed."""
+    lines = done.stdout.strip().splitlines() or [""]
+    counts = {word: int(number) for number, word in re.findall(r"(\d+) ([a-z]+)", lines[-1])}
+    if not counts:
+        return without_figures(done)
+    found: dict[str, Any] = {
+        word: counts.get(word, 0) for word in ("passed", "failed", "errors", "skipped")
     }
+    found["skipped_because"] = [line for line in lines if line.startswith("SKIPPED")]
+    if done.returncode:
+        found["error"] = done.stdout[-4000:]
+    return found
 
 
-def learning(device: str) -> dict[str, dict[str, Any]]:
-    """Stacks, decoding and training on a device: what each script says of itself."""
-    train = ("--workers", str(os.cpu_count()), "--bf16", "--channels-last", "--steps", "10")
-    return {
-        "stacks": run_script("stacks.py", "--device", device),
-        "jpeg": run_script("jpeg_gpu.py", "--device", device),
-        "training_jpg": run_script("training.py", "--device", device, *train),
-        "training_lz4": run_script("training.py", "--device", device, *train, "--format", "lz4"),
-    }
+def in_short(found: dict[str, Any]) -> str:
+    """A part of the report in one line."""
+    if "skipped" in found and isinstance(found["skipped"], str):
+        return f"skipped: {found['skipped']}"
+    if "error" in found:
+        return f"failed: {found['error'].splitlines()[-1][:200]}"
+    plain = {key: one for key, one in found.items() if isinstance(one, int | float)}
+    return ", ".join(f"{key} {one:,}" for key, one in plain.items())
 
 
-def run_script(script: str, *options: str) -> dict[str, Any]:
-    """The JSON that a benchmark beside this one writes, or why it wrote none."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out.json"
-        command = [sys.executable, str(Path(__file__).with_name(script)), *options]
-        try:
-            done = subprocess.run(
-                [*command, "--out", str(out)], capture_output=True, text=True,
-                timeout=SCRIPT_SECONDS,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return {"error": f"not finished after {SCRIPT_SECONDS} s"}
-        if done.returncode != 0:
-            return {"error": done.stderr.strip()[-500:]}
-        return json.loads(out.read_text())
+def commit() -> str | None:
+    """The commit that is checked out, where git tells."""
+    command = ["git", "-C", str(PROJECT), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def slug(name: str) -> str:

@@ -1,10 +1,10 @@
 """flowkit's CUDA methods on the card at hand: pairs/s, share of its bounds, agreement.
 
-    python benchmarks/tvl1_gpu.py [DATA]
+    python benchmarks/tvl1_gpu.py [DATA] [--part NAME]
 
 DATA is the folder of real clips (default: $FLOWKIT_DATA, else ../shared/data beside the project);
 where it is absent, textures move instead, and the result says so. Prints one JSON object.
-`make gpu-check` runs this after the tests and keeps the result.
+`make gpu-check` runs its parts and keeps the results.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ BYTES_A_PX_ITERATION = (9 + 6) * 4 / cuda_tvl1_kernels.HALO
 # Counted in the machine code of `iterate` for sm_90: 451 in the loop for 8 px and one iteration.
 INSTRUCTIONS_A_PX_ITERATION = 451 / 8
 ISSUED_A_CYCLE = 4 * 32  # lanes of the four schedulers of a multiprocessor
-BARS = {"tvl1.pairs_per_s": 1000, "tvl1.eps0_pairs_per_s": 150, "farneback.pairs_per_s": 2000}
+OTHER_SIZES = {"1920x1080": ((1080, 1920), 96), "64x64": ((64, 64), 2112)}  # and how many pairs
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -54,26 +55,24 @@ Pair = tuple[np.ndarray, np.ndarray]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", nargs="?", type=Path, default=default_data())
-    print(json.dumps(measure(parser.parse_args().data), indent=1))
-
-
-def measure(data: Path) -> dict[str, Any]:
-    """Everything that is measured, by the keys of the report."""
+    parser.add_argument("--part", choices=list(PARTS), help="only this part of the report")
+    options = parser.parse_args()
     card = cuda_device.open_card(cuda_tvl1.SOURCE)
-    pairs, clips = (real_pairs(data), "real") if data.is_dir() else (made_pairs(), "textures")
-    chip = describe(card)
-    result: dict[str, Any] = {"chip": chip, "clips": clips, "size": list(SIZE), "start": starts()}
-    result["tvl1"] = tvl1_speed(pairs) | batch_report(card, pairs, chip)
-    result["farneback"] = {"pairs_per_s": speed(CudaFarneback(), pairs)}
-    result["parity"] = parity(data if clips == "real" else None, pairs)
-    result["bars"] = {
-        key: {"wanted": bar, "reached": result[key.split(".")[0]][key.split(".")[1]]}
-        for key, bar in BARS.items()
-    }
-    return result
+    if options.part:
+        found = PARTS[options.part](card, options.data)
+    else:
+        found = {name: measure(card, options.data) for name, measure in PARTS.items()}
+    print(json.dumps(found, indent=1))
 
 
 # --- what is computed ---
+
+
+@cache
+def pairs_of(data: Path) -> tuple[list[Pair], str]:
+    """The pairs, and what they are made of: real clips where they are there."""
+    pairs = real_pairs(data)
+    return (pairs, "real clips") if pairs else (made_pairs(), "textures")
 
 
 def real_pairs(data: Path) -> list[Pair]:
@@ -127,15 +126,37 @@ def speed(method: Any, pairs: list[Pair], *, quantized: bool = True) -> float:
     return round(statistics.median(run(pairs) for _ in range(3)), 1)
 
 
-def tvl1_speed(pairs: list[Pair]) -> dict[str, float]:
+def tvl1_speed(data: Path) -> dict[str, Any]:
     presets = {name: CudaTVL1(**given) for name, given in CudaTVL1.presets.items()}
+    pairs, made_of = pairs_of(data)
     return {
+        "size": list(SIZE),
+        "pairs": len(pairs),
+        "pairs_of": made_of,
         "pairs_per_s": speed(CudaTVL1(), pairs),
         "fields_pairs_per_s": speed(CudaTVL1(), pairs, quantized=False),
         "fast_pairs_per_s": speed(presets["fast"], pairs),
         "opencv_cuda_pairs_per_s": speed(presets["opencv-cuda"], pairs),
         "eps0_pairs_per_s": speed(CudaTVL1(epsilon=0), pairs[: len(pairs) // 4]),
     }
+
+
+def sizes_speed(data: Path) -> dict[str, dict[str, float]]:
+    """Pairs/s of both methods at sizes far above and below the usual one."""
+    return {
+        name: {
+            "tvl1_pairs_per_s": speed(CudaTVL1(), some),
+            "farneback_pairs_per_s": speed(CudaFarneback(), some),
+        }
+        for name, (size, count) in OTHER_SIZES.items()
+        for some in [resized(pairs_of(data)[0][:count], size)]
+    }
+
+
+def resized(pairs: list[Pair], size: tuple[int, int]) -> list[Pair]:
+    """The pairs at another size (H, W); a frame of two pairs stays one."""
+    frames = {id(frame): cv2.resize(frame, size[::-1]) for pair in pairs for frame in pair}
+    return [(frames[id(first)], frames[id(second)]) for first, second in pairs]
 
 
 class TimedQueue(cuda_device.CardQueue):
@@ -168,8 +189,9 @@ class TimedQueue(cuda_device.CardQueue):
         return {kernel: round(ms, 3) for kernel, ms in sorted(total.items())}
 
 
-def batch_report(card: cuda_device.Card, pairs: list[Pair], chip: dict[str, Any]) -> dict[str, Any]:
+def batch_report(card: cuda_device.Card, data: Path) -> dict[str, Any]:
     """One batch alone on the card: its time by kernel, and the share of the two bounds reached."""
+    pairs, chip = pairs_of(data)[0], describe(card)
     room = cuda_batches.BATCH_PX // math.prod(SIZE)
     [batch, *_] = cuda_batches.batches(pairs, lambda size: room)
     count = len(batch.frame_of)
@@ -259,9 +281,11 @@ def starts() -> dict[str, float]:
 # --- agreement ---
 
 
-def parity(data: Path | None, pairs: list[Pair]) -> dict[str, Any]:
+def parity(data: Path) -> dict[str, Any]:
     """Differences to the CPU methods, and to OpenCV's TV-L1 where this OpenCV has it."""
-    if data:
+    pairs, made_of = pairs_of(data)
+    is_real = made_of == "real clips"
+    if is_real:
         fixed = [tvl1_cpu.read_pair(data / clip, index) for _, clip, index in tvl1_cpu.PAIRS]
     else:
         fixed = pairs[:: len(pairs) // 22][:22]
@@ -277,7 +301,7 @@ def parity(data: Path | None, pairs: list[Pair]) -> dict[str, Any]:
         result["opencv"] = cv2.__version__
         method: Any = CudaTVL1()
         result["tvl1_to_opencv"] = tvl1_cpu.parity(fixed, method)  # beside the noise floor
-    if data:
+    if is_real:
         result["ground_truth_px"] = {
             scene: ground_truth(data / "middlebury" / scene) for scene in tvl1_cpu.SCENES
         }
@@ -322,6 +346,18 @@ def ground_truth(folder: Path) -> dict[str, float]:
         )
         for name, given in CudaTVL1.presets.items()
     }
+
+
+# The parts of the report, each of a card and the folder of real clips.
+PARTS: dict[str, Callable[[cuda_device.Card, Path], dict[str, Any]]] = {
+    "chip": lambda card, data: describe(card),
+    "start": lambda card, data: starts(),
+    "tvl1": lambda card, data: tvl1_speed(data),
+    "farneback": lambda card, data: {"pairs_per_s": speed(CudaFarneback(), pairs_of(data)[0])},
+    "batch": batch_report,
+    "sizes": lambda card, data: sizes_speed(data),
+    "parity": lambda card, data: parity(data),
+}
 
 
 if __name__ == "__main__":
