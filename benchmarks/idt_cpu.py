@@ -122,11 +122,11 @@ def compare(program: Path, clip: Path, repeats: int) -> dict:
         tracks = np.concatenate(list(track_video(clip)))
         times["flowkit"].append(time.process_time() - start)
     lines = [line.split(maxsplit=7)[:7] for line in printed.splitlines()]
-    own = {
-        (int(track["frame"]), round(float(track["scale"]), 3), *np.round(track["mean"], 2).tolist())
-        for track in tracks
-    }
-    matched = sum(is_near(own, line) for line in lines)
+    own: dict[tuple[int, int], list[np.ndarray]] = {}
+    for track in tracks:
+        own.setdefault((int(track["frame"]), round(100 * track["scale"])), []).append(track["mean"])
+    means = {key: np.array(rows) for key, rows in own.items()}
+    matched = sum(is_near(means, line) for line in lines)
     least = {name: min(seconds) for name, seconds in times.items()}
     return {
         "clip": clip.name,
@@ -139,12 +139,11 @@ def compare(program: Path, clip: Path, repeats: int) -> dict:
     }
 
 
-def is_near(own: set[tuple], line: list[str]) -> bool:
-    """Whether a track of the same frame and scale has its mean within a hundredth of a px."""
-    frame, x, y, scale = int(line[0]), float(line[1]), float(line[2]), round(float(line[6]), 3)
-    steps = (-0.01, 0.0, 0.01)
-    places = ((round(x + dx, 2), round(y + dy, 2)) for dx in steps for dy in steps)
-    return any((frame, scale, *np.round(place, 2).tolist()) in own for place in places)
+def is_near(means: dict[tuple[int, int], np.ndarray], line: list[str]) -> bool:
+    """Whether a track of the line's frame and scale has its mean within 0.01 px."""
+    key = int(line[0]), round(100 * float(line[6]))
+    place = float(line[1]), float(line[2])
+    return key in means and bool((np.abs(means[key] - place) < 0.01).all(axis=1).any())
 
 
 def run(program: Path, clip: Path) -> str:

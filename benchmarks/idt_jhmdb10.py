@@ -1,12 +1,13 @@
 """Trajectories, Fisher vectors and SVM on ten classes of J-HMDB, the three splits of HMDB-51.
 
 usage: python benchmarks/idt_jhmdb10.py TRACKS DATA WORK [--gaussians 256] [--sample 256000]
-           [--streams SCORES ...] [--json FILE.json]
+           [--streams SCORES ...] [--json FILE.json] [--results FOLDER]
 
 TRACKS is what `flowkit trajectories DATA --out TRACKS` wrote; DATA holds clips.csv, whose tags of
 HMDB-51's splits are followed (a clip that a split does not use is left out). Codebooks and vectors
 are kept in WORK/split1 ... and used again. --streams are scores files of split 1's test part to
-average with these scores, such as those of `make reproduce`. The test part is asked once.
+average with these scores, such as those of benchmarks/reproduce.py, in whose FOLDER --results puts
+the rows of split 1 for its table. The test part is asked once.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=256_000)
     parser.add_argument("--streams", type=Path, nargs="*", default=[])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     found = {number: score(read_split(options.data, number), options) for number in SPLITS}
     rows = {f"split {number}": judge(scores["test"]) for number, scores in found.items()}
@@ -61,6 +63,31 @@ def main() -> None:
         numbers = {"gaussians": options.gaussians, "sample": options.sample}
         result = {**numbers, "mean": round(mean, 4), "rows": rows}
         options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.results:
+        write_cells(options.results, rows, options.gaussians)
+
+
+def write_cells(folder: Path, rows: dict[str, Any], gaussians: int) -> None:
+    """The rows of split 1 as the cells that benchmarks/reproduce.py makes its table of."""
+    names = {"idt": "split 1"}
+    together = [name for name in rows if name.endswith(f" + {STREAM}")]
+    if together:
+        names["fused-idt"] = max(together, key=len)
+    words = {
+        "idt": f"improved dense trajectories, Fisher vectors of {gaussians} Gaussians",
+        "fused-idt": f"average of {names.get('fused-idt')}",
+    }
+    paper = {"idt": "85.9 (mean of three splits)", "fused-idt": ""}
+    for cell, row in names.items():
+        one = {
+            "cell": cell,
+            "table": "4",
+            "row": words[cell],
+            "stream": "fused",
+            "paper": paper[cell],
+        }
+        text = json.dumps({**one, "test": rows[row]}, indent=1) + "\n"
+        (folder / f"{cell}.json").write_text(text)
 
 
 def read_split(data: Path, number: int) -> Split:

@@ -120,6 +120,8 @@ CELLS = {
 STREAM_CELLS = {"spatial": "spatial-last-layer", "temporal": "temporal-L10"}  # that are fused
 FUSED = {"average": "85.9", "svm": "87.0 (multi-task)"}  # with what the paper prints
 
+TRAJECTORY_CELLS = ("idt", "fused-idt")  # which benchmarks/idt_jhmdb10.py --results writes
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -395,7 +397,7 @@ def fuse_cells(runs: Path, results: Path) -> None:
 
 def read_cells(results: Path, runs: Path) -> Iterator[dict[str, Any]]:
     """The finished cells in the order of the tables, each compared with the one above it."""
-    names = [*CELLS, *(f"fused-{name}" for name in FUSED)]
+    names = [*CELLS, *(f"fused-{name}" for name in FUSED), *TRAJECTORY_CELLS]
     names += sorted(f.stem for f in results.glob("flow-*.json"))
     above: Scores | None = None
     table = ""
