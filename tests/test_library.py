@@ -167,6 +167,26 @@ def test_the_blocks_of_the_tutorial_run_one_after_the_other(tmp_path):
     ]  # fmt: skip
 
 
+def test_one_version_and_one_name_are_told_everywhere():
+    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {flowkit.__version__}\n" in citation
+    releases = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert releases[0] == flowkit.__version__
+    assert "name = flowkit-video\n" in (ROOT / "setup.cfg").read_text()
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
+        assert not re.search(r"pip install flowkit(?!-)", page.read_text(encoding="utf-8")), page
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guide.md"])
+def test_the_examples_of_a_page_import_what_there_is(page):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        lines = [line for line in block.splitlines() if re.match(r"(from|import) ", line)]
+        exec(compile("\n".join(lines), page, "exec"), {})
+        ast.parse(block)
+
+
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'extrakt'"):
         flowkit.extrakt  # noqa: B018
