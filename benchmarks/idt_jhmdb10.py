@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from clips import run_benchmark
 
 from flowkit.data.splits import Split, Video
 from flowkit.idt.records import find_tracks
@@ -155,4 +156,4 @@ def judge(scores: Scores) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_benchmark(main)

@@ -200,6 +200,7 @@ def test_every_benchmark_has_its_test():
         ("loader.py", ("/nowhere",), "no such folder of flow records"),
         ("reproduce.py", ("/nowhere", "--frames", "a", "--flow", "b=c"), "/nowhere"),
         ("idt_cpu.py", ("/nowhere",), "/nowhere: expected DenseTrackStab.cpp"),
+        ("idt_jhmdb10.py", ("/nowhere", "/nowhere", "/nowhere"), "/nowhere/clips.csv"),
     ],
 )
 def test_missing_data_is_one_line(script, arguments, words):
