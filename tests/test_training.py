@@ -698,6 +698,8 @@ def test_a_job_is_checked_before_anything_is_read(records):
 def test_a_missing_device_is_named():
     with pytest.raises(UsageError, match=r"expected a device such as cpu, .* got 'tpu9'"):
         choose_device("tpu9")
+    with pytest.raises(UsageError, match=r"expected a device such as cpu, .* got 'mps'"):
+        choose_device("mps")
     with pytest.raises(UsageError, match="cuda:99: this machine has"):
         choose_device("cuda:99")
     with join_ranks("cpu") as ranks:

@@ -84,6 +84,8 @@ def choose_device(name: str | None, local_rank: int | None = None) -> torch.devi
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"expected a device such as cpu, cuda or cuda:1, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"expected a device such as cpu, cuda or cuda:1, got {name!r}")
     if device.type == "cuda" and local_rank is not None:
         device = torch.device("cuda", local_rank)
     if device.type == "cuda" and (device.index or 0) >= count:

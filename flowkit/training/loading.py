@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from flowkit.data.datasets import Collate, start_worker
 from flowkit.data.kept_memory import ALIGNMENT, MOST_BYTES, KeptMemory
+from flowkit.errors import FlowkitError
 from flowkit.training.sampling import MicroBatches, StepClips
 
 PIECE = 32  # samples that a worker reads at a time, at most
@@ -104,6 +105,10 @@ def _join(pieces: list[dict[str, Any]], memory: KeptMemory) -> dict[str, Any]:
     return joined | {"temporal": groups}
 
 
+# In torch's errors of a loader whose worker found no room for a batch.
+NO_SHARED_MEMORY = ("Bus error", "shared memory", "unable to write to file </torch_")
+
+
 @contextmanager
 def loading(
     clips: Any,
@@ -127,6 +132,13 @@ def loading(
     )
     try:
         yield batches
+    except RuntimeError as error:
+        if any(words in str(error) for words in NO_SHARED_MEMORY):
+            raise FlowkitError(
+                f"shared memory, /dev/shm, is too small for the batches of {workers} loader "
+                "workers: docker run --shm-size=8g, smaller batches, or -j 0"
+            ) from error
+        raise
     finally:
         if workers:  # an error's traceback would keep them
             batches._shutdown_workers()
