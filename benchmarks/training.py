@@ -29,7 +29,7 @@ from flowkit.training.distributed import Ranks, choose_device
 from flowkit.training.jobs import Job, Machine
 from flowkit.training.recipes import Recipe
 from flowkit.training.sampling import Task
-from flowkit.training.trainer import Training
+from flowkit.training.trainer import Training, prepare
 
 SIZE, FIELDS, VIDEOS = (256, 340), 20, 16
 CLASSES = ("a", "b")
@@ -111,7 +111,7 @@ def main() -> None:
         machine = Machine(
             workers=options.workers, bf16=options.bf16, channels_last=options.channels_last
         )
-        training = Training(job, Ranks(0, 1, device), machine)
+        training = prepare(job, Ranks(0, 1, device), machine)
         found = rates(training, options.steps)
     result = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

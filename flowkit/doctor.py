@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import flowkit
 from flowkit.flow.methods import make_method, methods_on
-from flowkit.workers.machine import Disk, Machine, examine_disk, examine_machine
+from flowkit.workers.machine import Disk, Hardware, examine_disk, examine_machine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,7 +115,7 @@ class Facts:
 
     flowkit: str
     python: str
-    machine: Machine
+    machine: Hardware
     disk: Disk
     libraries: tuple[Library, ...]
     opencv: OpenCV | None

@@ -12,7 +12,7 @@ import click
 from flowkit_cli import output
 
 if TYPE_CHECKING:
-    from flowkit.doctor import Facts, Machine
+    from flowkit.doctor import Facts, Hardware
     from flowkit.workers.machine import Disk
 
 GIB = 1 << 30
@@ -102,7 +102,7 @@ def _section(title: str, rows: list[tuple[str, str]]) -> None:
         output.result(f"  {name:<{width}}  {text}")
 
 
-def _machine(machine: Machine) -> list[tuple[str, str]]:
+def _machine(machine: Hardware) -> list[tuple[str, str]]:
     cores = f"{machine.usable_cores}"
     if machine.allowed_cores < machine.cores:
         cores += f"; this process may run on {machine.allowed_cores} of {machine.cores}"

@@ -207,7 +207,7 @@ def extract(
     with (
         output.Failures(failures, [*inputs, *(one.path for one in sources)]) as failed,
         _flow_processes(request, cards) if on_cards and todo else nullcontext() as processes,
-        output.Progress(len(todo)) as progress,
+        output.ProgressBar(len(todo)) as progress,
     ):
         totals.begin()
         for outcome in run(
@@ -257,7 +257,7 @@ def _tell_todo(todo: Sequence[Source], out: Path, as_json: bool) -> None:
             output.result(f"{source.path} -> {out / source.id}")
 
 
-def _tell(outcome: Outcome, progress: output.Progress, as_json: bool) -> None:
+def _tell(outcome: Outcome, progress: output.ProgressBar, as_json: bool) -> None:
     """What is said of a video that is done or has failed."""
     path = outcome.source.path
     if outcome.status == "failed":

@@ -144,7 +144,7 @@ def encode(
     failed, empty = [], 0
     with (
         output.Failures(failures, [codebook, *records.values()]) as told,
-        output.Progress(len(todo)) as progress,
+        output.ProgressBar(len(todo)) as progress,
     ):
         for one in encode_records(todo, records, out, codebook, workers=workers):
             progress.finished(failed=bool(one.reason))

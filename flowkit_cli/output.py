@@ -191,7 +191,7 @@ class Failures:
             self.file.flush()
 
 
-class Progress:
+class ProgressBar:
     """Progress over videos on standard error: a bar on a terminal, else a line now and then."""
 
     def __init__(self, total: int) -> None:
@@ -205,7 +205,7 @@ class Progress:
         self.start = self.last_line = time.monotonic()
         self.bar = tqdm(total=total, unit="video", disable=True if quiet else None, smoothing=0.05)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *exc: object) -> None:

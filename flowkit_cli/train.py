@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from flowkit.data.stacks import StackForm
     from flowkit.training.distributed import Ranks
     from flowkit.training.jobs import Job, Machine
-    from flowkit.training.log import Progress
+    from flowkit.training.log import StepReport
     from flowkit.training.loop import Start
     from flowkit.training.sampling import Task
 
@@ -158,7 +158,7 @@ def _run(job: Job, folder: Path, ranks: Ranks, machine: Machine, start: Start) -
         output.result(f"{text}; next: flowkit eval")
 
 
-def _line(progress: Progress) -> str:
+def _line(progress: StepReport) -> str:
     """How a training goes, as a line."""
     text = f"step {progress.step:,} of {progress.steps:,}: loss {progress.loss:.3f}, "
     accuracies = progress.accuracies

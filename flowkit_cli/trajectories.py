@@ -157,7 +157,7 @@ def trajectories(
     least = request.parameters.track_length + 1
     with (
         output.Failures(failures, [*inputs, *(one.path for one in sources)]) as failed,
-        output.Progress(len(todo)) as progress,
+        output.ProgressBar(len(todo)) as progress,
     ):
         for outcome in extract_tracks(
             todo, out, request, workers=workers, timeout_s=timeout_s, overwrite=overwrite

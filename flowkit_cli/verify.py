@@ -45,7 +45,7 @@ def verify(
 
     paths = list(find_records(folder))
     verdicts = []
-    with output.Progress(len(paths)) as progress:
+    with output.ProgressBar(len(paths)) as progress:
         for verdict in verify_records(
             paths, workers=workers or cores(), quick=quick, max_frame_mpx=max_frame_mpx
         ):

@@ -15,7 +15,7 @@ from flowkit.doctor import Cuda, Facts, Library, OpenCV, Speed, find_problems
 from flowkit.flow.methods import make_method
 from flowkit.workers.machine import (
     Disk,
-    Machine,
+    Hardware,
     examine_disk,
     examine_machine,
     group_folders,
@@ -26,7 +26,7 @@ from flowkit.workers.machine import (
 HEALTHY = Facts(
     flowkit="0",
     python="3",
-    machine=Machine("Linux", 4, 4, None, 4, 8 << 30, 4 << 30, 4 << 30),
+    machine=Hardware("Linux", 4, 4, None, 4, 8 << 30, 4 << 30, 4 << 30),
     disk=Disk("/flow", 100 << 30, 5_000_000, True),
     libraries=tuple(Library(needs.module, "1.0", "") for needs in doctor.LIBRARIES),
     opencv=OpenCV(True, (), 0, ("opencv-contrib-python",)),

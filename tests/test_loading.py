@@ -11,7 +11,7 @@ from flowkit.data.plane_batches import stack_planes
 from flowkit.training import loading
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Machine
-from flowkit.training.trainer import Training
+from flowkit.training.trainer import prepare
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
@@ -21,7 +21,7 @@ ALONE = Ranks(0, 1, CPU)
 def training(request, tmp_path):
     """A training whose clips are sent as planes, 5 samples a pass."""
     job = make_job(write_videos(tmp_path, per_class=4, format=request.param))
-    training = Training(job, ALONE, Machine(micro_batch=5))
+    training = prepare(job, ALONE, Machine(micro_batch=5))
     assert training.clips.send_planes()
     return training
 

@@ -46,7 +46,7 @@ from flowkit.training.sampling import (
     added_classes,
     task_counts,
 )
-from flowkit.training.trainer import Training
+from flowkit.training.trainer import Training, prepare
 from flowkit.workers.signals import Stopped
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -172,7 +172,7 @@ def test_samples_do_not_depend_on_the_number_of_workers(records):
     job = make_job(records)
     found = []
     for workers in (0, 2):
-        with Training(job, ALONE, Machine(workers=workers)).loader() as batches:
+        with prepare(job, ALONE, Machine(workers=workers)).loader() as batches:
             found.append([next(batches) for _ in range(2)])
     for alone, shared in zip(*found, strict=True):
         assert_same(alone, shared)
@@ -208,7 +208,7 @@ def test_a_class_without_training_videos_is_named(records):
     train = tuple(video for video in split.train if video.class_name != "spin")
     job = make_job(records, replace(split, train=train))
     with pytest.raises(SplitError, match="made: 1 of 3 classes have no video to train on: spin"):
-        Training(job, ALONE, Machine())
+        prepare(job, ALONE, Machine())
 
 
 def test_a_label_outside_the_classes_is_refused():
@@ -225,7 +225,7 @@ def test_records_of_two_kinds_of_flow_do_not_train_together(tmp_path):
     with pytest.raises(
         RecordError, match=r'spin.v1: its flow is not that of .*format: "jpg" on disk, "floats"'
     ):
-        Training(job, ALONE, Machine())
+        prepare(job, ALONE, Machine())
 
 
 # ---- the same job gives the same weights
@@ -321,7 +321,7 @@ def test_passes_of_any_size_make_the_same_step(records):
     job = make_job(records, recipe={"dropout": 0.0})
     found = []
     for micro_batch in (None, 3):
-        training = Training(job, ALONE, Machine(micro_batch=micro_batch))
+        training = prepare(job, ALONE, Machine(micro_batch=micro_batch))
         with training.loader() as batches:
             losses = [training.take_step(batches)[0][0] for _ in range(3)]
         found.append((losses, training.net.state_dict()))
@@ -334,13 +334,13 @@ def test_stacks_made_on_the_device_make_the_same_steps(tmp_path, records):
     job = make_job(planes, recipe={"dropout": 0.0, "learning_rate": 1e-3})
     losses = []
     for as_planes in (False, True):
-        training = Training(job, ALONE, Machine(workers=1))
+        training = prepare(job, ALONE, Machine(workers=1))
         if as_planes:
             assert training.clips.send_planes()
         with training.loader() as batches:
             losses.append([training.take_step(batches)[0][0] for _ in range(2)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    assert not Training(make_job(records), ALONE, Machine()).clips.send_planes()  # floats
+    assert not prepare(make_job(records), ALONE, Machine()).clips.send_planes()  # floats
 
 
 def run_two_processes(records, out, net):
@@ -387,7 +387,7 @@ def test_two_processes_make_the_same_steps_as_one(tmp_path, records):
 
 def test_segments_of_a_video_have_one_loss_of_the_mean_of_their_logits(records):
     job = make_job(records, recipe={"segments": 3, "batch_size": 4, "dropout": 0.0})
-    training = Training(job, ALONE, Machine())
+    training = prepare(job, ALONE, Machine())
     samples = [training.clips[number] for number in range(12)]
     with torch.no_grad():
         logits = training.net(torch.stack([sample["temporal"] for sample in samples]))
@@ -402,7 +402,7 @@ def test_passes_of_any_size_make_the_same_step_of_segments(records):
     job = make_job(records, recipe={"segments": 3, "batch_size": 4, "dropout": 0.0})
     weights = []
     for micro_batch in (100, 4, 1):  # 4, 1 and 1 videos of a pass
-        training = Training(job, ALONE, Machine(micro_batch=micro_batch))
+        training = prepare(job, ALONE, Machine(micro_batch=micro_batch))
         with training.loader() as batches:
             training.take_step(batches)
         weights.append(training.net.state_dict())
@@ -415,7 +415,7 @@ def test_the_trunk_takes_its_share_of_the_learning_rate(records):
     moved = {}
     for share in (1.0, 0.25):
         recipe = {"trunk_rate": share, "dropout": 0.0, "weight_decay": 0.0, "momentum": 0.0}
-        training = Training(make_job(records, recipe=recipe), ALONE, Machine())
+        training = prepare(make_job(records, recipe=recipe), ALONE, Machine())
         before = {name: one.clone() for name, one in training.net.state_dict().items()}
         with training.loader() as batches:
             training.take_step(batches)
@@ -429,7 +429,7 @@ def test_the_trunk_takes_its_share_of_the_learning_rate(records):
 
 def test_heads_get_gradients_only_from_their_own_videos(records):
     tasks = tuple(Task(name, make_split(), records) for name in ("ucf101", "hmdb51"))
-    training = Training(make_job(records, tasks=tasks), ALONE, Machine())
+    training = prepare(make_job(records, tasks=tasks), ALONE, Machine())
     own, other = (training.net.heads[name].weight for name in ("ucf101", "hmdb51"))
     with training.loader() as batches:
         batch = next(batches)
@@ -442,7 +442,7 @@ def test_heads_get_gradients_only_from_their_own_videos(records):
 
 def test_the_loss_of_several_tasks_is_the_sum_of_their_means(records):
     tasks = tuple(Task(name, make_split(), records) for name in ("a", "b"))
-    training = Training(make_job(records, tasks=tasks, recipe={"dropout": 0.0}), ALONE, Machine())
+    training = prepare(make_job(records, tasks=tasks, recipe={"dropout": 0.0}), ALONE, Machine())
     with training.loader() as batches:
         batch = next(batches)
     parts = training.net.split_logits(training.net(batch["temporal"])).values()
@@ -479,7 +479,7 @@ def test_two_phases_train_the_heads_and_then_the_top_blocks(tmp_path, records):
     run(make_job(records, recipe={"steps": 1, "drop_at": ()}), tmp_path / "first")
     recipe = {"mode": "two-phase", "first_phase_steps": 2, "top_blocks": 1, "steps": 4}
     job = make_job(records, weights=str(tmp_path / "first"), recipe=recipe)
-    training = Training(job, ALONE, Machine())
+    training = prepare(job, ALONE, Machine())
     changed = []
     with training.loader() as batches:
         for _ in range(4):
@@ -572,7 +572,7 @@ def test_killed_while_it_writes_the_checkpoint_before_is_whole(
     tmp_path, records, monkeypatch, survivors
 ):
     job = make_job(records)
-    training = Training(job, ALONE, Machine())
+    training = prepare(job, ALONE, Machine())
     training.save(tmp_path, LAST)
     before = weights_of(tmp_path)
     with training.loader() as batches:
@@ -645,7 +645,7 @@ def test_a_training_is_not_resumed_with_other_options(tmp_path, records):
 
 def test_a_loss_that_is_no_number_stops_before_the_weights_are_spoiled(records):
     job = make_job(records, recipe={"learning_rate": 1e30})
-    training = Training(job, ALONE, Machine())
+    training = prepare(job, ALONE, Machine())
     with (
         training.loader() as batches,
         pytest.raises(TrainingError, match=r"the loss is .*lower the learning rate"),
@@ -661,7 +661,7 @@ def test_a_damaged_record_is_named_in_one_line_from_any_worker(tmp_path, workers
     records = write_videos(tmp_path / "flow", per_class=1)
     for plane in tmp_path.glob("flow/grow/v0/*.npy"):
         plane.write_bytes(b"damaged")
-    training = Training(make_job(records, make_split(1, 0)), ALONE, Machine(workers=workers))
+    training = prepare(make_job(records, make_split(1, 0)), ALONE, Machine(workers=workers))
     with (
         pytest.raises(RecordError, match=r"flow.grow.v0") as error,
         training.loader() as batches,
@@ -675,8 +675,8 @@ def test_a_damaged_record_is_named_in_one_line_from_any_worker(tmp_path, workers
 def test_videos_without_records_are_named_or_skipped(records):
     split = make_split(5, heldout=0)
     with pytest.raises(SplitError, match="3 of 15 listed videos have no flow record: grow/v4"):
-        Training(make_job(records, split), ALONE, Machine())
-    training = Training(make_job(records, split, missing="skip"), ALONE, Machine())
+        prepare(make_job(records, split), ALONE, Machine())
+    training = prepare(make_job(records, split, missing="skip"), ALONE, Machine())
     assert (training.clips.skipped, training.clips.counts) == (3, [12])
 
 
@@ -752,7 +752,7 @@ def test_options_of_the_machine_change_results_by_rounding_only(records, options
     job = make_job(records, recipe={"dropout": 0.0, "learning_rate": 1e-3})
     losses = []
     for machine in (Machine(), Machine(**options)):
-        training = Training(job, ALONE, machine)
+        training = prepare(job, ALONE, machine)
         with training.loader() as batches:
             losses.append([training.take_step(batches)[0][0] for _ in range(2)])
     assert losses[0] == pytest.approx(losses[1], rel=0.05 if "bf16" in options else 1e-4)

@@ -16,7 +16,7 @@ from flowkit.networks.weights import load_weights, read_weights
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Machine
 from flowkit.training.sampling import Task
-from flowkit.training.trainer import Training
+from flowkit.training.trainer import prepare
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 CNN_M = (  # name, stride, padding of the convolutions of Chatfield et al. 2014, CNN-M-2048
@@ -67,7 +67,7 @@ def test_three_updates_are_those_of_plain_gradient_descent(records):
         "dropout": 0.0,
     }
     job = make_job(records, tasks=tasks, recipe=recipe)
-    training = Training(job, ALONE, Machine(micro_batch=3))
+    training = prepare(job, ALONE, Machine(micro_batch=3))
     with training.loader() as batches:
         told = [training.take_step(batches) for _ in range(3)]
 
@@ -103,7 +103,7 @@ def test_three_updates_are_those_of_plain_gradient_descent(records):
 
 def test_the_held_out_part_is_asked_as_a_plain_loop_does_it(records):
     job = make_job(records, recipe={"dropout": 0.9})
-    training = Training(job, ALONE, Machine())
+    training = prepare(job, ALONE, Machine())
     loss, accuracy = training.ask_heldout(lambda: False)
     assert training.net.training
 
@@ -130,7 +130,7 @@ def test_the_held_out_part_is_asked_as_a_plain_loop_does_it(records):
 
 
 def gradient_of_a_step(records, machine):
-    training = Training(make_job(records, recipe={"dropout": 0.0}), ALONE, machine)
+    training = prepare(make_job(records, recipe={"dropout": 0.0}), ALONE, machine)
     with training.loader() as batches:
         training.take_step(batches)
     return torch.cat([p.grad.flatten().double() for p in training.net.parameters()])
@@ -160,7 +160,7 @@ def test_passes_of_two_phases_are_sized_for_the_second(records, monkeypatch):
     recipe = {"mode": "two-phase", "first_phase_steps": 2, "top_blocks": 1}
     job = make_job(records, recipe=recipe, weights="unused.pth")
     monkeypatch.setattr(type(job), "build", lambda self: fresh_small(3))
-    training = Training(job, ALONE, Machine())
+    training = prepare(job, ALONE, Machine())
     assert {name.split(".")[1] for name in learning[0]} == {"block4", "main"}
     now = {name for name, p in training.net.named_parameters() if p.requires_grad}
     assert {name.split(".")[0] for name in now} == {"heads"}  # as the first phase has it

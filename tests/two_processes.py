@@ -14,7 +14,7 @@ from flowkit.data.record_folders import RecordFolder
 from flowkit.training.distributed import join_ranks
 from flowkit.training.jobs import Machine
 from flowkit.training.loop import train
-from flowkit.training.trainer import Training
+from flowkit.training.trainer import prepare
 
 
 def main(records: str, out: str, net: str) -> None:
@@ -29,7 +29,7 @@ def main(records: str, out: str, net: str) -> None:
         machine = Machine(micro_batch=2)
         for _ in train(job, Path(out), ranks, machine):
             pass
-        training = Training(job, ranks, machine)
+        training = prepare(job, ranks, machine)
         with training.loader() as batches:
             for _ in range(3):
                 training.take_step(batches)

@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -249,26 +249,7 @@ def score_part(
     same way is left as it is, and nothing is yielded. RecordError, before any work, where a record
     is not what the network was trained on.
     """
-    if not split.part(part):
-        raise SplitError(f"{split.name}: its {part} part is empty")
-    if seen := scorer.seen(split.part(part)):
-        raise UsageError(
-            f"{scorer.path}: was trained on {len(seen)} of the {part} videos of "
-            f"{split.name}: {listed(seen)} (or on others of their source)"
-        )
-    scorer.columns(split.classes)
-    checkpoint = scorer.checkpoint
-    clips = TestClips(  # finds, opens and checks the records
-        split,
-        records,
-        inputs=checkpoint.inputs,
-        part=part,
-        crop=checkpoint.crop,
-        short_side=checkpoint.short_side,
-        missing=missing,
-    )
-    for record in clips.records:
-        checkpoint.check_record(record)
+    clips = _open_clips(scorer, split, records, part, missing)
     if clips.skipped:
         log.info("%s: %d videos have no record and are left out", out, clips.skipped)
     videos = [video.id for video in clips.videos]
@@ -280,12 +261,6 @@ def score_part(
     if _read_alike(out, meta) is not None:
         return
     rows = _read_alike(partial, meta) or {}
-
-    def save(path: Path, done: Sequence[int]) -> None:
-        values = np.stack([rows[videos[place]] for place in done])
-        ids, labels = [videos[place] for place in done], [clips.labels[place] for place in done]
-        write_scores(path, Scores(tuple(ids), split.classes, values, np.array(labels), meta))
-
     waiting = [place for place, video in enumerate(videos) if video not in rows]
     saved = time.monotonic()
     try:
@@ -296,14 +271,56 @@ def score_part(
         for place, row in zip(waiting, values, strict=True):
             rows[videos[place]] = row
             if time.monotonic() - saved >= SAVE_S:
-                save(partial, [place for place, video in enumerate(videos) if video in rows])
+                _write_rows(partial, rows, clips, split.classes, meta)
                 saved = time.monotonic()
             yield len(rows), len(videos)
-        save(out, range(len(videos)))
+        _write_rows(out, rows, clips, split.classes, meta)
         partial.unlink(missing_ok=True)
     finally:
         if 0 < len(rows) < len(videos):
-            save(partial, [place for place, video in enumerate(videos) if video in rows])
+            _write_rows(partial, rows, clips, split.classes, meta)
+
+
+def _open_clips(
+    scorer: Scorer, split: Split, records: RecordFolder, part: Part, missing: Missing
+) -> TestClips:
+    """The videos of a part with their records, found, opened and checked before any work."""
+    if not split.part(part):
+        raise SplitError(f"{split.name}: its {part} part is empty")
+    if seen := scorer.seen(split.part(part)):
+        raise UsageError(
+            f"{scorer.path}: was trained on {len(seen)} of the {part} videos of "
+            f"{split.name}: {listed(seen)} (or on others of their source)"
+        )
+    scorer.columns(split.classes)
+    checkpoint = scorer.checkpoint
+    clips = TestClips(
+        split,
+        records,
+        inputs=checkpoint.inputs,
+        part=part,
+        crop=checkpoint.crop,
+        short_side=checkpoint.short_side,
+        missing=missing,
+    )
+    for record in clips.records:
+        checkpoint.check_record(record)
+    return clips
+
+
+def _write_rows(
+    path: Path,
+    rows: Mapping[str, np.ndarray],
+    clips: TestClips,
+    classes: tuple[str, ...],
+    meta: dict[str, Any],
+) -> None:
+    """Write the rows of the videos that are done, in the order of the part."""
+    done = [place for place, video in enumerate(clips.videos) if video.id in rows]
+    ids = tuple(clips.videos[place].id for place in done)
+    values = np.stack([rows[id] for id in ids])
+    labels = np.array([clips.labels[place] for place in done])
+    write_scores(path, Scores(ids, classes, values, labels, meta))
 
 
 def _read_ahead(

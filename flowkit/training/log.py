@@ -18,7 +18,7 @@ CSV_FILE, CURVES_FILE, TENSORBOARD_FOLDER = "log.csv", "curves.svg", "tensorboar
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepReport:
     """How a training does after `step` of `steps` steps.
 
     `losses` and `accuracies` are means over the clips of each task since the last one told;
@@ -87,7 +87,7 @@ class TrainingLog:
         if self.board is not None:
             self.board.close()
 
-    def add(self, progress: Progress) -> None:
+    def add(self, progress: StepReport) -> None:
         """Write one row, at once."""
         row = progress.row()
         writer = _writer(self.file, self.columns or list(row), header=not self.columns)

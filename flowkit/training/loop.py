@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 import torch
@@ -29,9 +29,9 @@ from flowkit.errors import UsageError
 from flowkit.networks.checkpoints import BEST, LAST, read_checkpoint
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
-from flowkit.training.log import Progress, TrainingLog, draw_log
+from flowkit.training.log import StepReport, TrainingLog, draw_log
 from flowkit.training.sampling import Task, task_counts
-from flowkit.training.trainer import Training
+from flowkit.training.trainer import Batches, Training, prepare
 from flowkit.workers.signals import EXIT_STATUS, Stopped
 
 STOPPED_FILE = "stopped"  # there where a signal stopped the run: torchrun's exit status tells not
@@ -52,7 +52,7 @@ Start = Literal["new", "resume", "overwrite"]
 
 def train(
     job: Job, folder: Path, ranks: Ranks, machine: Machine, *, start: Start = "new"
-) -> Iterator[Progress]:
+) -> Iterator[StepReport]:
     """Train, and yield how it goes; checkpoints, the split, the log and its picture go to `folder`.
 
     `start`: "new" refuses a folder that holds a training, "resume" goes on with it (or begins, if
@@ -62,8 +62,7 @@ def train(
     and SIGINT let the step end, save, leave a file ``stopped``, and raise Stopped. TrainingError
     where the loss is NaN.
     """
-    training = Training(job, ranks, machine, resume=_where_to_start(folder, start))
-    recipe = job.recipe
+    training = prepare(job, ranks, machine, resume=_where_to_start(folder, start))
     if ranks.is_first:
         _write_splits(folder, job.tasks)
         _warn_of_seen(training)
@@ -76,35 +75,43 @@ def train(
         else nullcontext() as training_log,
         training.loader() as batches,
     ):
-        window = _Window(job, training.step)
-        while True:
-            is_due = training.step % recipe.eval_every == 0 or training.step == recipe.steps
-            if is_due and training.step and training.progress.get("saved") != training.step:
-                found = _ask_and_save(training, folder, asked)
-                if window.steps or found:
-                    progress = window.tell(training.step, found)
-                    if training_log is not None:
-                        training_log.add(progress)
-                    yield progress
-                window = _Window(job, training.step)
-            signum = int(ranks.most(asked() or 0))
-            if signum:
-                training.save(folder, LAST)
-                stopped = Stopped(signum)
-                if ranks.is_first:
-                    (folder / STOPPED_FILE).write_text(f"{stopped} after step {training.step}\n")
-                raise stopped
-            if training.step == recipe.steps:
-                break
-            window.add(*training.take_step(batches))
-            if window.is_long and training.step % recipe.eval_every:
-                progress = window.tell(training.step)
-                if training_log is not None:
-                    training_log.add(progress)
-                yield progress
-                window = _Window(job, training.step)
+        for progress in _take_steps(training, folder, batches, asked):
+            if training_log is not None:
+                training_log.add(progress)
+            yield progress
     if ranks.is_first:
         draw_log(folder)
+
+
+def _take_steps(
+    training: Training, folder: Path, batches: Batches, asked: Callable[[], int | None]
+) -> Iterator[StepReport]:
+    """Take the steps that are left; how it goes, now and then and wherever a checkpoint is due."""
+    recipe = training.job.recipe
+    window = _Window(training.job, training.step)
+    while True:
+        is_due = training.step % recipe.eval_every == 0 or training.step == recipe.steps
+        if is_due and training.step and training.progress.get("saved") != training.step:
+            found = _ask_and_save(training, folder, asked)
+            if window.steps or found:
+                yield window.tell(training.step, found)
+            window = _Window(training.job, training.step)
+        if signum := int(training.ranks.most(asked() or 0)):
+            _save_and_stop(training, folder, signum)
+        if training.step == recipe.steps:
+            return
+        window.add(*training.take_step(batches))
+        if window.is_long and training.step % recipe.eval_every:
+            yield window.tell(training.step)
+            window = _Window(training.job, training.step)
+
+
+def _save_and_stop(training: Training, folder: Path, signum: int) -> NoReturn:
+    training.save(folder, LAST)
+    stopped = Stopped(signum)
+    if training.ranks.is_first:
+        (folder / STOPPED_FILE).write_text(f"{stopped} after step {training.step}\n")
+    raise stopped
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class Rehearsal:
 
 def rehearse(job: Job, ranks: Ranks, machine: Machine) -> Rehearsal:
     """Take two steps and ask some held-out clips, on real data; nothing is written."""
-    training = Training(job, ranks, machine)
+    training = prepare(job, ranks, machine)
     with torch.random.fork_rng(), training.loader() as batches:
         training.take_step(batches)
         begin = time.monotonic()
@@ -166,13 +173,13 @@ class _Window:
         self.steps += 1
         self.end = time.monotonic()
 
-    def tell(self, step: int, found: tuple[float, float] | None = None) -> Progress:
+    def tell(self, step: int, found: tuple[float, float] | None = None) -> StepReport:
         recipe, names = self.job.recipe, [task.name for task in self.job.tasks]
         nan = [math.nan] * len(names)
         steps_per_s = self.steps / max(self.end - self.begin, 1e-9) if self.steps else math.nan
         losses = self.losses / self.steps if self.steps else nan
         accuracies = self.right / self.counts if self.steps else nan
-        return Progress(
+        return StepReport(
             step=step,
             steps=recipe.steps,
             losses=dict(zip(names, map(float, losses), strict=True)),

@@ -17,13 +17,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Subset
 
 from flowkit.data.datasets import TestClips
+from flowkit.data.origins import Origin
 from flowkit.data.plane_batches import stack_planes
 from flowkit.errors import CheckpointError, FlowkitError, TrainingError, UsageError
 from flowkit.networks.checkpoints import Checkpoint, read_checkpoint, read_tensors, write_checkpoint
+from flowkit.networks.streams import StreamNet
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
 from flowkit.training.loading import Batches, loading, loading_passes
 from flowkit.training.micro_batch import fitting_micro_batch
+from flowkit.training.recipes import Recipe
 from flowkit.training.sampling import MicroBatches, StepClips, task_counts
 
 log = logging.getLogger(__name__)
@@ -33,69 +36,46 @@ OTHER_TASK = -100  # label of a clip for the heads of other tasks: cross_entropy
 
 
 class Training:
-    """A training that is ready to take steps: network, optimizer, data, and how far it is.
+    """A training that is ready to take steps, of the parts that `prepare` makes for a job.
 
-    `resume` is a checkpoint to go on from, ``last.json`` of the same job.
+    `net` is on the device of `ranks` and its parameters are those of `optimizer`; `micro_batch` is
+    the most clips of a pass. `step` steps are taken already, and `progress` is what a checkpoint
+    tells of them. `flow` is what all records were made with, `trained_on` what the weights see.
     """
 
     def __init__(
-        self, job: Job, ranks: Ranks, machine: Machine, *, resume: Path | None = None
+        self,
+        job: Job,
+        ranks: Ranks,
+        machine: Machine,
+        *,
+        clips: StepClips,
+        heldout: TestClips | None,
+        net: StreamNet,
+        optimizer: torch.optim.Optimizer,
+        micro_batch: int,
+        flow: dict[str, Any] | None,
+        trained_on: Origin,
+        step: int = 0,
+        progress: dict[str, Any] | None = None,
     ) -> None:
         self.job, self.ranks, self.machine = job, ranks, machine
-        self.clips = StepClips(
-            job.tasks,
-            job.inputs,
-            augmentation=job.augmentation,
-            seed=job.seed,
-            segments=job.recipe.segments,
-            missing=job.missing,
-        )
-        if ranks.device.type == "cuda":
-            self.clips.send_planes()  # and let the device make the stacks
-        self.heldout = _heldout_clips(job)
-        self.flow = self.clips.find_flow() if "temporal" in job.inputs else None
-        checkpoint = None if resume is None else _check_resumed(resume, job)
-        known = None if checkpoint is None else checkpoint.trained_on
-        self.trained_on = job.origin() if known is None else known
-        self.step = 0 if checkpoint is None else checkpoint.step
-        self.progress: dict[str, Any] = {} if checkpoint is None else checkpoint.progress
-        self.net = (job if checkpoint is None else checkpoint).build()
-        if resume is not None:
-            self.net.load_state_dict(read_tensors(resume, "weights"))
-        self.net.frozen_statistics = job.recipe.frozen_statistics
-        self.net.train().to(ranks.device)
-        if machine.channels_last:
-            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.clips, self.heldout = clips, heldout
+        self.net, self.optimizer = net, optimizer
+        self.flow, self.trained_on = flow, trained_on
+        self.step, self.progress = step, progress or {}
+        self.micro_batch = micro_batch
         recipe = job.recipe
-        heads = list(self.net.heads.parameters())
-        trunk = [one for one in self.net.parameters() if all(one is not head for head in heads)]
-        self.optimizer = torch.optim.SGD(
-            [  # each with its share of the learning rate
-                {"params": trunk, "share": recipe.trunk_rate},
-                {"params": heads, "share": 1.0},
-            ],
-            recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
-        if resume is not None:
-            self._load_momentum(read_tensors(resume, "state"))
-        self._choose_what_learns()
-        self.micro_batch = self._fit_micro_batch()
         self.batches = MicroBatches(
-            self.step,
+            step,
             recipe.steps,
             recipe.batch_size,
-            max(1, self.micro_batch // recipe.segments),
+            max(1, micro_batch // recipe.segments),
             ranks.rank,
             ranks.size,
             segments=recipe.segments,
         )
-        if ranks.is_first and (self.passes > 1 or ranks.size > 1):
-            log.info(
-                "a batch of %d is made up on %d processes in %d passes of at most %d clips",
-                *(recipe.batch_size, ranks.size, self.passes, self.micro_batch),
-            )
+        self._choose_what_learns()
 
     @property
     def passes(self) -> int:
@@ -118,23 +98,7 @@ class Training:
         told = torch.zeros(2, len(tasks), dtype=torch.float64, device=ranks.device)
         passes = self.batches.passes(self.step)
         for number in range(passes):
-            inputs, labels = self._to_device(_next_batch(batches))
-            is_last = number == passes - 1
-            is_shared = isinstance(self.model, DistributedDataParallel)
-            with self.model.no_sync() if is_shared and not is_last else nullcontext():  # type: ignore[operator]
-                with self._autocast():
-                    logits = self.model(*inputs)
-                logits = logits.float().unflatten(0, (-1, recipe.segments)).mean(1)  # of a video
-                parts = self.net.split_logits(logits).values()
-                sums = [
-                    cross_entropy(part, own, ignore_index=OTHER_TASK, reduction="sum")
-                    for part, own in zip(parts, labels, strict=True)
-                ]
-                loss = torch.stack([s / n for s, n in zip(sums, counts, strict=True)]).sum()
-                (loss * ranks.size).backward()  # processes are averaged
-            for place, (part, own) in enumerate(zip(parts, labels, strict=True)):
-                told[0, place] += sums[place].detach()
-                told[1, place] += (part.argmax(1) == own).sum()
+            told += self._take_pass(_next_batch(batches), counts, is_last=number == passes - 1)
         sums_told, right = ranks.sum(told).tolist()
         losses = [s / n for s, n in zip(sums_told, counts, strict=True)]
         if not math.isfinite(sum(losses)):
@@ -148,6 +112,31 @@ class Training:
         self.optimizer.step()
         self.step += 1
         return losses, [int(n) for n in right]
+
+    def _take_pass(
+        self, batch: dict[str, Any], counts: list[int], *, is_last: bool
+    ) -> torch.Tensor:
+        """Add the gradients of some clips of a step; the last of its passes shares them all.
+
+        The sum of the losses and the number of right answers of each task, float64 (2, T); `counts`
+        are the tasks' videos in the whole step.
+        """
+        inputs, labels = self._to_device(batch)
+        is_shared = isinstance(self.model, DistributedDataParallel)
+        with self.model.no_sync() if is_shared and not is_last else nullcontext():  # type: ignore[operator]
+            with self._autocast():
+                logits = self.model(*inputs)
+            segments = self.job.recipe.segments
+            logits = logits.float().unflatten(0, (-1, segments)).mean(1)  # of a video
+            parts = self.net.split_logits(logits).values()
+            sums = [
+                cross_entropy(part, own, ignore_index=OTHER_TASK, reduction="sum")
+                for part, own in zip(parts, labels, strict=True)
+            ]
+            loss = torch.stack([s / n for s, n in zip(sums, counts, strict=True)]).sum()
+            (loss * self.ranks.size).backward()  # processes are averaged
+        right = [(part.argmax(1) == own).sum() for part, own in zip(parts, labels, strict=True)]
+        return torch.stack([torch.stack(sums).detach().double(), torch.stack(right).double()])
 
     @torch.no_grad()
     def ask_heldout(self, is_stopped: Callable[[], object]) -> tuple[float, float] | None:
@@ -232,22 +221,6 @@ class Training:
             )
         self.model = model
 
-    def _fit_micro_batch(self) -> int:
-        share = -(-self.job.recipe.batch_size // self.ranks.size) * self.job.recipe.segments
-        if self.job.recipe.batch_size < self.ranks.size:
-            raise UsageError(
-                f"expected a batch of at least one clip for each of {self.ranks.size} processes, "
-                f"got {self.job.recipe.batch_size}"
-            )
-        if self.machine.micro_batch is not None:
-            return min(share, self.machine.micro_batch)
-        device, bf16 = self.ranks.device, self.machine.bf16
-        recipe = self.job.recipe  # whose last phase learns the most
-        self.net.train_top(recipe.top_blocks_at(recipe.steps - 1))
-        fits = fitting_micro_batch(self.net, self.job.shapes, share, device, bf16=bf16)
-        self.net.train_top(self.top_blocks)
-        return int(-self.ranks.most(-fits))  # the least of all
-
     def _momentum(self) -> dict[str, torch.Tensor]:
         state = self.optimizer.state
         return {
@@ -255,14 +228,6 @@ class Training:
             for name, parameter in self.net.named_parameters()
             if state[parameter].get("momentum_buffer") is not None
         }
-
-    def _load_momentum(self, tensors: dict[str, torch.Tensor]) -> None:
-        parameters = dict(self.net.named_parameters())
-        for name, tensor in tensors.items():
-            if name not in parameters or parameters[name].shape != tensor.shape:
-                raise CheckpointError(f"momentum of {name}: the network has no such parameter")
-            own = torch.empty_like(parameters[name]).copy_(tensor)
-            self.optimizer.state[parameters[name]]["momentum_buffer"] = own
 
     def _to_device(self, batch: dict[str, Any]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The inputs, (B K, C, h, w) each of K segments, and labels (B,) for each task's head."""
@@ -286,6 +251,97 @@ class Training:
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.machine.bf16)
+
+
+def prepare(job: Job, ranks: Ranks, machine: Machine, *, resume: Path | None = None) -> Training:
+    """The training of a job, ready to take steps; reads every record's sidecar.
+
+    `resume` is a checkpoint to go on from, ``last.json`` of the same job. UsageError where it was
+    begun otherwise, or where not one clip fits into memory.
+    """
+    checkpoint = None if resume is None else _check_resumed(resume, job)
+    clips = StepClips(
+        job.tasks,
+        job.inputs,
+        augmentation=job.augmentation,
+        seed=job.seed,
+        segments=job.recipe.segments,
+        missing=job.missing,
+    )
+    if ranks.device.type == "cuda":
+        clips.send_planes()  # and let the device make the stacks
+    heldout = _heldout_clips(job)
+    flow = clips.find_flow() if "temporal" in job.inputs else None
+    net = (job if checkpoint is None else checkpoint).build()
+    if resume is not None:
+        net.load_state_dict(read_tensors(resume, "weights"))
+    net.frozen_statistics = job.recipe.frozen_statistics
+    net.train().to(ranks.device)
+    if machine.channels_last:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = _make_optimizer(net, job.recipe)
+    if resume is not None:
+        _load_momentum(net, optimizer, read_tensors(resume, "state"))
+    known = None if checkpoint is None else checkpoint.trained_on
+    training = Training(
+        job,
+        ranks,
+        machine,
+        clips=clips,
+        heldout=heldout,
+        net=net,
+        optimizer=optimizer,
+        micro_batch=_fit_micro_batch(job, ranks, machine, net),
+        flow=flow,
+        trained_on=job.origin() if known is None else known,
+        step=0 if checkpoint is None else checkpoint.step,
+        progress=None if checkpoint is None else checkpoint.progress,
+    )
+    if ranks.is_first and (training.passes > 1 or ranks.size > 1):
+        log.info(
+            "a batch of %d is made up on %d processes in %d passes of at most %d clips",
+            *(job.recipe.batch_size, ranks.size, training.passes, training.micro_batch),
+        )
+    return training
+
+
+def _make_optimizer(net: StreamNet, recipe: Recipe) -> torch.optim.SGD:
+    """Gradient descent whose groups, the trunk and the heads, have a `share` of the rate each."""
+    heads = list(net.heads.parameters())
+    trunk = [one for one in net.parameters() if all(one is not head for head in heads)]
+    return torch.optim.SGD(
+        [{"params": trunk, "share": recipe.trunk_rate}, {"params": heads, "share": 1.0}],
+        recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def _load_momentum(
+    net: StreamNet, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+) -> None:
+    parameters = dict(net.named_parameters())
+    for name, tensor in tensors.items():
+        if name not in parameters or parameters[name].shape != tensor.shape:
+            raise CheckpointError(f"momentum of {name}: the network has no such parameter")
+        own = torch.empty_like(parameters[name]).copy_(tensor)
+        optimizer.state[parameters[name]]["momentum_buffer"] = own
+
+
+def _fit_micro_batch(job: Job, ranks: Ranks, machine: Machine, net: StreamNet) -> int:
+    """The most clips of a pass, in the phase in which the most learns: the last one."""
+    recipe = job.recipe
+    if recipe.batch_size < ranks.size:
+        raise UsageError(
+            f"expected a batch of at least one clip for each of {ranks.size} processes, "
+            f"got {recipe.batch_size}"
+        )
+    share = -(-recipe.batch_size // ranks.size) * recipe.segments
+    if machine.micro_batch is not None:
+        return min(share, machine.micro_batch)
+    net.train_top(recipe.top_blocks_at(recipe.steps - 1))
+    fits = fitting_micro_batch(net, job.shapes, share, ranks.device, bf16=machine.bf16)
+    return int(-ranks.most(-fits))  # the least of all
 
 
 def _next_batch(batches: Batches) -> dict[str, Any]:

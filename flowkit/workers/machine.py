@@ -15,7 +15,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
-class Machine:
+class Hardware:
     """Cores and bytes; `usable_cores` is how many worker processes are worth starting."""
 
     system: str
@@ -38,14 +38,14 @@ class Disk:
     writable: bool
 
 
-def examine_machine() -> Machine:
+def examine_machine() -> Hardware:
     """What this process may use of the machine it runs on (Linux)."""
     allowed = len(os.sched_getaffinity(0))
     quota = quota_cores(group_folders("cpu"))
     meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
     total, free = memory_bytes(meminfo, group_folders("memory"))
     shared = os.statvfs(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
-    return Machine(
+    return Hardware(
         system=f"{platform.system()} {platform.machine()}",
         cores=os.cpu_count() or allowed,
         allowed_cores=allowed,
