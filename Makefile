@@ -7,6 +7,7 @@
 # make pictures   the pictures of the docs, of what the demo made; needs Chromium
 # make check-clips   decodes every real clip in DATA and compares the frame counts
 # make reproduce     the 2014 paper's rows on DATA/jhmdb10 or CLIPS; PROFILE=gpu for all of them at full size
+# make faults      kills, flipped bits and races, counted: docs/reliability.md
 # make gpu-check     GPU tests and benchmarks, one JSON report
 # make opencv-cuda   builds OpenCV with its CUDA flow methods, for cards and toolkit that are here
 
@@ -27,7 +28,7 @@ $(READY): setup.cfg pyproject.toml
 	sh choose_opencv.sh $(BIN)
 	touch $@
 
-.PHONY: setup check demo test test-all lint wheel docs pictures check-clips reproduce gpu-check opencv-cuda clean
+.PHONY: setup check demo test test-all lint wheel docs pictures check-clips reproduce faults gpu-check opencv-cuda clean
 setup: $(READY)
 
 demo: $(READY)
@@ -89,6 +90,9 @@ reproduce: $(READY)
 	$(BIN)/python benchmarks/reproduce.py $(CLIPS) --frames reproduce/frames \
 		$(foreach flow,tvl1-fast tvl1 farneback dis,--flow $(flow)=reproduce/$(flow)) \
 		--profile $(PROFILE) --runs reproduce/runs
+
+faults: $(READY)
+	$(BIN)/python benchmarks/faults.py --write docs/reliability.md
 
 # Needs no environment of its own: it takes the one that is here, and names what that lacks.
 gpu-check:

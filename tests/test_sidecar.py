@@ -150,3 +150,10 @@ def test_frames_beyond_the_limit_are_refused_by_the_flags_name(tmp_path):
     record = made(tmp_path)
     with pytest.raises(RecordError, match=r"10x8 px, more than 5e-05 megapixels \(--max-frame-mpx"):
         open_record(record.path, max_frame_mpx=0.00005)
+
+
+def test_a_series_of_floats_that_lost_its_ranges_is_broken_and_no_crash(tmp_path):
+    record = made(tmp_path, format="npy")
+    text = (record.path / SIDECAR).read_text()
+    (record.path / SIDECAR).write_text(text.replace('"ranges"', '"rangEs"'))
+    assert verify_record(record.path).kind == "broken"

@@ -205,7 +205,7 @@ def open_record(path: str | os.PathLike[str], *, max_frame_mpx: float = MAX_FRAM
             step=one["step"],
             count=one["fields"],
             files=one["files"],
-            ranges=None if one["ranges"] is None else np.array(one["ranges"], np.float64),
+            ranges=None if one.get("ranges") is None else np.array(one["ranges"], np.float64),
         )
         for one in sidecar["series"]
     )
