@@ -1,0 +1,95 @@
+"""A flipped bit of any file of a record is found, and a read error is never called damage."""
+
+import random
+
+import numpy as np
+import pytest
+from made_records import write_record
+
+from flowkit.documents import SIDECAR
+from flowkit.records import reading
+from flowkit.records.verify import verify_record
+
+FLIPS = 30
+STORES = [
+    *({"format": format} for format in ("jpg", "png", "lz4", "npy", "flo")),
+    {"format": "jpg", "layout": "twostreamfusion"},
+]
+
+
+def made(tmp_path, **storage):
+    rng = np.random.default_rng(0)
+    fields = rng.normal(0, 2, (3, 24, 32, 2)).astype(np.float32)
+    frames = rng.integers(0, 255, (4, 24, 32, 3), np.uint8)
+    return write_record(tmp_path, "a", fields, frames=frames, **storage).path
+
+
+def flips(files, seed=0, count=FLIPS):
+    """Flips one random bit of one random byte of all `files` at a time."""
+    draw = random.Random(seed)
+    whole = {file: file.read_bytes() for file in files}
+    for _ in range(count):
+        [file] = draw.choices(files, weights=[len(whole[file]) for file in files])
+        data = bytearray(whole[file])
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        file.write_bytes(data)
+        yield file
+        file.write_bytes(whole[file])
+
+
+@pytest.mark.parametrize("storage", STORES, ids=lambda storage: "-".join(storage.values()))
+def test_every_flipped_bit_is_found(tmp_path, storage):
+    path = made(tmp_path, **storage)
+    files = sorted(file for file in tmp_path.rglob("*") if file.is_file())
+    assert verify_record(path).kind == "sound"
+    for file in flips(files):
+        assert verify_record(path).kind == "broken", file
+    assert verify_record(path).kind == "sound"
+
+
+def test_a_flipped_bit_in_the_name_of_the_checksums_is_no_older_record(tmp_path):
+    path = made(tmp_path, format="jpg")
+    text = (path / SIDECAR).read_text()
+    (path / SIDECAR).write_text(text.replace('"checksums"', '"checksumr"'))
+    assert verify_record(path).kind == "broken"
+
+
+def test_quick_compares_names_and_sizes_only(tmp_path):
+    path = made(tmp_path, format="png")
+    assert verify_record(path, quick=True).kind == "complete"
+    file = path / "flow_x_00002.png"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1] + b"x")
+    assert verify_record(path, quick=True).kind == "complete"
+    file.write_bytes(data + b"x")
+    assert "flow_x_00002.png" in verify_record(path, quick=True).problems[0]
+    file.unlink()
+    assert "flow_x_00002.png: file is missing" in verify_record(path, quick=True).problems[0]
+
+
+def test_a_record_from_before_checksums_is_complete_and_not_called_sound(tmp_path):
+    path = made(tmp_path, format="jpg")
+    text = (path / SIDECAR).read_text()
+    head, _, rest = text.partition(' "checksums"')
+    assert rest
+    (path / SIDECAR).write_text(head.rstrip().removesuffix(",") + "\n}\n")
+    assert verify_record(path).kind == "complete"
+
+
+@pytest.mark.parametrize("number", ["EIO", "EMFILE", "EACCES", "ESTALE", "ENOMEM"])
+def test_what_the_system_does_not_give_is_not_broken(tmp_path, monkeypatch, number):
+    import errno
+    import os
+
+    path, opened = made(tmp_path, format="jpg"), os.open
+    for name in (SIDECAR, "flow_x_00002.jpg", "img_00001.jpg"):
+
+        def refuse(file, *args, name=name, **kwargs):
+            if str(file).endswith(name):
+                raise OSError(getattr(errno, number), "no", str(file))
+            return opened(file, *args, **kwargs)
+
+        monkeypatch.setattr(reading.os, "open", refuse)
+        verdict = verify_record(path)
+        monkeypatch.undo()
+        assert verdict.kind == "unreadable" and name in verdict.problems[0], name
