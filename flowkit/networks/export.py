@@ -53,7 +53,7 @@ def export_net(
     said = {
         name: value
         for name, value in asdict(checkpoint).items()
-        if name not in ("training", "progress")
+        if name not in ("training", "progress", "trained_on")
     }
     said |= {"format": "flowkit export", "version": 2, "scoring": _describe_scoring(checkpoint)}
     description = json.dumps(said)
