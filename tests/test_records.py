@@ -20,6 +20,7 @@ from flowkit.records.layout import Storage
 from flowkit.records.packing import pack_record, unpack_record
 from flowkit.records.reading import find_records, open_record
 from flowkit.records.unfinished import INCOMPLETE
+from flowkit.records.verify import verify_record
 from flowkit.records.writing import RecordWriter
 from flowkit.series import Series
 
@@ -173,6 +174,38 @@ def test_a_flipped_byte_in_a_pack_is_seen(tmp_path):
     open_record(pack).fields(2, 2)
     with pytest.raises(RecordError, match=r"flow_x_00002\.jpg is damaged: its checksum"):
         open_record(pack).fields(0, 4)
+
+
+def test_every_flipped_bit_of_a_packs_zip_headers_is_found(tmp_path):
+    path = write_record(tmp_path, series=(FORWARD,), frames=2, storage=Storage(format="npy"))
+    pack = pack_record(path)
+    data = pack.read_bytes()
+    places = zips.list_members(pack)
+    own = np.ones(len(data), bool)
+    for name, (begin, _, size, _) in places.items():
+        start = begin + zips.LOCAL_HEADER.size + len(name)
+        own[start : start + size] = False
+    assert own.sum() == sum(30 + 46 + 2 * len(name) for name in places) + 22
+    for at in np.flatnonzero(own):
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << at % 8
+        pack.write_bytes(flipped)
+        verdict = verify_record(pack)
+        assert verdict.kind == "broken", (at, verdict)
+    pack.write_bytes(data + b"\0")
+    assert verify_record(pack).kind == "broken"
+    pack.write_bytes(data)
+    assert verify_record(pack).kind == "sound"
+
+
+def test_a_pack_that_another_tool_zipped_is_complete(tmp_path):
+    pack = pack_record(write_record(tmp_path))
+    with zipfile.ZipFile(pack) as old:
+        members = {info.filename: old.read(info) for info in old.infolist()}
+    with zipfile.ZipFile(pack, "w") as new:
+        for name, data in members.items():
+            new.writestr(name, data)
+    assert verify_record(pack).kind == "complete"
 
 
 def test_a_truncated_plane_is_named(tmp_path):

@@ -17,7 +17,7 @@ from zlib_ng.zlib_ng import crc32
 from flowkit._cv2 import cv2
 from flowkit.documents import SIDECAR, read_plain_file
 from flowkit.errors import FlowkitError, ReadError, RecordError
-from flowkit.records import formats
+from flowkit.records import formats, zips
 from flowkit.records.ownership import UNFINISHED, one_at_a_time, remove_record
 from flowkit.records.reading import Record, check_frame_size, open_record, read_sidecar_bytes
 from flowkit.records.sidecar import Checks, is_sealed, read_checks
@@ -91,7 +91,8 @@ def verify_record(
     """Compare every file of the record at `path` with its checksum, and decode it.
 
     `quick` reads none of them: it compares names and sizes. A record from before checksums is
-    decoded, and at best "complete". One of more than `max_frame_mpx` megapixels is not read.
+    decoded, and at best "complete"; so is a pack that another tool zipped. One of more
+    than `max_frame_mpx` megapixels is not read.
     """
     try:
         record = open_record(path, max_frame_mpx=math.inf)
@@ -104,7 +105,10 @@ def verify_record(
         problems = list(_misfits(record, checks))
         if (checks is not None or b'"crc32"' in sidecar) and not is_sealed(sidecar):
             problems.append(f"{path}: {SIDECAR} has changed since it was written, by its checksum")
+        compared = checks is not None and not quick
         if not quick and not problems:
+            if record.places is not None:
+                compared = zips.is_as_written(path) and compared
             problems = [*_wrong_tables(record), *_damage(record, checks)]
     except OSError as error:
         text = str(error) if isinstance(error, ReadError) else f"could not be read: {error}"
@@ -115,7 +119,7 @@ def verify_record(
         return Verdict(path, (str(error),), "broken")
     if problems:
         return Verdict(path, tuple(problems), "broken")
-    return Verdict(path, (), "complete" if quick or checks is None else "sound")
+    return Verdict(path, (), "sound" if compared else "complete")
 
 
 def verify_records(

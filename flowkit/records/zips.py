@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
+import tempfile
 import zipfile
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 from zlib_ng.zlib_ng import crc32  # 10 times as fast as zlib's: checking cost LZ4 a quarter
 
 from flowkit.documents import MOST_BYTES, open_plain_file, raise_read_error
-from flowkit.errors import ReadError, RecordError
+from flowkit.errors import RecordError
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the local name and extra field
 MOST_HEADER = LOCAL_HEADER.size + 2 * 0xFFFF  # bytes before a member's data
 EPOCH = (1980, 1, 1, 0, 0, 0)  # one date for all members: the same record is the same bytes
+ATTRIBUTES = 0o644 << 16  # a plain file's, of every member
 
 Place = tuple[int, int, int, int]  # a member's first byte, end, size of its data, CRC-32
 
@@ -26,35 +31,81 @@ def write_pack(path: Path, files: Iterable[tuple[str, Path]]) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as pack:
         for name, file in files:
             info = zipfile.ZipInfo(name, EPOCH)
-            info.external_attr = 0o644 << 16
+            info.external_attr = ATTRIBUTES
             pack.writestr(info, file.read_bytes())
 
 
 def list_members(path: Path) -> dict[str, Place]:
     """Where each member of a pack lies; RecordError if it is no zip or a member is compressed."""
     try:
-        with open_plain_file(path, error=RecordError) as file, zipfile.ZipFile(file) as pack:
-            infos = sorted(pack.infolist(), key=lambda info: info.header_offset)
-            directory = pack.start_dir
+        with open_plain_file(path, error=RecordError) as file:
+            infos, directory = _read_directory(path, file)
     except FileNotFoundError:
         raise RecordError(f"{path}: no such pack") from None
-    except ReadError:
-        raise
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
-        if isinstance(error, RecordError):
-            raise
-        raise RecordError(f"{path}: expected a stored zip ({error})") from error
+    infos = sorted(infos, key=lambda info: info.header_offset)
     for info in infos:
         if info.compress_type != zipfile.ZIP_STORED:
             raise RecordError(
                 f"{path}: member {info.filename} is compressed; expected a stored zip "
                 "(zip -0, or flowkit pack)"
             )
-    ends = [info.header_offset for info in infos[1:]] + [directory]
+    places = [info.header_offset for info in infos] + [directory]
+    if places[0] < 0 or places != sorted(places):
+        raise RecordError(f"{path}: expected a stored zip (members outside of the file)")
     return {
-        info.filename: (info.header_offset, end, info.file_size, info.CRC)
-        for info, end in zip(infos, ends, strict=True)
+        info.filename: (begin, end, info.file_size, info.CRC)
+        for info, (begin, end) in zip(infos, pairwise(places), strict=True)
     }
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether all of a pack but its members' data is, byte by byte, what `write_pack` writes.
+
+    False where another tool wrote it, which no member's date and attributes tell of flowkit.
+    RecordError where flowkit wrote it and it has changed since.
+    """
+    changed = RecordError(f"{path}: damaged: its zip headers are not as they were written")
+    with open_plain_file(path, error=RecordError) as file:
+        infos, _ = _read_directory(path, file)
+        if not any((one.date_time, one.external_attr) == (EPOCH, ATTRIBUTES) for one in infos):
+            return False
+        place, members = 0, []
+        for info in infos:
+            member = zipfile.ZipInfo(info.filename, EPOCH)
+            member.external_attr, member.CRC = ATTRIBUTES, info.CRC
+            member.file_size = member.compress_size = info.file_size
+            member.header_offset = place
+            header = member.FileHeader()
+            file.seek(place)
+            if file.read(len(header)) != header:
+                raise changed
+            place += len(header) + info.file_size
+            members.append(member)
+        file.seek(place)
+        if file.read() != _directory(members, place):
+            raise changed
+    return True
+
+
+def _read_directory(path: Path, file: BinaryIO) -> tuple[list[zipfile.ZipInfo], int]:
+    """The members of an open pack and the byte where its directory begins; RecordError if none."""
+    try:
+        with zipfile.ZipFile(file) as pack:
+            return pack.infolist(), pack.start_dir
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # to seek before its start
+            raise
+        raise RecordError(f"{path}: expected a stored zip ({error})") from error
+
+
+def _directory(members: list[zipfile.ZipInfo], place: int) -> bytes:
+    """What `write_pack` writes behind its members' data, which end at byte `place`."""
+    with tempfile.TemporaryFile() as file:  # a hole up to there: it takes no room
+        with zipfile.ZipFile(file, "w") as pack:
+            pack.filelist, pack.start_dir = members, place
+            pack.comment = b""  # else an archive that nothing was added to is not written
+        file.seek(place)
+        return file.read()
 
 
 def read_members(
