@@ -9,7 +9,7 @@
 # make reproduce     the 2014 paper's rows on DATA/jhmdb10 or CLIPS; PROFILE=gpu for all of them at full size
 # make faults      kills, flipped bits and races, counted: docs/reliability.md
 # make gpu-check     GPU tests and benchmarks, one JSON report
-# make opencv-cuda   builds OpenCV with its CUDA flow methods, for cards and toolkit that are here
+# make opencv-cuda   builds OpenCV with its CUDA flow methods, for GPUs and toolkit that are here
 
 PYTHON ?= python3
 VENV ?= .venv

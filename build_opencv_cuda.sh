@@ -2,7 +2,7 @@
 # Builds OpenCV with its CUDA flow methods from its source distribution, and installs it in place of
 # the usual wheel: docs/gpu.md says what it needs and how far this has been seen.
 # usage: build_opencv_cuda.sh FOLDER_OF_PYTHON_AND_PIP
-#   CUDA_ARCH_BIN=9.0   compute capabilities to build for   [those of the cards here]
+#   CUDA_ARCH_BIN=9.0   compute capabilities to build for   [those of the GPUs here]
 #   JOBS=8              compilers at a time                 [all cores]
 #   OPENCV_CMAKE_ARGS   more arguments for CMake
 set -eu
@@ -13,7 +13,7 @@ arch=${CUDA_ARCH_BIN:-$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader
 printf '#include <nppi.h>\n#include <cublas_v2.h>\n#include <cufft.h>\n' |
 	"$nvcc" -x cu -c -o /dev/null - ||
 	{ echo "$nvcc does not compile, or lacks NPP, cuBLAS or cuFFT: install them" >&2; exit 2; }
-[ -n "$arch" ] || { echo "no card seen by nvidia-smi: set CUDA_ARCH_BIN, as 9.0" >&2; exit 2; }
+[ -n "$arch" ] || { echo "no GPU seen by nvidia-smi: set CUDA_ARCH_BIN, as 9.0" >&2; exit 2; }
 
 version=$("$1/pip" list --format freeze 2>/dev/null | sed -n 's/^opencv-contrib-python.*==//p')
 [ -n "$version" ] || { echo "no opencv-contrib-python in $1: pip install it first" >&2; exit 2; }
@@ -37,4 +37,4 @@ PYTHONPATH=build/opencv-cuda/tried "$1/python" -c 'import cv2; cv2.cuda.BroxOpti
 "$1/pip" uninstall --yes opencv-contrib-python opencv-contrib-python-headless
 "$1/pip" install --no-deps build/opencv-cuda/opencv_contrib_python_headless-*.whl
 "$1/python" -c 'import cv2; print(cv2.__version__, cv2.cuda.BroxOpticalFlow_create,
-	cv2.cuda.getCudaEnabledDeviceCount(), "cards")'
+	cv2.cuda.getCudaEnabledDeviceCount(), "GPUs")'

@@ -5,9 +5,9 @@
 DATA is the folder of real clips (default: $FLOWKIT_DATA, else ../shared/data beside the project);
 where it is absent, videos of flowkit.synthetic stand in for them. Prints one JSON object.
 `make gpu-check` runs this and keeps the result. With ``--device cpu`` the processor stands in
-for the card, with Farneback: a trial of this program and of the pipeline, no statement on a card.
+for the GPU, with Farneback: a trial of this program and of the pipeline, no statement on a GPU.
 With ``--device none`` nothing is computed, and the frames themselves, harder to encode than flow,
-are stored as planes: what the cores could feed to a card that takes no time.
+are stored as planes: what the cores could feed to a GPU that takes no time.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BOUND = "20"  # px
 CORES = (2, 4, 8, 16)
 FRAMES = 20_000  # on the most cores, a share of it on fewer: some 20 s each
 RUN_S = 120  # a run that takes longer is given up
-PRETENDED = [sys.executable, str(PROJECT / "tests" / "pretended_card.py")]
+PRETENDED = [sys.executable, str(PROJECT / "tests" / "pretended_gpu.py")]
 COMMANDS = {
     "cuda": [sys.executable, "-m", "flowkit_cli.main"],
     "cpu": [*PRETENDED, "PretendedFarneback"],
@@ -42,7 +42,7 @@ COMMANDS = {
 }
 METHODS = {"cuda": ("tvl1", "farneback"), "cpu": ("farneback",), "none": ("farneback",)}
 DEVICES = {
-    "cuda": "NVIDIA card",
+    "cuda": "NVIDIA GPU",
     "cpu": "the processor: a trial, no measurement",
     "none": "none: the cores alone",
 }
@@ -88,7 +88,7 @@ def measure(
         "runs": runs,
         "frames_per_s": whole["frames_per_s"],
         "command_frames_per_s": whole["command_frames_per_s"],
-        "card_busy": whole["cards"][0]["busy"],
+        "gpu_busy": whole["gpus"][0]["busy"],
     }
 
 
@@ -122,7 +122,7 @@ def run(videos: Path, folder: Path, device: str, method: str, cores: int) -> dic
         "--resize", SIZE, "--bound", BOUND, "--json",
     ]  # fmt: skip
     allowed = sorted(os.sched_getaffinity(0))[:cores]
-    watch = watch_card() if device == "cuda" else None
+    watch = watch_gpu() if device == "cuda" else None
     start, before = time.perf_counter(), os.times()
     done = subprocess.run(
         command,
@@ -145,12 +145,12 @@ def run(videos: Path, folder: Path, device: str, method: str, cores: int) -> dic
         "command_frames_per_s": round(told["frames"] / seconds, 1),
         "cpu_ms_a_frame": round(1e3 * cpu_s / told["frames"], 3),
         "mb_per_s": round(written / 1e6 / told["seconds"], 1),
-        "card_busy_by_driver": end_watch(watch) if watch else None,
+        "gpu_busy_by_driver": end_watch(watch) if watch else None,
     }
 
 
-def watch_card() -> subprocess.Popen[str] | None:
-    """nvidia-smi's own account of the card, twice a second; None where there is no such program."""
+def watch_gpu() -> subprocess.Popen[str] | None:
+    """nvidia-smi's own account of the GPU, twice a second; None where there is no such program."""
     query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "--loop-ms=500"]
     try:
         return subprocess.Popen(["nvidia-smi", "--id=0", *query], stdout=subprocess.PIPE, text=True)
@@ -159,7 +159,7 @@ def watch_card() -> subprocess.Popen[str] | None:
 
 
 def end_watch(watch: subprocess.Popen[str]) -> float | None:
-    """The mean share from the first moment at which the card had work to the last."""
+    """The mean share from the first moment at which the GPU had work to the last."""
     watch.terminate()
     shares = [int(line) for line in watch.communicate()[0].split() if line.isdecimal()]
     working = [index for index, share in enumerate(shares) if share]

@@ -27,7 +27,7 @@ from clips import default_data
 import flowkit
 from flowkit.documents import replacing
 from flowkit.errors import FlowkitError
-from flowkit.flow.cuda.device import count_cards
+from flowkit.flow.cuda.device import count_gpus
 
 PROJECT = Path(__file__).resolve().parents[1]
 SECONDS = 900
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     try:
-        count_cards()
+        count_gpus()
     except FlowkitError as error:
         print(f"gpu-check needs an NVIDIA GPU; nothing was run: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -1,9 +1,9 @@
-"""JPEG planes decoded by a card (torchvision, nvJPEG) beside OpenCV on one core.
+"""JPEG planes decoded by a GPU (torchvision, nvJPEG) beside OpenCV on one core.
 
 usage: python benchmarks/jpeg_gpu.py [--device cuda] [--clips 128] [--out FILE.json]
 
 A clip is 20 gray planes of 340x256, as `flowkit extract` writes them for L = 10. Both start from
-bytes in memory; the card's planes stay there. They take turns; the median counts.
+bytes in memory; the GPU's planes stay there. They take turns; the median counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training clips a second from flow records, beside the plain reader of 20 JPEGs a clip.
+"""Training clips per second from flow records, beside the plain reader of 20 JPEGs per clip.
 
 usage: python benchmarks/loader.py [RECORDS] [--videos 60] [--bound 20 | --own-range]
                                    [--batch 256] [--json FILE]
@@ -315,7 +315,7 @@ def show(report: dict[str, Any]) -> None:
     line("MB, half 1 / half 2", [f"{a} / {b}" for a, b in report["resident_mb"].values()])
     sizes = " ".join(f"{width}x{height}" for height, width in report["sizes"])
     stored = "own ranges" if report["bound"] is None else f"bound {report['bound']:g}"
-    stored += "".join(f", {b} bytes a field in {n}s" for n, b in report["bytes_a_field"].items())
+    stored += "".join(f", {b} bytes per field in {n}s" for n, b in report["bytes_a_field"].items())
     print(f"{report['records']} records, {report['fields']} fields, {sizes}, {stored}")
     for device, of in report["device_ms_a_clip"].items():
         print(f"stacks of planes on {device}: " + ", ".join(f"{m} {v} ms" for m, v in of.items()))

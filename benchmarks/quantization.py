@@ -1,4 +1,4 @@
-"""What quantization and JPEG cost: bytes a plane and error in px after the round trip.
+"""What quantization and JPEG cost: bytes per plane and error in px after the round trip.
 
 usage: python benchmarks/quantization.py [VIDEO_OR_FOLDER] [--method tvl1] [--fields 40]
 

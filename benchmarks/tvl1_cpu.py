@@ -115,7 +115,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def one_core(pairs: list[Pair], repeats: int) -> dict:
-    """Median seconds a pair: OpenCV with one thread, then each preset, again and again."""
+    """Median seconds per pair: OpenCV with one thread, then each preset, again and again."""
     cv2.setNumThreads(1)
     calls = {"opencv_itself": opencv}
     for name, method in PRESETS.items():

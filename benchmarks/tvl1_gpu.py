@@ -1,4 +1,4 @@
-"""flowkit's CUDA methods on the card at hand: pairs/s, share of its bounds, agreement.
+"""flowkit's CUDA methods on the GPU at hand: pairs/s, share of its bounds, agreement.
 
     python benchmarks/tvl1_gpu.py [DATA] [--part NAME]
 
@@ -57,11 +57,11 @@ def main() -> None:
     parser.add_argument("data", nargs="?", type=Path, default=default_data())
     parser.add_argument("--part", choices=list(PARTS), help="only this part of the report")
     options = parser.parse_args()
-    card = cuda_device.open_card(cuda_tvl1.SOURCE)
+    gpu = cuda_device.open_gpu(cuda_tvl1.SOURCE)
     if options.part:
-        found = PARTS[options.part](card, options.data)
+        found = PARTS[options.part](gpu, options.data)
     else:
-        found = {name: measure(card, options.data) for name, measure in PARTS.items()}
+        found = {name: measure(gpu, options.data) for name, measure in PARTS.items()}
     print(json.dumps(found, indent=1))
 
 
@@ -89,7 +89,7 @@ def real_pairs(data: Path) -> list[Pair]:
 
 
 def made_pairs() -> list[Pair]:
-    """Textures that turn and move at speeds from 0 to 8 px a frame, with some noise."""
+    """Textures that turn and move at speeds from 0 to 8 px per frame, with some noise."""
     rng = np.random.default_rng(0)
     height, width = SIZE
     pairs: list[Pair] = []
@@ -159,11 +159,11 @@ def resized(pairs: list[Pair], size: tuple[int, int]) -> list[Pair]:
     return [(frames[id(first)], frames[id(second)]) for first, second in pairs]
 
 
-class TimedQueue(cuda_device.CardQueue):
+class TimedQueue(cuda_device.GpuQueue):
     """A queue that takes the time of every kernel."""
 
-    def __init__(self, card: cuda_device.Card) -> None:
-        super().__init__(card)
+    def __init__(self, gpu: cuda_device.Gpu) -> None:
+        super().__init__(gpu)
         self.events: list[tuple[str, Any, Any]] = []
 
     def prepare(self, kernel: str, *arguments: Any) -> Callable[[], None]:
@@ -189,14 +189,14 @@ class TimedQueue(cuda_device.CardQueue):
         return {kernel: round(ms, 3) for kernel, ms in sorted(total.items())}
 
 
-def batch_report(card: cuda_device.Card, data: Path) -> dict[str, Any]:
-    """One batch alone on the card: its time by kernel, and the share of the two bounds reached."""
-    pairs, chip = pairs_of(data)[0], describe(card)
+def batch_report(gpu: cuda_device.Gpu, data: Path) -> dict[str, Any]:
+    """One batch alone on the GPU: its time by kernel, and the share of the two bounds reached."""
+    pairs, chip = pairs_of(data)[0], describe(gpu)
     room = cuda_batches.BATCH_PX // math.prod(SIZE)
     [batch, *_] = cuda_batches.batches(pairs, lambda size: room)
     count = len(batch.frame_of)
 
-    def solved(queue: cuda_device.CardQueue, method: CudaTVL1) -> tuple[float, float]:
+    def solved(queue: cuda_device.GpuQueue, method: CudaTVL1) -> tuple[float, float]:
         with queue.running():
             solver = cuda_tvl1.TVL1Batch(queue, method, SIZE, count)
             times = []
@@ -210,7 +210,7 @@ def batch_report(card: cuda_device.Card, data: Path) -> dict[str, Any]:
 
     report: dict[str, Any] = {"batch_pairs": count}
     for name, method in (("typical", CudaTVL1()), ("eps0", CudaTVL1(epsilon=0))):
-        seconds, work = solved(cuda_device.CardQueue(card), method)
+        seconds, work = solved(cuda_device.GpuQueue(gpu), method)
         moved = work * BYTES_A_PX_ITERATION / chip["copy_bytes_per_s"]
         issued = work * INSTRUCTIONS_A_PX_ITERATION / chip["issue_per_s"]
         report[name] = {
@@ -220,20 +220,20 @@ def batch_report(card: cuda_device.Card, data: Path) -> dict[str, Any]:
             "share_of_memory_bound": round(moved / seconds, 3),
             "share_of_issue_bound": round(issued / seconds, 3),
         }
-    timed = TimedQueue(card)
+    timed = TimedQueue(gpu)
     solved(timed, CudaTVL1())
     report["ms_by_kernel_4_batches"] = timed.milliseconds()
     return report
 
 
-def describe(card: cuda_device.Card) -> dict[str, Any]:
+def describe(gpu: cuda_device.Gpu) -> dict[str, Any]:
     """The chip, and its two ceilings: bytes copied a second, instructions of a lane a second."""
     import torch
 
-    driver = card.driver
+    driver = gpu.driver
     attributes = driver.CUdevice_attribute
-    clock = card.attribute(attributes.CU_DEVICE_ATTRIBUTE_CLOCK_RATE)
-    processors = card.attribute(attributes.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+    clock = gpu.attribute(attributes.CU_DEVICE_ATTRIBUTE_CLOCK_RATE)
+    processors = gpu.attribute(attributes.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
     half = torch.zeros(1 << 28, dtype=torch.uint8, device="cuda")
     other = torch.ones_like(half)
     for _ in range(3):
@@ -246,7 +246,7 @@ def describe(card: cuda_device.Card) -> dict[str, Any]:
     end.synchronize()
     copied = 20 * 2 * half.numel() / (begin.elapsed_time(end) / 1e3)  # read and written
     return {
-        "name": card.name,
+        "name": gpu.name,
         "multiprocessors": processors,
         "clock_hz": clock * 1000,
         "copy_bytes_per_s": round(copied),
@@ -348,15 +348,15 @@ def ground_truth(folder: Path) -> dict[str, float]:
     }
 
 
-# The parts of the report, each of a card and the folder of real clips.
-PARTS: dict[str, Callable[[cuda_device.Card, Path], dict[str, Any]]] = {
-    "chip": lambda card, data: describe(card),
-    "start": lambda card, data: starts(),
-    "tvl1": lambda card, data: tvl1_speed(data),
-    "farneback": lambda card, data: {"pairs_per_s": speed(CudaFarneback(), pairs_of(data)[0])},
+# The parts of the report, each of a GPU and the folder of real clips.
+PARTS: dict[str, Callable[[cuda_device.Gpu, Path], dict[str, Any]]] = {
+    "chip": lambda gpu, data: describe(gpu),
+    "start": lambda gpu, data: starts(),
+    "tvl1": lambda gpu, data: tvl1_speed(data),
+    "farneback": lambda gpu, data: {"pairs_per_s": speed(CudaFarneback(), pairs_of(data)[0])},
     "batch": batch_report,
-    "sizes": lambda card, data: sizes_speed(data),
-    "parity": lambda card, data: parity(data),
+    "sizes": lambda gpu, data: sizes_speed(data),
+    "parity": lambda gpu, data: parity(data),
 }
 
 

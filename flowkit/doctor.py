@@ -1,4 +1,4 @@
-"""What this machine can do of flowkit's work: facts, speeds, and what to mend."""
+"""What this machine can do of flowkit's work: facts, speeds, and what to fix."""
 
 from __future__ import annotations
 
@@ -102,10 +102,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong and how to mend it, a line each; `stops` plain `flowkit extract`, or not."""
+    """What is wrong and how to fix it, a line each; `stops` plain `flowkit extract`, or not."""
 
     what: str
-    mend: str
+    fix: str
     stops: bool = False
 
 
@@ -151,7 +151,7 @@ def examine(
     for needs in LIBRARIES:
         tell(f"importing {needs.module}")
         libraries.append(_library(needs))
-    tell("looking for an NVIDIA card")
+    tell("looking for an NVIDIA GPU")
     cuda = _cuda()
     facts = Facts(
         flowkit=flowkit.__version__,
@@ -240,14 +240,14 @@ def _library_problems(facts: Facts) -> Iterator[Problem]:
         library = next(one for one in facts.libraries if one.module == needs.module)
         if library.version is not None:
             continue
-        mend = f"pip install {needs.package}"
+        fix = f"pip install {needs.package}"
         if needs.module == "cv2":
-            mend += " (or opencv-contrib-python-headless, which needs no system libraries)"
+            fix += " (or opencv-contrib-python-headless, which needs no system libraries)"
         if needs.module == "numba":
-            mend += "; until then --method farneback-opencv or tvl1-opencv"
+            fix += "; until then --method farneback-opencv or tvl1-opencv"
         yield Problem(
             f"{needs.module} cannot be imported ({library.error}); needed for {needs.used_by}",
-            mend,
+            fix,
             stops=needs.by_extract,
         )
         missing = missing or needs.by_extract
@@ -275,7 +275,7 @@ def _disk_problems(disk: Disk) -> Iterator[Problem]:
     if disk.writable and disk.free_files and disk.free_files < FILES:
         yield Problem(
             f"the disk of {disk.path} takes {disk.free_files:,} more files, a frame makes 3",
-            "extract with --pack: one file a video",
+            "extract with --pack: one file per video",
         )
 
 
@@ -303,8 +303,8 @@ def _other_problems(facts: Facts) -> Iterator[Problem]:
             f"pip uninstall -y {name}, then install flowkit-video again; or use two environments",
         )
     if facts.cuda.problem:
-        reason, _, mend = facts.cuda.problem.rpartition(": ")
-        yield Problem(f"no --method tvl1-cuda or farneback-cuda: {reason or mend}", mend)
+        reason, _, fix = facts.cuda.problem.rpartition(": ")
+        yield Problem(f"no --method tvl1-cuda or farneback-cuda: {reason or fix}", fix)
     missing = [name for name in NEEDED_CODECS if not facts.codecs.get(name)]
     if missing and facts.version("av"):
         yield Problem(
@@ -367,10 +367,10 @@ def _codecs() -> dict[str, bool]:
 
 
 def _cuda() -> Cuda:
-    def open_card() -> Any:
+    def open_gpu() -> Any:
         from flowkit.flow.cuda import device, tvl1
 
-        return device.open_card(tvl1.SOURCE)
+        return device.open_gpu(tvl1.SOURCE)
 
     def compiler() -> str:
         nvrtc = importlib.import_module("cuda.bindings.nvrtc")
@@ -387,7 +387,7 @@ def _cuda() -> Cuda:
         )
 
     return Cuda(
-        problem=_attempt(open_card)[1],
+        problem=_attempt(open_gpu)[1],
         driver=driver_release(DRIVER.read_text(encoding="utf-8")) if DRIVER.exists() else None,
         torch=_attempt(lambda: importlib.import_module("torch").version.cuda)[0],
         compiler=_attempt(compiler)[0],

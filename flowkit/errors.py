@@ -30,11 +30,11 @@ class InstallError(FlowkitError, ImportError):
 
 
 class DeviceMemoryError(FlowkitError, MemoryError):
-    """A card has no memory for a batch: a smaller one may fit."""
+    """A GPU has no memory for a batch: a smaller one may fit."""
 
 
 class DeviceError(FlowkitError, RuntimeError):
-    """A card failed in the middle of its work: the process that uses it cannot go on."""
+    """A GPU failed in the middle of its work: the process that uses it cannot go on."""
 
 
 class TrainingError(FlowkitError, ArithmeticError):
@@ -42,7 +42,7 @@ class TrainingError(FlowkitError, ArithmeticError):
 
 
 class FlowProcessDied(FlowkitError):
-    """The process that computed a video's flow is no more: the video has to be begun anew."""
+    """The process that computed a video's flow is no more: the video has to be begun again."""
 
 
 class ScoresError(FlowkitError, ValueError):

@@ -1,1 +1,1 @@
-"""The command line of flowkit: one file a command."""
+"""The command line of flowkit: one file per command."""

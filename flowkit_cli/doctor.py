@@ -1,4 +1,4 @@
-"""`flowkit doctor`: what this machine can do, how fast, and what to mend."""
+"""`flowkit doctor`: what this machine can do, how fast, and what to fix."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ GIB = 1 << 30
 @click.option("--weights", metavar="FILE", help="Measure --method raft, too, with these weights.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 def doctor(out: Path, no_speed: bool, weights: str | None, as_json: bool) -> None:
-    """What this machine can do, how fast, and what to mend.
+    """What this machine can do, how fast, and what to fix.
 
-    Cores, memory, disk, libraries, decoders and NVIDIA cards; then the pairs/s of the flow
+    Cores, memory, disk, libraries, decoders and NVIDIA GPUs; then the pairs/s of the flow
     methods, measured on a made pair of 340x256 in one process, compilation not counted. Nothing is
     changed or downloaded.
 
@@ -81,11 +81,11 @@ def _show(facts: Facts) -> None:
     _section("NVIDIA", _nvidia(facts))
     if facts.speeds:
         _section("Pairs/s at 340x256, one process", _speeds(facts))
-    _heading("To mend" if facts.problems else "Nothing to mend")
+    _heading("To fix" if facts.problems else "Nothing to fix")
     for problem in facts.problems:
         mark, style = ("stops extract", {"fg": "red"}) if problem.stops else ("note", {})
         output.result(f"  {mark}: {problem.what}", **style)
-        output.result(f"      -> {problem.mend}")
+        output.result(f"      -> {problem.fix}")
     output.result("")
     output.result(_verdict(facts), bold=True, fg="green" if facts.can_extract else "red")
 
@@ -143,7 +143,7 @@ def _libraries(facts: Facts) -> list[tuple[str, str]]:
 def _nvidia(facts: Facts) -> list[tuple[str, str]]:
     return [
         ("driver", facts.cuda.driver or "none"),
-        *((f"card {number}", text) for number, text in enumerate(facts.cuda.devices)),
+        *((f"GPU {number}", text) for number, text in enumerate(facts.cuda.devices)),
         ("CUDA methods", f"no: {facts.cuda.problem}" if facts.cuda.problem else "can run"),
     ]
 

@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     "-j",
     "--workers",
     type=click.IntRange(1),
-    help="Threads that read ahead, and loader processes of --cv.  [default: with a card all "
+    help="Threads that read ahead, and loader processes of --cv.  [default: with a GPU all "
     "cores, else 1]",
 )
 @json_option

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from flowkit.video.sources import Source
 
 GPU_METHODS = {"tvl1": "tvl1-cuda", "farneback": "farneback-cuda"}  # what --gpu makes of --method
-WORKERS_A_CORE = 1.5  # with --gpu: some wait for the card
+WORKERS_A_CORE = 1.5  # with --gpu: some wait for the GPU
 
 
 @click.command(cls=MethodCommand)
@@ -101,8 +101,8 @@ WORKERS_A_CORE = 1.5  # with --gpu: some wait for the card
     show_default=True,
     help=choices_text({name: LAYOUTS[name] for name in written_layouts()}),
 )
-@click.option("--pack", is_flag=True, help="One stored zip a video instead of a folder.")
-@click.option("--overwrite", is_flag=True, help="Make records anew that are there already.")
+@click.option("--pack", is_flag=True, help="One stored zip per video instead of a folder.")
+@click.option("--overwrite", is_flag=True, help="Redo records that are there already.")
 @click.option(
     "--changed",
     type=click.Choice(["redo", "keep", "fail"]),
@@ -126,13 +126,13 @@ WORKERS_A_CORE = 1.5  # with --gpu: some wait for the card
 @click.option(
     "--gpu",
     is_flag=True,
-    help="Compute the flow on an NVIDIA card, with half as many workers again as cores: "
+    help="Compute the flow on an NVIDIA GPU, with one and a half workers per core: "
     "tvl1 becomes tvl1-cuda, farneback farneback-cuda.",
 )
 @click.option(
     "--gpus",
     metavar="0,1|all",
-    help="The cards to spread the videos over; implies --gpu.  [default: 0]",
+    help="The GPUs to spread the videos over; implies --gpu.  [default: 0]",
 )
 def extract(
     inputs: tuple[str, ...],
@@ -163,15 +163,15 @@ def extract(
     flowkit extract videos/ --bound 20 --resize 340x256
     find videos -name '*.avi' | flowkit extract - --root videos --json
     flowkit extract videos/ --shard slurm           in a SLURM array job
-    flowkit extract videos/ --gpus all              on NVIDIA cards
+    flowkit extract videos/ --gpus all              on NVIDIA GPUs
 
     Exit status: 0 all done, 1 some videos failed (the others are done), 2 usage, 75 stopped by
     SIGTERM, 130 interrupted.
     """
-    on_cards = gpu or gpus is not None or method in GPU_METHODS.values()
-    if on_cards:
-        method = _method_on_cards(method)
-    cards = _read_cards(gpus)
+    on_gpus = gpu or gpus is not None or method in GPU_METHODS.values()
+    if on_gpus:
+        method = _method_on_gpus(method)
+    numbers = _read_gpus(gpus)
     flow_method = chosen_method(method, preset, options)
     share = read_shard(shard) if shard else None
 
@@ -184,7 +184,7 @@ def extract(
     sources = list(found.sources) if share is None else take_shard(found.sources, *share)
     todo = plan(sources, out, request, overwrite=overwrite, changed=changed)
     if workers is None:
-        per_core = WORKERS_A_CORE if on_cards else 1
+        per_core = WORKERS_A_CORE if on_gpus else 1
         workers = 1 if METHODS[method].one_worker else math.ceil(cores() * per_core)
     output.say(
         f"{output.count(len(sources), 'video')}, {len(todo):,} to do: "
@@ -206,7 +206,7 @@ def extract(
     totals = Totals(len(sources) - len(todo), len(todo), workers)
     with (
         output.Failures(failures, [*inputs, *(one.path for one in sources)]) as failed,
-        _flow_processes(request, cards) if on_cards and todo else nullcontext() as processes,
+        _flow_processes(request, numbers) if on_gpus and todo else nullcontext() as processes,
         output.ProgressBar(len(todo)) as progress,
     ):
         totals.begin()
@@ -270,46 +270,46 @@ def _tell(outcome: Outcome, progress: output.ProgressBar, as_json: bool) -> None
         output.json_line(_event(outcome.source, outcome.status, outcome))
 
 
-def _method_on_cards(method: str) -> str:
+def _method_on_gpus(method: str) -> str:
     if method not in (*GPU_METHODS, *GPU_METHODS.values()):
         without = (
             "it computes on the CPU"
             if METHODS[method].runs_on == "cpu"
-            else "it finds a card by itself"
+            else "it finds a GPU by itself"
         )
         raise UsageError(
-            f"--gpu: expected --method {' or '.join(GPU_METHODS)}, whose pairs go to cards by "
+            f"--gpu: expected --method {' or '.join(GPU_METHODS)}, whose pairs go to GPUs by "
             f"batches, got {method}; leave --gpu out: {without}"
         )
     return GPU_METHODS.get(method, method)
 
 
-def _read_cards(gpus: str | None) -> list[int] | None:
-    """The cards that --gpus names, None for all."""
+def _read_gpus(gpus: str | None) -> list[int] | None:
+    """The GPUs that --gpus names, None for all."""
     if gpus == "all":
         return None
     names = (gpus or "0").split(",")
     if not all(name.strip().isdecimal() for name in names):
-        raise UsageError(f"--gpus: expected cards such as 0,1, or all, got {gpus!r}")
+        raise UsageError(f"--gpus: expected GPUs such as 0,1, or all, got {gpus!r}")
     return [int(name) for name in names]
 
 
-def _open_cards(request: Request, cards: list[int] | None) -> FlowProcesses:
+def _open_gpus(request: Request, gpus: list[int] | None) -> FlowProcesses:
     from flowkit.extraction.flow_processes import FlowProcesses
 
-    if cards is None:
-        from flowkit.extraction.flow_processes import count_cards_apart
+    if gpus is None:
+        from flowkit.extraction.flow_processes import count_gpus_apart
 
-        cards = list(range(count_cards_apart()))
-    return FlowProcesses(request.method, request.storage, cards=cards)
+        gpus = list(range(count_gpus_apart()))
+    return FlowProcesses(request.method, request.storage, gpus=gpus)
 
 
 @contextmanager
-def _flow_processes(request: Request, cards: list[int] | None) -> Iterator[FlowProcesses]:
+def _flow_processes(request: Request, gpus: list[int] | None) -> Iterator[FlowProcesses]:
     """The processes of --gpu; their errors say so."""
     with ExitStack() as stack:
         try:
-            processes = stack.enter_context(_open_cards(request, cards))
+            processes = stack.enter_context(_open_gpus(request, gpus))
         except FlowkitError as error:
             raise UsageError(f"--gpu: {error}") from error
         yield processes

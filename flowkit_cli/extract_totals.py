@@ -70,9 +70,9 @@ class Totals:
         throughput = self._throughput()
         if throughput is not None:
             rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in throughput.rates.items())
-            card = "" if throughput.busy is None else f", the card busy {throughput.busy:.0%}"
+            gpu = "" if throughput.busy is None else f", the GPU busy {throughput.busy:.0%}"
             lines.append(
-                f"bottleneck: {throughput.bottleneck} (alone, frames/s: {rates}{card}); "
+                f"bottleneck: {throughput.bottleneck} (alone, frames/s: {rates}{gpu}); "
                 f"quicker with {throughput.advice}"
             )
         return "\n".join(lines)
@@ -99,14 +99,14 @@ class Totals:
                 "advice": throughput.advice,
             }
         if self.usages is not None:
-            event["cards"] = [
+            event["gpus"] = [
                 {
-                    "card": card,
+                    "gpu": gpu,
                     "pairs": usage.pairs,
                     "batches": usage.batches,
                     "busy": round(usage.busy_s / max(usage.span_s, 1e-9), 3),
                 }
-                for card, usage in self.usages.items()
+                for gpu, usage in self.usages.items()
             ]
             event["notes"] = self.notes
         return event

@@ -60,7 +60,7 @@ def fisher() -> None:
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @missing_option
-@click.option("--overwrite", is_flag=True, help="Fit anew where there is a codebook already.")
+@click.option("--overwrite", is_flag=True, help="Fit again where there is a codebook already.")
 def fit(
     tracks: Path,
     split_file: Path | None,
@@ -85,7 +85,7 @@ def fit(
     if out.exists():
         read_codebooks(out)  # an error where it is anything else
         if not overwrite:
-            raise UsageError(f"{out}: there is a codebook already: --overwrite fits anew")
+            raise UsageError(f"{out}: there is a codebook already: --overwrite fits again")
     records = match_records(
         split.train,
         find_tracks(tracks),
@@ -112,7 +112,7 @@ def fit(
     show_default=True,
     help="Folder of the vectors.",
 )
-@click.option("--overwrite", is_flag=True, help="Make vectors anew that are there already.")
+@click.option("--overwrite", is_flag=True, help="Make vectors again that are there already.")
 @workers_option
 @json_option
 @failures_option

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 @click.option(
     "--weights",
     metavar="NAME=W,...",
-    help="Weights of --method weighted, one a stream: spatial=1,temporal=1.5.  [default: learned]",
+    help="Weights of --method weighted, one per stream: spatial=1,temporal=1.5.  "
+    "[default: learned]",
 )
 @click.option(
     "--fit-on",

@@ -12,10 +12,10 @@ from flowkit_cli import output
 @click.command()
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True))
 def pack(folder: Path) -> None:
-    """Turn record folders into packs, one stored zip a video.
+    """Turn record folders into packs, one stored zip per video.
 
     Every record folder at or below DIR becomes a .zip of the same files beside it, which flowkit
-    opens the same way and any unzip reads; nothing is computed anew.
+    opens the same way and any unzip reads; nothing is computed again.
     """
     from flowkit.records.packing import pack_record
     from flowkit.records.reading import find_records

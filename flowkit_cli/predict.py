@@ -1,4 +1,4 @@
-"""`flowkit predict`: raw videos to their likeliest classes."""
+"""`flowkit predict`: raw videos to their most likely classes."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def predict(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """The likeliest classes of VIDEO, with their probabilities.
+    """The most likely classes of VIDEO, with their probabilities.
 
     VIDEO is a file, a folder of frames or of videos, a list file, or - for paths on standard input,
     each answered as it comes. Flow is computed as that of the records that the stream was trained

@@ -120,7 +120,7 @@ def _train(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -> N
     from flowkit.training.jobs import Machine
 
     if options["resume"] and options["overwrite"]:
-        raise UsageError("--resume goes on and --overwrite begins anew: give one of them")
+        raise UsageError("--resume goes on and --overwrite begins again: give one of them")
     folder = options["out"] or options["runs"] / stream
     with join_ranks(options["device"]) as ranks:
         job = _make_job(stream, options)
@@ -180,14 +180,14 @@ def _rehearse(job: Job, ranks: Ranks, machine: Machine) -> None:
     found = rehearse(job, ranks, machine)
     if not ranks.is_first:
         return
-    where = "of the card's memory" if ranks.device.type == "cuda" else "of memory"
+    where = "of the GPU's memory" if ranks.device.type == "cuda" else "of memory"
     output.result(f"{found.parameters:,} parameters, {found.learning:,} of them learn at first")
     output.result(
         f"passes of a step: {found.passes}, of at most {found.micro_batch} clips; "
         f"{found.bytes / 2**30:.2f} GB {where}"
     )
     output.result(
-        f"{found.seconds_per_step:.2f} s a step, about {output.duration(found.seconds)} "
+        f"{found.seconds_per_step:.2f} s per step, about {output.duration(found.seconds)} "
         f"({found.seconds / 3600:.2f} h) for {job.recipe.steps:,} steps; nothing was written"
     )
 

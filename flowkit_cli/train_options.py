@@ -223,7 +223,7 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "-j",
             "--workers",
             type=click.IntRange(0),
-            help="Loader processes of each process.  [default: with a card all cores, shared among "
+            help="Loader processes of each process.  [default: with a GPU all cores, shared among "
             "processes; else 1]",
         ),
         click.option(
@@ -236,7 +236,7 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--compile", is_flag=True, help="Compile the network (torch.compile)."),
         click.option("--tensorboard", is_flag=True, help="Write TensorBoard's events, too."),
         click.option("--resume", is_flag=True, help="Go on from last.json, if there is one."),
-        click.option("--overwrite", is_flag=True, help="Begin anew where there is a run already."),
+        click.option("--overwrite", is_flag=True, help="Begin again where there is a run already."),
         click.option(
             "--dry-run",
             is_flag=True,

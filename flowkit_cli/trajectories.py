@@ -71,7 +71,7 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option("--float32", is_flag=True, help="Descriptors in single precision, not half.")
 @click.option("--text", is_flag=True, help="Also a .txt in the format of the authors' program.")
-@click.option("--overwrite", is_flag=True, help="Make records anew that are there already.")
+@click.option("--overwrite", is_flag=True, help="Make records again that are there already.")
 @click.option(
     "--keep-damaged",
     is_flag=True,

@@ -15,7 +15,7 @@ def unpack(folder: Path) -> None:
     """Turn packs back into record folders.
 
     Every pack at or below DIR becomes a folder of the same files beside it; nothing is computed
-    anew.
+    again.
     """
     from flowkit.records.packing import unpack_record
     from flowkit.records.reading import find_records

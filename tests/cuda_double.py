@@ -1,7 +1,7 @@
 """A double of ``cv2.cuda``: it records what is asked of it, and computes late, on the processor.
 
 Names and parameters are those of the bindings that OpenCV 5.0 generates with CUDA. Nothing happens
-before a stream is waited for, as on a card: what is read too early is NaN, what is overwritten
+before a stream is waited for, as on a GPU: what is read too early is NaN, what is overwritten
 too early is wrong.
 """
 
@@ -12,14 +12,14 @@ import numpy as np
 class CudaDouble:
     """Stands in place of the module; `log` holds ("upload", array), ("calc",), ("download",)."""
 
-    def __init__(self, cards: int = 1) -> None:
-        self.cards = cards
+    def __init__(self, gpus: int = 1) -> None:
+        self.gpus = gpus
         self.log: list[tuple] = []
         self.created: list[dict] = []
         self.mats = 0
 
     def getCudaEnabledDeviceCount(self):
-        return self.cards
+        return self.gpus
 
     def GpuMat(self):
         self.mats += 1

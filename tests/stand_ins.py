@@ -1,4 +1,4 @@
-"""Flow methods that stand in for a card's: the processor computes them, in a flow process, too."""
+"""Flow methods that stand in for a GPU's: the processor computes them, in a flow process, too."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flowkit.flow.pairs import Pair
 class PretendedFarneback(CudaFarneback):
     """CudaFarneback, identity and options included, computed by OpenCV and quantized in numpy."""
 
-    open_slot = None  # no card is opened
+    open_slot = None  # no GPU is opened
 
     def fields(self, pairs):
         return OpenCVFarneback(**dataclasses.asdict(self)).fields(pairs)
@@ -78,7 +78,7 @@ class Quantizing(Plain):
 
 @dataclass(frozen=True)
 class Troubled(Plain):
-    """Farneback, and the `trouble` of a card where a first frame is darker than `dark`.
+    """Farneback, and the `trouble` of a GPU where a first frame is darker than `dark`.
 
     A file at `once` is made before, and no trouble follows where it is there already.
     """
@@ -89,7 +89,7 @@ class Troubled(Plain):
 
     def fields(self, pairs):
         pairs = list(pairs)
-        if self.trouble == "small card" and len(pairs) > 3:
+        if self.trouble == "small GPU" and len(pairs) > 3:
             raise DeviceMemoryError(f"no memory for {len(pairs)} pairs")
         for first, _ in pairs:
             if first.mean() < self.dark:
@@ -105,7 +105,7 @@ class Troubled(Plain):
         match self.trouble:
             case "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
-            case "card lost":
+            case "GPU lost":
                 raise DeviceError("CUDA failed with CUDA_ERROR_ILLEGAL_ADDRESS")
             case "not finite":
                 raise ValueError("expected finite displacements, got NaN or infinity in a field")
@@ -117,17 +117,17 @@ class Troubled(Plain):
 
 @dataclass(frozen=True)
 class Visible(Plain):
-    """A field whose every value is the number of the card that its process may use."""
+    """A field whose every value is the number of the GPU that its process may use."""
 
     def fields(self, pairs):
         for first, _ in pairs:
-            card = float(os.environ["CUDA_VISIBLE_DEVICES"])
-            yield np.full((*first.shape, 2), card, np.float32)
+            gpu = float(os.environ["CUDA_VISIBLE_DEVICES"])
+            yield np.full((*first.shape, 2), gpu, np.float32)
 
 
 @dataclass(frozen=True)
 class Missing(Plain):
-    """No card: opening it fails."""
+    """No GPU: opening it fails."""
 
     def open_slot(self, fetch):
-        raise DeviceError("no card here")
+        raise DeviceError("no GPU here")

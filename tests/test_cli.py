@@ -20,13 +20,13 @@ from flowkit_cli.main import COMMANDS
 from flowkit_cli.reference import reference
 
 FLOWKIT = [sys.executable, "-m", "flowkit_cli.main"]
-PRETENDED = [sys.executable, str(Path(__file__).with_name("pretended_card.py"))]
+PRETENDED = [sys.executable, str(Path(__file__).with_name("pretended_gpu.py"))]
 DOCS = Path(__file__).parents[1] / "docs"
 
 
 @dataclass(frozen=True)
 class Way:
-    """Where `flowkit extract` computes: in its workers, or in the flow process of a card."""
+    """Where `flowkit extract` computes: in its workers, or in the flow process of a GPU."""
 
     program: list[str]
     quick: tuple[str, ...]
@@ -143,7 +143,7 @@ def test_three_broken_videos_among_good_ones(workplace, way):
     assert set(last["stages"]) == {"decode", "flow", "encode", "write"}
     assert last["bottleneck"] in last["stages"] and last["advice"]
     assert f"bottleneck: {last['bottleneck']} (alone, frames/s: decode " in done.stderr.decode()
-    assert [card["pairs"] for card in last.get("cards", [])] == [12] * (way is WAYS["gpu"])
+    assert [gpu["pairs"] for gpu in last.get("gpus", [])] == [12] * (way is WAYS["gpu"])
 
     again = run("extract", "videos", *way.quick, cwd=workplace, program=way.program)
     assert again.returncode == 1 and b"0 done, 3 there already, 3 failed" in again.stderr
@@ -212,7 +212,7 @@ def test_a_dry_run_does_nothing(workplace):
     ("arguments", "message"),
     [
         (["videos", "--gpu", "--method", "dis"], "--gpu: expected --method tvl1 or farneback"),
-        (["videos", "--gpus", "first"], "--gpus: expected cards such as 0,1, or all, got 'first'"),
+        (["videos", "--gpus", "first"], "--gpus: expected GPUs such as 0,1, or all, got 'first'"),
         (["nowhere"], "nowhere"),
         (["videos", "--dis-patch-size", "8"], "--dis-patch-size does not go with --method tvl1"),
         (["videos", "--shard", "3/2"], "expected a shard from 1/2 to 2/2, got 3/2"),
@@ -236,7 +236,7 @@ def test_bad_usage_is_one_line_and_status_2_before_any_work(workplace, arguments
 
 
 @pytest.mark.parametrize("option", [("--gpu",), ("--gpus", "0,1"), ("--gpus", "all")])
-def test_without_a_card_gpu_is_an_error_that_says_why_before_any_work(workplace, option):
+def test_without_a_gpu_gpu_is_an_error_that_says_why_before_any_work(workplace, option):
     done = run("extract", "videos", *option, cwd=workplace, env={"CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 2
     last = done.stderr.decode().splitlines()[-1]
@@ -248,7 +248,7 @@ def test_without_a_card_gpu_is_an_error_that_says_why_before_any_work(workplace,
     assert not (workplace / "flow").exists()
 
 
-def test_a_finished_run_is_finished_without_a_card(workplace):
+def test_a_finished_run_is_finished_without_a_gpu(workplace):
     arguments = ("extract", "videos", *GPU)
     assert run(*arguments, cwd=workplace, program=PRETENDED).returncode == 0
     again = run(*arguments, cwd=workplace)
@@ -463,7 +463,7 @@ def test_help_imports_nothing_heavy():
 
 
 def test_the_command_line_reference_is_what_help_says():
-    assert (DOCS / "cli.md").read_text(encoding="utf-8") == reference(), "make docs writes it anew"
+    assert (DOCS / "cli.md").read_text(encoding="utf-8") == reference(), "make docs writes it again"
 
 
 def test_version(tmp_path):

@@ -11,7 +11,7 @@ from flowkit.flow import compiled
 
 @pytest.fixture
 def load_small(tmp_path, monkeypatch):
-    """A function that imports a small compiled function anew, as another process would."""
+    """A function that imports a small compiled function again, as another process would."""
     source = tmp_path / "package" / "small.py"
     source.parent.mkdir()
     source.write_text("from numba import njit\n\n@njit\ndef double(x):\n    return 2 * x\n")
@@ -49,7 +49,7 @@ def test_the_first_run_says_that_it_compiles_and_the_second_loads(load_small, ca
 
 @pytest.mark.parametrize("kind", ["*.nbc", "*.nbi"])
 @pytest.mark.parametrize("length", [0, 20])
-def test_truncated_compiled_code_is_deleted_and_made_anew(load_small, caplog, kind, length):
+def test_truncated_compiled_code_is_deleted_and_made_again(load_small, caplog, kind, length):
     folder = Path(load_small().stats.cache_path)
     (file,) = folder.glob(kind)
     file.write_bytes(file.read_bytes()[:length])

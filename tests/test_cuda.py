@@ -1,4 +1,4 @@
-"""The CUDA methods: their kernels run on the processor, compiled for cards, and run on one."""
+"""The CUDA methods: their kernels run on the processor, compiled for GPUs, and run on one."""
 
 import ctypes
 import dataclasses
@@ -348,11 +348,11 @@ def test_a_field_that_is_not_finite_is_refused(place, bound, wrong):
         list(cuda_batches.fetch_planes(bound)(queue, flow, 1))
 
 
-class SmallCard(EmulatedQueue):
-    """A queue of a card whose memory holds `most` bytes in one array, and seems to hold more."""
+class SmallGpu(EmulatedQueue):
+    """A queue of a GPU whose memory holds `most` bytes in one array, and seems to hold more."""
 
     most = 10**9
-    card = SimpleNamespace(free_bytes=lambda: 3_000_000)
+    gpu = SimpleNamespace(free_bytes=lambda: 3_000_000)
 
     def empty(self, shape, dtype):
         if np.dtype(dtype).itemsize * math.prod(shape) > self.most:
@@ -362,7 +362,7 @@ class SmallCard(EmulatedQueue):
 
 @dataclasses.dataclass(frozen=True)
 class EmulatedTVL1:
-    """A method whose slots are on an emulated card, opened by a flow process as a card's are."""
+    """A method whose slots are on an emulated GPU, opened by a flow process as a GPU's are."""
 
     queue: EmulatedQueue
 
@@ -387,8 +387,8 @@ class Listener:
 @pytest.mark.parametrize(
     ("most", "halved"), [(10**9, []), (80_000, [10, 5, 2]), (50_000, [10, 5, 2, 1])]
 )
-def test_a_flow_process_computes_on_the_slots_of_a_card(place, emulated, quantized, most, halved):
-    queue = SmallCard(cuda_tvl1.SOURCE, place)
+def test_a_flow_process_computes_on_the_slots_of_a_gpu(place, emulated, quantized, most, halved):
+    queue = SmallGpu(cuda_tvl1.SOURCE, place)
     queue.most = most
     said = []
     server = flow_server.FlowServer(said.append)
@@ -410,7 +410,7 @@ def test_a_flow_process_computes_on_the_slots_of_a_card(place, emulated, quantiz
 
 
 def test_a_flow_process_says_so_where_not_even_one_pair_has_room(place):
-    queue = SmallCard(cuda_tvl1.SOURCE, place)
+    queue = SmallGpu(cuda_tvl1.SOURCE, place)
     queue.most = 3_000
     server = flow_server.FlowServer(lambda message: None)
     solver = flow_server.Solver(flow_server.Work(EmulatedTVL1(queue), False, None))
@@ -454,7 +454,7 @@ def test_a_barrier_that_some_threads_miss_is_an_error(place):
         run_small(place, "if (threadIdx.x < 32) __syncthreads();", reverse=False)
 
 
-# --- compiled for cards, without one ---
+# --- compiled for GPUs, without one ---
 
 
 @pytest.fixture
@@ -529,7 +529,7 @@ def test_every_kernel_has_a_c_type_for_each_parameter(place):
             assert (names[number], sizes[:count]) == (name, [ctypes.sizeof(t) for t in types])
 
 
-# --- what is said where no card can be used ---
+# --- what is said where no GPU can be used ---
 
 
 def pretended(monkeypatch, *, status="CUDA_SUCCESS", raises=None, driver=13020, compiler=13):
@@ -560,7 +560,7 @@ def pretended(monkeypatch, *, status="CUDA_SUCCESS", raises=None, driver=13020, 
         ({"raises": RuntimeError("no cuda")}, r"no NVIDIA driver was found here"),
         (
             {"status": "CUDA_ERROR_NO_DEVICE"},
-            r"driver sees no card \(CUDA_VISIBLE_DEVICES is '7'\): use the CPU's methods",
+            r"driver sees no GPU \(CUDA_VISIBLE_DEVICES is '7'\): use the CPU's methods",
         ),
         (
             {"status": "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"},
@@ -569,13 +569,13 @@ def pretended(monkeypatch, *, status="CUDA_SUCCESS", raises=None, driver=13020, 
         ({"driver": 12040}, r"made for CUDA 12, the compiler here for CUDA 13\.2: update"),
     ],
 )
-def test_without_a_card_the_error_says_what_is_missing(monkeypatch, machine, message):
+def test_without_a_gpu_the_error_says_what_is_missing(monkeypatch, machine, message):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     pretended(monkeypatch, **machine)
     with pytest.raises(FlowkitError, match=message):
         list(CudaTVL1()([texture(20, 20)] * 2))
     with pytest.raises(FlowkitError, match=message):
-        cuda_device.count_cards()
+        cuda_device.count_gpus()
 
 
 def test_without_cuda_bindings_the_error_says_how_to_get_them(monkeypatch):
@@ -593,26 +593,26 @@ def test_without_cuda_bindings_the_error_says_how_to_get_them(monkeypatch):
 
 @pytest.fixture
 def gpu(place, monkeypatch):
-    """Opens a `Card` with the kernels of a method, and so many bytes of memory."""
+    """Opens a `GPU` with the kernels of a method, and so many bytes of memory."""
 
     def open_one(kind, memory_bytes=1 << 30):
         driver = DriverDouble(SOURCES[kind], place, memory_bytes)
         monkeypatch.setattr(cuda_device, "_open_driver", lambda: driver)
         monkeypatch.setattr(cuda_device, "kept_kernels", lambda *_: b"")
-        return cuda_device.Card(SOURCES[kind])
+        return cuda_device.Gpu(SOURCES[kind])
 
     return open_one
 
 
 @pytest.mark.parametrize("kind", SOLVERS)
-def test_a_card_gives_the_fields_of_its_kernels_and_gives_its_memory_back(gpu, emulated, kind):
+def test_a_gpu_gives_the_fields_of_its_kernels_and_gives_its_memory_back(gpu, emulated, kind):
     first = texture(30, 40)
     pairs = [(first, shifted(first, dx, 0.3)) for dx in (0.1, 0.8, 1.5, 2.5, 3.1)]
-    method, card = QUICK[kind], gpu(kind)
-    driver, free = card.driver, card.free_bytes()
+    method, gpu = QUICK[kind], gpu(kind)
+    driver, free = real_gpu.driver, real_gpu.free_bytes()
     for fetch in (cuda_batches.fetch_fields, cuda_batches.fetch_planes(None)):
         slots = [
-            cuda_batches.Slot(cuda_device.CardQueue(card), method, SOLVERS[kind], fetch)
+            cuda_batches.Slot(cuda_device.GpuQueue(real_gpu), method, SOLVERS[kind], fetch)
             for _ in range(2)
         ]
         results = list(cuda_batches.computed(pairs, slots, lambda size: 2))
@@ -626,11 +626,11 @@ def test_a_card_gives_the_fields_of_its_kernels_and_gives_its_memory_back(gpu, e
     gc.collect()
     for stream in range(len(driver.streams)):
         driver.cuStreamSynchronize(stream)
-    assert driver.allocated == {} and card.free_bytes() == free
+    assert driver.allocated == {} and real_gpu.free_bytes() == free
 
 
 def test_pinned_memory_that_nothing_uses_makes_room_for_another_size(gpu):
-    queue = cuda_device.CardQueue(gpu(CudaFarneback))
+    queue = cuda_device.GpuQueue(gpu(CudaFarneback))
     driver = queue.driver
     driver.host_left = 3 << 14
     small, large = queue.empty((1 << 12,), "float32"), queue.empty((1 << 13,), "float32")
@@ -646,8 +646,8 @@ def test_pinned_memory_that_nothing_uses_makes_room_for_another_size(gpu):
 
 def test_the_room_for_another_size_counts_what_will_be_given_back(gpu):
     size, others = (30, 40), (20, 30)
-    card = gpu(CudaFarneback, 8 << 20)
-    queue = cuda_device.CardQueue(card)
+    gpu = gpu(CudaFarneback, 8 << 20)
+    queue = cuda_device.GpuQueue(real_gpu)
     made = cuda_batches.Slot(
         queue, QUICK[CudaFarneback], SOLVERS[CudaFarneback], cuda_batches.fetch_fields
     )
@@ -656,12 +656,12 @@ def test_the_room_for_another_size_counts_what_will_be_given_back(gpu):
     first = texture(*size)
     [batch] = cuda_batches.batches([(first, shifted(first, 1, 0))], lambda size: 1)
     made.compute(batch, made.room(size))
-    assert card.free_bytes() < 6 << 20
+    assert real_gpu.free_bytes() < 6 << 20
     assert made.room(others) >= room * 0.9
 
 
 def test_a_full_gpu_is_named_with_what_it_holds(gpu):
-    queue = cuda_device.CardQueue(gpu(CudaFarneback, 1 << 20))
+    queue = cuda_device.GpuQueue(gpu(CudaFarneback, 1 << 20))
     with pytest.raises(DeviceMemoryError, match=r"0\.01 GB \(0\.00 of .* GB are free.*nvidia-smi"):
         queue.empty((1 << 21,), "float32")
 
@@ -681,7 +681,7 @@ def test_a_gpu_that_others_have_is_said_to_be_theirs(gpu, monkeypatch, name, kin
 
 
 def test_what_is_written_and_read_is_not_overtaken(gpu):
-    queue = cuda_device.CardQueue(gpu(CudaFarneback))
+    queue = cuda_device.GpuQueue(gpu(CudaFarneback))
     array = queue.empty((3, 4), "float32")
     values = [np.full((3, 4), number, np.float32) for number in range(5)]
     readings = []
@@ -698,8 +698,8 @@ def test_what_is_written_and_read_is_not_overtaken(gpu):
     assert not queue.read(queue.zeros((2, 2), "int32"))().any()
 
 
-def test_memory_of_a_card_that_runs_out_is_an_error_of_its_own(gpu):
-    queue = cuda_device.CardQueue(gpu(CudaFarneback, 1000))
+def test_memory_of_a_gpu_that_runs_out_is_an_error_of_its_own(gpu):
+    queue = cuda_device.GpuQueue(gpu(CudaFarneback, 1000))
     with pytest.raises(DeviceMemoryError, match=r"processor has no memory for \(10, 30\) float32"):
         queue.empty((10, 30), "float32")
 
@@ -746,20 +746,20 @@ def test_importing_the_methods_imports_nothing_heavy():
     assert done.stdout.strip() == "set()"
 
 
-# --- on a card ---
+# --- on a GPU ---
 
 
 @pytest.fixture
-def card():
+def real_gpu():
     try:
-        return cuda_device.open_card(cuda_tvl1.SOURCE)
+        return cuda_device.open_gpu(cuda_tvl1.SOURCE)
     except FlowkitError as error:
         pytest.skip(str(error))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [(16, 16), (5, 40), (70, 131), (256, 340), (481, 641)])
-def test_on_a_card_one_warp_of_full_length_equals_the_cpu_method(card, size):
+def test_on_a_gpu_one_warp_of_full_length_equals_the_cpu_method(real_gpu, size):
     first = texture(*size, grain=2)
     second = shifted(first, 0.7, -0.4)
     same = {"nscales": 1, "warps": 1, "epsilon": 0}
@@ -769,7 +769,7 @@ def test_on_a_card_one_warp_of_full_length_equals_the_cpu_method(card, size):
 
 
 @pytest.mark.gpu
-def test_on_a_card_defaults_agree_with_the_cpu_method(card):
+def test_on_a_gpu_defaults_agree_with_the_cpu_method(real_gpu):
     first = texture(256, 340)
     pairs = [(first, shifted(first, dx, -0.8)) for dx in (0.4, 1.3, 3.2)]
     for field, expected in zip(CudaTVL1().fields(pairs), TVL1().fields(pairs), strict=True):
@@ -779,7 +779,7 @@ def test_on_a_card_defaults_agree_with_the_cpu_method(card):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("parameters", [{}, {"gaussian": True, "poly_n": 7, "poly_sigma": 1.5}])
-def test_on_a_card_farneback_equals_opencv(card, parameters):
+def test_on_a_gpu_farneback_equals_opencv(real_gpu, parameters):
     first = texture(256, 340)
     second = shifted(first, 2.7, -1.4)
     [field] = CudaFarneback(**parameters).fields([(first, second)])
@@ -794,7 +794,7 @@ def test_on_a_card_farneback_equals_opencv(card, parameters):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", SOLVERS)
-def test_on_a_card_every_run_and_every_batch_gives_the_same_bits(card, kind):
+def test_on_a_gpu_every_run_and_every_batch_gives_the_same_bits(real_gpu, kind):
     frames = [texture(120, 161, seed=seed // 2) for seed in range(300)]
     pairs = list(itertools.pairwise(frames))
     runs = [list(kind().fields(pairs)) for _ in range(2)]
@@ -806,7 +806,7 @@ def test_on_a_card_every_run_and_every_batch_gives_the_same_bits(card, kind):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("bound", [None, 20.0])
-def test_on_a_card_planes_are_those_of_the_field_byte_for_byte(card, bound):
+def test_on_a_gpu_planes_are_those_of_the_field_byte_for_byte(real_gpu, bound):
     first = texture(100, 131)
     pairs = [(first, shifted(first, dx, -0.8)) for dx in (2.1, 0.0)]
     computed, quantized = CudaTVL1().fields(pairs), CudaTVL1().planes(pairs, bound=bound)
@@ -821,7 +821,7 @@ def test_on_a_card_planes_are_those_of_the_field_byte_for_byte(card, bound):
 
 
 @pytest.mark.gpu
-def test_on_a_card_the_emulated_kernels_give_the_same_flow(card, emulated):
+def test_on_a_gpu_the_emulated_kernels_give_the_same_flow(real_gpu, emulated):
     first = texture(70, 91)
     pairs = [(first, shifted(first, 1.3, 0.6))]
     for method in (CudaTVL1(nscales=1, warps=1, epsilon=0), QUICK[CudaFarneback]):

@@ -30,7 +30,7 @@ HEALTHY = Facts(
     disk=Disk("/flow", 100 << 30, 5_000_000, True),
     libraries=tuple(Library(needs.module, "1.0", "") for needs in doctor.LIBRARIES),
     opencv=OpenCV(True, (), 0, ("opencv-contrib-python",)),
-    cuda=Cuda("", "570.124.06", "13.0", "13.0", ("a card",)),
+    cuda=Cuda("", "570.124.06", "13.0", "13.0", ("a GPU",)),
     codecs=dict.fromkeys(doctor.CODECS, True),
     speeds=(Speed("tvl1", 20.0, ""),),
 )
@@ -68,7 +68,7 @@ def test_a_healthy_machine_has_no_problem():
 
 
 @pytest.mark.parametrize(
-    ("facts", "what", "mend", "stops"),
+    ("facts", "what", "fix", "stops"),
     [
         (without("av"), "av cannot be imported (no such module); needed for", "pip install av", 1),
         (without("cv2"), "cv2 cannot be imported", "-headless, which needs no system", 1),
@@ -150,9 +150,9 @@ def test_a_healthy_machine_has_no_problem():
         ),
     ],
 )
-def test_each_problem_is_named_with_its_cure(facts, what, mend, stops):
+def test_each_problem_is_named_with_its_cure(facts, what, fix, stops):
     [problem] = find_problems(facts)
-    assert what in problem.what and mend in problem.mend
+    assert what in problem.what and fix in problem.fix
     assert problem.stops == bool(stops)
     assert dataclasses.replace(facts, problems=(problem,)).can_extract == (not stops)
 

@@ -86,9 +86,9 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def run(sources, out, request, *, cards=(0,), workers=2, **options):
+def run(sources, out, request, *, gpus=(0,), workers=2, **options):
     """What became of each video, by its id, and the processes thereafter."""
-    with FlowProcesses(request.method, request.storage, cards=cards) as processes:
+    with FlowProcesses(request.method, request.storage, gpus=gpus) as processes:
         outcomes = extract(sources, out, request, workers=workers, processes=processes, **options)
         ended = {one.source.id: one for one in outcomes if one.status != "running"}
         return ended, processes, processes.usages()
@@ -109,7 +109,7 @@ def test_records_are_those_of_the_workers_byte_for_byte(
 ):
     monkeypatch.setattr(
         "flowkit.extraction.extract.prepare_method", lambda method: None
-    )  # opens no card
+    )  # opens no GPU
     request = Request(method, **options)
     for one in extract(videos, tmp_path / "workers", request, workers=1):
         assert one.status != "failed", one.reason
@@ -125,11 +125,9 @@ def test_records_are_those_of_the_workers_byte_for_byte(
 @pytest.mark.gpu
 @pytest.mark.parametrize("method", [CudaTVL1(), CudaFarneback()], ids=["tvl1", "farneback"])
 @pytest.mark.parametrize("storage", [Storage(), Storage(bound=2.5), FLOATS])
-def test_on_a_card_records_are_those_of_a_worker_that_has_the_card(
-    videos, tmp_path, method, storage
-):
+def test_on_a_gpu_records_are_those_of_a_worker_that_has_the_gpu(videos, tmp_path, method, storage):
     try:
-        device.count_cards()
+        device.count_gpus()
     except FlowkitError as error:
         pytest.skip(str(error))
     request = Request(method, storage=storage)
@@ -165,13 +163,13 @@ def test_memory_holds_a_window_of_any_size():
 
 
 def test_memory_running_out_halves_batches_and_is_told_once(videos, tmp_path, caplog):
-    request = Request(Troubled("small card"))
+    request = Request(Troubled("small GPU"))
     ended, processes, _ = run(videos, tmp_path / "flow", request)
     assert {one.status for one in ended.values()} == {"done"}
     told = [record.message for record in caplog.records if "memory" in record.message]
-    assert len(told) == 1 and told[0].startswith("card 0 ran out of memory: batches were halved, ")
+    assert len(told) == 1 and told[0].startswith("GPU 0 ran out of memory: batches were halved, ")
     [note] = processes.notes()
-    assert note.startswith("card 0 ran out of memory: batches were halved, to ")
+    assert note.startswith("GPU 0 ran out of memory: batches were halved, to ")
     assert 1 <= int(note.split(" to ")[1].split()[0]) <= 3
 
 
@@ -200,7 +198,7 @@ def test_no_video_waits_for_ever_where_none_can_be_computed(videos, tmp_path):
     ("trouble", "death"),
     [
         ("killed", "died by SIGKILL (signal 9)"),
-        ("card lost", "ended with exit status 70: CUDA failed with CUDA_ERROR_ILLEGAL_ADDRESS"),
+        ("GPU lost", "ended with exit status 70: CUDA failed with CUDA_ERROR_ILLEGAL_ADDRESS"),
     ],
 )
 def test_a_flow_process_that_dies_costs_the_videos_in_flight_and_is_started_again(
@@ -209,11 +207,11 @@ def test_a_flow_process_that_dies_costs_the_videos_in_flight_and_is_started_agai
     method = Troubled(trouble, dark=50, once=str(tmp_path / "happened"))
     dark_first = [videos[-1], *videos[:-1]]
     ended, processes, _ = run(dark_first, tmp_path / "flow", Request(method), workers=1)
-    assert ended["c/dark"].reason == f"the flow process of card 0 {death}"
+    assert ended["c/dark"].reason == f"the flow process of GPU 0 {death}"
     assert [one.status for one in ended.values()] == ["failed"] + ["done"] * 5
-    assert processes.notes() == [f"the flow process of card 0 {death}"]
+    assert processes.notes() == [f"the flow process of GPU 0 {death}"]
     assert [record.message for record in caplog.records] == [
-        f"the flow process of card 0 {death}: starting it again"
+        f"the flow process of GPU 0 {death}: starting it again"
     ]
     ended, _, _ = run(dark_first[:1], tmp_path / "flow", Request(method))
     assert ended["c/dark"].status == "done"
@@ -225,14 +223,14 @@ def test_a_flow_process_that_dies_twice_ends_the_run(videos, tmp_path):
     ended, processes, usages = run(sources, tmp_path, Request(method), workers=1)
     assert list(ended) == ["0", "1"] and {one.status for one in ended.values()} == {"failed"}
     assert processes.problem == (
-        "the flow process of card 0 died by SIGKILL (signal 9), for the second time"
+        "the flow process of GPU 0 died by SIGKILL (signal 9), for the second time"
     )
     assert usages == {}
 
 
 def test_a_flow_process_that_dies_between_two_videos_costs_none(videos, tmp_path):
     request = Request(Plain())
-    with FlowProcesses(Plain(), request.storage, cards=[0]) as processes:
+    with FlowProcesses(Plain(), request.storage, gpus=[0]) as processes:
         process = processes.seats[0].process
         process.kill()
         process.wait()
@@ -243,43 +241,43 @@ def test_a_flow_process_that_dies_between_two_videos_costs_none(videos, tmp_path
 
 
 @pytest.mark.parametrize("way", ["fork", "spawn"], indirect=True)
-def test_videos_are_spread_over_cards(videos, tmp_path, monkeypatch):
+def test_videos_are_spread_over_gpus(videos, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,3,9")
     request = Request(Visible(), storage=FLOATS)
-    ended, _, usages = run(videos, tmp_path, request, cards=(2, 0))
+    ended, _, usages = run(videos, tmp_path, request, gpus=(2, 0))
     assert {one.status for one in ended.values()} == {"done"}
-    cards = {name: open_record(tmp_path / name).fields(0, 1).max() for name in ended}
-    assert set(cards.values()) == {9.0, 5.0}
-    for card, name in ((2, 9.0), (0, 5.0)):
-        mine = [ended[video].extracted.fields for video in ended if cards[video] == name]
-        assert usages[card].pairs == sum(mine) > 0
+    gpus = {name: open_record(tmp_path / name).fields(0, 1).max() for name in ended}
+    assert set(gpus.values()) == {9.0, 5.0}
+    for gpu, name in ((2, 9.0), (0, 5.0)):
+        mine = [ended[video].extracted.fields for video in ended if gpus[video] == name]
+        assert usages[gpu].pairs == sum(mine) > 0
 
 
 @pytest.mark.parametrize(
-    ("cards", "visible", "message"),
+    ("gpus", "visible", "message"),
     [
-        ([], None, r"expected distinct cards such as 0,1, got \[\]"),
-        ([1, 1], None, r"expected distinct cards such as 0,1, got \[1, 1\]"),
-        ([2], "4,6", "expected cards of 0 to 1, as CUDA_VISIBLE_DEVICES is '4,6', got 2"),
+        ([], None, r"expected distinct GPUs such as 0,1, got \[\]"),
+        ([1, 1], None, r"expected distinct GPUs such as 0,1, got \[1, 1\]"),
+        ([2], "4,6", "expected GPUs of 0 to 1, as CUDA_VISIBLE_DEVICES is '4,6', got 2"),
     ],
 )
-def test_cards_that_are_none_are_refused(monkeypatch, cards, visible, message):
+def test_gpus_that_are_none_are_refused(monkeypatch, gpus, visible, message):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     with pytest.raises(UsageError, match=message):
-        FlowProcesses(Plain(), Storage(), cards=cards)
+        FlowProcesses(Plain(), Storage(), gpus=gpus)
 
 
 @pytest.mark.parametrize("way", ["fork", "spawn"], indirect=True)
-def test_a_card_that_cannot_be_used_is_an_error_at_the_start():
-    with pytest.raises(UsageError, match="card 1: no card here"):
-        FlowProcesses(Missing(), Storage(), cards=[1]).__enter__()
+def test_a_gpu_that_cannot_be_used_is_an_error_at_the_start():
+    with pytest.raises(UsageError, match="GPU 1: no GPU here"):
+        FlowProcesses(Missing(), Storage(), gpus=[1]).__enter__()
 
 
 def test_a_dead_worker_is_forgotten(videos, tmp_path):
     """Its pairs wait no longer, and the others' flow comes."""
     request = Request(Plain())
-    with FlowProcesses(Plain(), request.storage, cards=[0]) as processes:
+    with FlowProcesses(Plain(), request.storage, gpus=[0]) as processes:
         remote = processes.assign(0)
         frames = [np.full((64, 80), value, np.uint8) for value in range(40)]
         pairs = list(itertools.pairwise(frames))
@@ -296,7 +294,7 @@ def test_a_dead_worker_is_forgotten(videos, tmp_path):
 
 
 def test_strangers_are_turned_away_and_do_no_harm():
-    with FlowProcesses(Plain(), Storage(), cards=[0]) as processes:
+    with FlowProcesses(Plain(), Storage(), gpus=[0]) as processes:
         remote = processes.assign(0)
         with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as rude:
             silent.connect(f"\0{remote.address}")
@@ -310,7 +308,7 @@ def test_strangers_are_turned_away_and_do_no_harm():
 def test_no_pairs_need_no_process_and_sizes_may_not_change():
     assert list(RemoteFlow("nowhere", quantized=False).compute([])) == []
     small, large = np.zeros((20, 20), np.uint8), np.zeros((20, 30), np.uint8)
-    with FlowProcesses(Plain(), Storage(), cards=[0]) as processes:
+    with FlowProcesses(Plain(), Storage(), gpus=[0]) as processes:
         stream = processes.assign(0).compute([(small, small), (large, large)])
         with pytest.raises(FlowkitError, match=r"frames of \(20, 20\) throughout, instead got \(2"):
             list(stream)
@@ -367,7 +365,7 @@ def test_in_workers_the_slowest_stage_is_the_bottleneck():
     assert find_bottleneck(1000, {**SECONDS, "flow": 90.0}, 4).bottleneck == "flow"
 
 
-def test_a_busy_card_is_the_bottleneck_and_an_idle_one_is_not():
+def test_a_busy_gpu_is_the_bottleneck_and_an_idle_one_is_not():
     busy = Usage(pairs=900, batches=10, span_s=10.0, busy_s=9.0)
     idle = Usage(pairs=900, batches=10, span_s=10.0, busy_s=3.0)
     found = find_bottleneck(1000, SECONDS, 4, {0: busy})

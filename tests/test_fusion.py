@@ -237,7 +237,7 @@ def test_classes_of_one_group_each_leave_c_at_one_and_say_so(heldout, caplog):
     assert "no class has two source groups" in caplog.text
 
 
-def test_learned_weights_are_the_likeliest(heldout):
+def test_learned_weights_are_the_most_likely(heldout):
     fusion = fit_weights(heldout)
     rows = np.arange(60)
     spatial, temporal = (

@@ -350,7 +350,7 @@ def test_what_does_not_fit_is_refused_by_name(tracked, encoded, tmp_path):
     write_codebooks(tmp_path / "codebook.npz", found)
     result = run(tmp_path, "fisher", "fit", tracked / "tracks", "--split",
                  tracked / "runs/split.json", "--out", tmp_path / "codebook.npz")  # fmt: skip
-    assert "--overwrite fits anew" in str(result.exception)
+    assert "--overwrite fits again" in str(result.exception)
     lost = replace(split, train=(*split.train, Video("left/v_left_g09_c01", "left", "g09")))
     write_split(tmp_path / "split.json", lost)
     result = run(tmp_path, "fisher", "fit", tracked / "tracks", "--split", tmp_path / "split.json")

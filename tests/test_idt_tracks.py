@@ -50,7 +50,7 @@ def pasted_disc(frames, *, radius, step):
 
 
 def paths_of(tracks, camera):
-    """The points of tracks under a camera that moves by (x, y) px a frame: (N, 16, 2) px."""
+    """The points of tracks under a camera that moves by (x, y) px per frame: (N, 16, 2) px."""
     moves = tracks["trajectory"].reshape(-1, 15, 2) * tracks["travel"][:, None, None] + camera
     points = np.concatenate([np.zeros((len(tracks), 1, 2)), moves.cumsum(axis=1)], axis=1)
     return points + (tracks["mean"] - points.mean(axis=1))[:, None]

@@ -1,4 +1,4 @@
-"""OpenCV's CUDA methods: what they ask of the binding, by a double; on a card if there is one."""
+"""OpenCV's CUDA methods: what they ask of the binding, by a double; on a GPU if there is one."""
 
 import itertools
 import subprocess
@@ -60,7 +60,7 @@ def test_both_directions_and_several_steps_share_the_uploads(double):
     assert (len(fields), len(uploads(double))) == (8 + 8 + 4, 9)
 
 
-def test_memory_of_the_card_is_used_again(double):
+def test_memory_of_the_gpu_is_used_again(double):
     frames = [texture((40, 40), seed) for seed in range(2 * HELD)]
     method = make_method("farneback-opencv-cuda")
     fields = list(method(frames))
@@ -141,10 +141,10 @@ def test_an_opencv_without_cuda_is_told_before_any_work(monkeypatch, name):
         next(make_method(name)([texture(), texture()]))
 
 
-@pytest.mark.parametrize("cards", [0, -1])  # -1: the driver does not fit
-def test_a_machine_without_a_card_is_told(monkeypatch, cards):
-    monkeypatch.setattr(cv2, "cuda", CudaDouble(cards))
-    with pytest.raises(UsageError, match="finds no NVIDIA card that it can use"):
+@pytest.mark.parametrize("gpus", [0, -1])  # -1: the driver does not fit
+def test_a_machine_without_a_gpu_is_told(monkeypatch, gpus):
+    monkeypatch.setattr(cv2, "cuda", CudaDouble(gpus))
+    with pytest.raises(UsageError, match="finds no NVIDIA GPU that it can use"):
         prepare_method(make_method("tvl1-opencv-cuda"))
 
 
@@ -183,7 +183,7 @@ def test_the_build_says_that_it_needs_a_compiler(tmp_path):
 
 
 @pytest.fixture
-def card() -> None:
+def gpu() -> None:
     for name in methods_on("opencv-cuda"):
         try:
             prepare_method(make_method(name))
@@ -193,7 +193,7 @@ def card() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", methods_on("opencv-cuda"))
-def test_on_a_card_a_shift_has_its_sign_and_every_run_the_same_answer(card, name):
+def test_on_a_gpu_a_shift_has_its_sign_and_every_run_the_same_answer(gpu, name):
     whole = texture((272, 356))
     frames = [whole[8 - t : 264 - t, 8 - 2 * t : 348 - 2 * t].copy() for t in range(4)]
     fields = list(make_method(name)(frames))
@@ -204,7 +204,7 @@ def test_on_a_card_a_shift_has_its_sign_and_every_run_the_same_answer(card, name
 
 
 @pytest.mark.gpu
-def test_on_a_card_farneback_is_near_the_processors(card):
+def test_on_a_gpu_farneback_is_near_the_processors(gpu):
     first, second = texture((256, 340)), np.roll(texture((256, 340)), 2, axis=1)
     [field] = make_method("farneback-opencv-cuda").fields([(first, second)])
     expected = cv2.FarnebackOpticalFlow_create().calc(first, second, None)

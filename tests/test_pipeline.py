@@ -85,8 +85,8 @@ def test_the_report_has_a_row_for_each_stream_and_the_fusion(demo):
 
 def test_predict_agrees_with_the_fused_scores_of_the_same_video(demo):
     folder, printed = demo
-    name, _, likeliest = printed["predict"].strip().splitlines()[-1].partition(": ")
-    best, percent = likeliest.split(", ")[0].rsplit(" ", 1)
+    name, _, most_likely = printed["predict"].strip().splitlines()[-1].partition(": ")
+    best, percent = most_likely.split(", ")[0].rsplit(" ", 1)
     fused = read_scores(folder / "runs" / "fused" / "scores-test.npz")
     row = fused.values[[Path(video).name for video in fused.videos].index(Path(name).stem)]
     assert fused.classes[row.argmax()] == best

@@ -204,7 +204,7 @@ def test_finished_scores_are_kept_only_if_made_the_same_way(tmp_path, records, r
     assert (retrained.values != first.values).any()
 
 
-def test_records_made_anew_are_scored_anew(tmp_path, run):
+def test_records_made_again_are_scored_again(tmp_path, run):
     for seed in (0, 1):
         write_videos(tmp_path / f"flow{seed}", per_class=4, seed=seed, format=("npy", "flo")[seed])
     scorer = Scorer(run, views=TestViews(1))

@@ -230,7 +230,7 @@ def test_a_given_split_is_taken_and_its_training_part_held_out_from(job_of, plac
 
 
 def test_a_split_made_for_training_on_everything_holds_nothing_out(job_of, place):
-    """Too few videos to hold any out: two a class, one of which is the test part."""
+    """Too few videos to hold any out: two per class, one of which is the test part."""
     write_videos(place / "few", per_class=2)
     with pytest.raises(SplitError, match=r"nothing to hold out .*--no-heldout"):
         job_of("spatial", "--records", "few", "--runs", "few-runs")
@@ -242,7 +242,7 @@ def test_a_split_made_for_training_on_everything_holds_nothing_out(job_of, place
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (["--resume", "--overwrite"], UsageError, "--resume goes on and --overwrite begins anew"),
+        (["--resume", "--overwrite"], UsageError, "--resume goes on and --overwrite begins again"),
         (["--task", "flow"], UsageError, "--task: expected NAME=RECORDS or NAME=RECORDS,SPLIT"),
         (["--task", "a=flow", "--task", "a=flow"], UsageError, "a name for each data set, got one"),
         (["--task", "a=flow", "--split", "x"], UsageError, "--task names its split itself"),

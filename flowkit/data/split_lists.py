@@ -61,7 +61,7 @@ def ucf101_split(folder: str | os.PathLike[str], number: int = 1) -> Split:
 def hmdb51_split(folder: str | os.PathLike[str], number: int = 1) -> Split:
     """Split `number` of HMDB-51's official lists; nothing is held out.
 
-    `folder` holds a file a class, ``brush_hair_test_split1.txt``, of lines "NAME.avi 1": 1 for
+    `folder` holds a file per class, ``brush_hair_test_split1.txt``, of lines "NAME.avi 1": 1 for
     training, 2 for testing, 0 for neither. The classes are in the order of their names (HMDB-51
     numbers none).
     """

@@ -39,9 +39,9 @@ IMAGES = "img_%05d.jpg"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a video shows: all classes, likeliest first, with their probabilities, float64 (K,).
+    """What a video shows: all classes, most likely first, with their probabilities, float64 (K,).
 
-    `streams` has each stream's own likeliest class and its probability; `frames` is the length.
+    `streams` has each stream's own most likely class and its probability; `frames` is the length.
     The probabilities of a fusion by SVM are the softmax of its margins: good for ordering.
     """
 
@@ -51,7 +51,7 @@ class Prediction:
     frames: int
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """The likeliest classes with their probabilities."""
+        """The most likely classes with their probabilities."""
         return list(zip(self.classes, self.probabilities.tolist(), strict=True))[:count]
 
 
@@ -266,9 +266,9 @@ def _count_frames(path: Path, max_frame_mpx: float) -> int:
 
 
 def _ranked(scores: Scores) -> tuple[tuple[str, ...], np.ndarray]:
-    """The classes of the one video of `scores`, likeliest first, and their probabilities.
+    """The classes of the one video of `scores`, most likely first, and their probabilities.
 
-    Between equals the class whose name comes first is likelier.
+    Between equals the class whose name comes first is more likely.
     """
     [values] = softmax(scores)
     order = sorted(range(len(values)), key=lambda k: (-values[k], scores.classes[k]))

@@ -348,7 +348,7 @@ def _read_alike(path: Path, meta: dict[str, Any]) -> dict[str, np.ndarray] | Non
         return None
     scores = read_scores(path)
     if found := differences(scores.meta, json.loads(json.dumps(meta))):
-        log.info("%s: is made anew, for it differs: %s", path, "; ".join(found))
+        log.info("%s: is made again, for it differs: %s", path, "; ".join(found))
         return None
     return dict(zip(scores.videos, scores.values, strict=True))
 

@@ -25,7 +25,7 @@ from flowkit.flow.pairs import Pair, check_pair
 from flowkit.records.formats import Ranges
 
 WINDOW = 64  # pairs of a video on their way, at most: a dozen workers fill several batches
-WINDOW_PX = 6 << 20  # pixels of those pairs: 64 of 340 x 256, and memory of 20 MB a worker
+WINDOW_PX = 6 << 20  # pixels of those pairs: 64 of 340 x 256, and memory of 20 MB per worker
 SMALLEST_WINDOW = 4
 GROUP = 8  # pairs in a message: one each would cost the flow process more than their pixels
 

@@ -1,4 +1,4 @@
-"""Flow processes as the run that starts them sees them: one a card, and what became of each."""
+"""Flow processes as the run that starts them sees them: one per GPU, and what became of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.extraction.flow_client import RemoteFlow
 from flowkit.extraction.messages import Halved, Usage, Work
-from flowkit.flow.cuda.device import count_cards
+from flowkit.flow.cuda.device import count_gpus
 from flowkit.flow.method import FlowMethod
 from flowkit.records.layout import Storage
 from flowkit.workers.children import (
@@ -32,17 +32,17 @@ from flowkit.workers.signals import signals_held
 
 log = logging.getLogger("flowkit")
 
-LOAD_S = 300.0  # a card is open within this, its kernels compiled
+LOAD_S = 300.0  # a GPU is open within this, its kernels compiled
 WAIT_S = 0.5  # longest wait: a signal that comes just before it does not end it
 USAGE_S = 5.0  # in which a process says what it did
-STARTS = 2  # of a process on each card: one that dies again would go on doing so
+STARTS = 2  # of a process on each GPU: one that dies again would go on doing so
 
 
 @dataclass(eq=False)
 class _Seat:
-    """A card, and the process that computes on it at the moment."""
+    """A GPU, and the process that computes on it at the moment."""
 
-    card: int
+    gpu: int
     running: set[int] = field(default_factory=set)  # videos, by their number
     starts: int = 0
     address: str = ""
@@ -62,7 +62,7 @@ class _Seat:
                 self.last_words = message
             case Halved(pairs, (height, width)):
                 shortage = (
-                    f"card {self.card} ran out of memory: batches were halved, "
+                    f"GPU {self.gpu} ran out of memory: batches were halved, "
                     f"to {pairs} pairs of {width}x{height}"
                 )
                 if not self.shortage:
@@ -71,22 +71,22 @@ class _Seat:
 
 
 class FlowProcesses:
-    """One process for each card that computes `method` for all workers; a context manager.
+    """One process for each GPU that computes `method` for all workers; a context manager.
 
-    `storage` says whether flow is quantized there already. `cards` are numbers among those that
+    `storage` says whether flow is quantized there already. `gpus` are numbers among those that
     this process may use (``CUDA_VISIBLE_DEVICES``); a method of the CPU may be computed so, too.
     Entering starts the processes and waits for them: UsageError says why one cannot compute. They
     end with the block, and with the thread that entered it.
     """
 
-    def __init__(self, method: FlowMethod, storage: Storage, *, cards: Sequence[int]) -> None:
-        if not cards or len(set(cards)) < len(cards):
-            raise UsageError(f"expected distinct cards such as 0,1, got {list(cards)}")
+    def __init__(self, method: FlowMethod, storage: Storage, *, gpus: Sequence[int]) -> None:
+        if not gpus or len(set(gpus)) < len(gpus):
+            raise UsageError(f"expected distinct GPUs such as 0,1, got {list(gpus)}")
         refuse_script_import()
         self.quantized = storage.is_planes and hasattr(method, "planes")
         self.work = Work(method, self.quantized, storage.bound)
-        self.seats = [_Seat(card) for card in cards]
-        self.environments = {card: _environment(card) for card in cards}
+        self.seats = [_Seat(gpu) for gpu in gpus]
+        self.environments = {gpu: _environment(gpu) for gpu in gpus}
         self.problem = ""  # why no further video can be begun
         self._seat_of: dict[int, tuple[_Seat, str]] = {}  # video -> its seat and address there
 
@@ -97,7 +97,7 @@ class FlowProcesses:
             for seat in self.seats:
                 problem = self._wait_for(seat)
                 if problem:
-                    raise UsageError(f"card {seat.card}: {problem}")
+                    raise UsageError(f"GPU {seat.gpu}: {problem}")
         except BaseException:
             self._end()
             raise
@@ -112,7 +112,7 @@ class FlowProcesses:
         self._end()
 
     def assign(self, video: int) -> RemoteFlow:
-        """Where video number `video` is computed: on the card with the fewest videos.
+        """Where video number `video` is computed: on the GPU with the fewest videos.
 
         Where `problem` says so after the call, no flow will come from there.
         """
@@ -140,7 +140,7 @@ class FlowProcesses:
             self._listen(seat)
 
     def usages(self) -> dict[int, Usage]:
-        """What the process of each card did; a card is missing whose process is dead."""
+        """What the process of each GPU did; a GPU is missing whose process is dead."""
         for seat in self.seats:
             if seat.control is not None:
                 with suppress(OSError):
@@ -153,7 +153,7 @@ class FlowProcesses:
                     break
                 if not self._listen(seat):
                     break
-        return {seat.card: seat.usage for seat in self.seats if seat.usage is not None}
+        return {seat.gpu: seat.usage for seat in self.seats if seat.usage is not None}
 
     def notes(self) -> list[str]:
         """What happened to the processes, in words, for the end of a run."""
@@ -176,7 +176,7 @@ class FlowProcesses:
         seat.last_words = ""
         with signals_held():  # as it begins, and until it is listed
             seat.process, seat.control = start_child(
-                "flowkit.extraction.flow_server:serve", self.environments[seat.card]
+                "flowkit.extraction.flow_server:serve", self.environments[seat.gpu]
             )
         with suppress(OSError):  # it is dead, and `_wait_for` will tell
             seat.control.send_bytes(dump_for_child((seat.address, self.work)))
@@ -197,7 +197,7 @@ class FlowProcesses:
         """Bury a process that died, and start another unless that died before, too."""
         assert seat.process is not None and seat.control is not None
         self._listen(seat)
-        seat.death = f"the flow process of card {seat.card} {how_it_died(seat.process)}" + (
+        seat.death = f"the flow process of GPU {seat.gpu} {how_it_died(seat.process)}" + (
             f": {seat.last_words}" if seat.last_words else ""
         )
         self._end_seat(seat)
@@ -225,9 +225,9 @@ class FlowProcesses:
                 self._end_seat(seat)
 
 
-def count_cards_apart() -> int:
+def count_gpus_apart() -> int:
     """`count_cards`, asked in another process: one that has asked cannot be forked any more."""
-    with closing(run_pool(_count_cards, [None], workers=1)) as outcomes:
+    with closing(run_pool(_count_gpus, [None], workers=1)) as outcomes:
         for outcome in outcomes:
             if isinstance(outcome, Failed):
                 raise FlowkitError(outcome.reason)
@@ -236,19 +236,19 @@ def count_cards_apart() -> int:
     raise AssertionError("an item has an outcome")
 
 
-def _count_cards(item: None, report: Callable[[Any], None]) -> int:
-    return count_cards()
+def _count_gpus(item: None, report: Callable[[Any], None]) -> int:
+    return count_gpus()
 
 
-def _environment(card: int) -> dict[str, str]:
-    """What shows a process one card only; UsageError if this process may not use it."""
+def _environment(gpu: int) -> dict[str, str]:
+    """What shows a process one GPU only; UsageError if this process may not use it."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = [name.strip() for name in visible.split(",")] if visible is not None else None
     if names is None:
-        return {"CUDA_VISIBLE_DEVICES": str(card)}
-    if card >= len(names):
+        return {"CUDA_VISIBLE_DEVICES": str(gpu)}
+    if gpu >= len(names):
         raise UsageError(
-            f"expected cards of 0 to {len(names) - 1}, as CUDA_VISIBLE_DEVICES is {visible!r}, "
-            f"got {card}"
+            f"expected GPUs of 0 to {len(names) - 1}, as CUDA_VISIBLE_DEVICES is {visible!r}, "
+            f"got {gpu}"
         )
-    return {"CUDA_VISIBLE_DEVICES": names[card]}
+    return {"CUDA_VISIBLE_DEVICES": names[gpu]}

@@ -1,7 +1,7 @@
-"""The flow process: pairs of many videos, gathered into the batches of one method on one card.
+"""The flow process: pairs of many videos, gathered into the batches of one method on one GPU.
 
 Its main thread takes what workers (`flowkit.extraction.flow_client`) send, further threads compute.
-A batch is what waits at the moment a thread is free: the busier the card, the fuller the batches.
+A batch is what waits at the moment a thread is free: the busier the GPU, the fuller the batches.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ class FlowServer:
         except DeviceMemoryError as error:
             again, reason = self._halves(batch, room), one_line(error)
         except DeviceError:
-            raise  # the card is lost to this process
+            raise  # the GPU is lost to this process
         except Exception as error:
             again, reason = [], one_line(error)
         else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flowkit.extraction.messages import Usage
 
 STAGES = ("decode", "flow", "encode", "write")
-BUSY = 0.85  # share of the time from which on a card is what the others wait for
+BUSY = 0.85  # share of the time from which on a GPU is what the others wait for
 WAITING = 0.5  # share of the workers' time
 
 ADVICE = {
@@ -17,7 +17,7 @@ ADVICE = {
     "write": "a faster disk for --out, or --no-rgb",
 }
 CPU_ADVICE = "more cores (-j), a quicker --method or --preset, or an NVIDIA GPU (--gpu)"
-CARD_ADVICE = "a further card (--gpus), a quicker --preset, or a smaller --resize"
+GPU_ADVICE = "a further GPU (--gpus), a quicker --preset, or a smaller --resize"
 IDLE_ADVICE = "more workers (-j), so that more pairs are at hand"
 
 
@@ -25,8 +25,8 @@ IDLE_ADVICE = "more workers (-j), so that more pairs are at hand"
 class Throughput:
     """The frames/s that each stage could do alone, the `bottleneck` among them, and what helps.
 
-    A stage of the workers could do what it did if they spent all their time on it, a card what it
-    did while it had work; `busy` is the share of the time in which it had, None without cards.
+    A stage of the workers could do what it did if they spent all their time on it, a GPU what it
+    did while it had work; `busy` is the share of the time in which it had, None without GPUs.
     """
 
     rates: dict[str, float]
@@ -43,7 +43,7 @@ def find_bottleneck(
 ) -> Throughput:
     """The throughput of a run that made `frames` frames.
 
-    `seconds` are those of all workers by stage; "flow" is their waiting where cards computed, which
+    `seconds` are those of all workers by stage; "flow" is their waiting where GPUs computed, which
     say what they did in `usages`.
     """
     rates = {stage: frames * workers / max(seconds[stage], 1e-9) for stage in STAGES}
@@ -55,7 +55,7 @@ def find_bottleneck(
     rates["flow"] = frames / pairs * sum(one.pairs / max(one.busy_s, 1e-9) for one in used)
     busy = sum(one.busy_s for one in used) / max(sum(one.span_s for one in used), 1e-9)
     if busy >= BUSY:
-        return Throughput(rates, "flow", CARD_ADVICE, busy)
+        return Throughput(rates, "flow", GPU_ADVICE, busy)
     if seconds["flow"] >= WAITING * sum(seconds.values()):
         return Throughput(rates, "flow", IDLE_ADVICE, busy)
     slowest = min(ADVICE, key=rates.__getitem__)

@@ -1,4 +1,4 @@
-"""Functions compiled by Numba: compiled once, kept on disk, and made anew where that is damaged."""
+"""Functions compiled by Numba: once, kept on disk, and again where that is damaged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ensure_compiled(
 
 
 def _compile(dispatcher: Any, signature: tuple[Any, ...], title: str, seconds: int) -> None:
-    """Compile, saying so, or load; what cannot be read is deleted and compiled anew."""
+    """Compile, saying so, or load; what cannot be read is deleted and compiled again."""
     from numba.core import event
 
     class Announcement(event.Listener):

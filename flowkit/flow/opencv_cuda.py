@@ -1,4 +1,4 @@
-"""OpenCV's flow methods on an NVIDIA card, for builds of OpenCV with CUDA (docs/gpu.md)."""
+"""OpenCV's flow methods on an NVIDIA GPU, for builds of OpenCV with CUDA (docs/gpu.md)."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from flowkit.flow.parameters import FarnebackParameters, TVL1Parameters
 if TYPE_CHECKING:
     import numpy as np
 
-HELD = 16  # frames kept on the card: pairs 15 frames apart still find theirs
+HELD = 16  # frames kept on the GPU: pairs 15 frames apart still find theirs
 
 
 @dataclass(frozen=True)
 class OpenCVCudaTVL1(TVL1Parameters):
     """TV-L1 by ``cv2.cuda.OpticalFlowDual_TVL1``, with its parameters and defaults.
 
-    Another algorithm than OpenCV's on the CPU: 300 iterations a warp without a median, an error
+    Another algorithm than OpenCV's on the CPU: 300 iterations per warp without a median, an error
     that is tested rarely, other interpolation (docs/gpu.md).
     """
 
     name: ClassVar[str] = "tvl1-opencv-cuda"
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    iterations: int = parameter(300, "Iterations a warp (tvl1-opencv-cuda).", at_least=1)
+    iterations: int = parameter(300, "Iterations per warp (tvl1-opencv-cuda).", at_least=1)
     gamma: float = parameter(0.0, "Weight of the illumination term; 0 leaves it out.", at_least=0)
 
     def __post_init__(self) -> None:
@@ -147,7 +147,7 @@ class OpenCVCudaBrox:
 def open_opencv_cuda(name: str, create: Callable[[Any], Any]) -> tuple[Any, Any]:
     """cv2 with CUDA, and the algorithm that `create` makes of it.
 
-    UsageError where this build of OpenCV has no CUDA flow, or can use no card.
+    UsageError where this build of OpenCV has no CUDA flow, or can use no GPU.
     """
     from flowkit._cv2 import cv2
 
@@ -158,7 +158,7 @@ def open_opencv_cuda(name: str, create: Callable[[Any], Any]) -> tuple[Any, Any]
         )
     if cv2.cuda.getCudaEnabledDeviceCount() < 1:
         raise UsageError(
-            f"--method {name}: OpenCV {cv2.__version__} finds no NVIDIA card that it can use: see "
+            f"--method {name}: OpenCV {cv2.__version__} finds no NVIDIA GPU that it can use: see "
             "whether nvidia-smi does, or use the CPU's methods"
         )
     try:
@@ -168,7 +168,7 @@ def open_opencv_cuda(name: str, create: Callable[[Any], Any]) -> tuple[Any, Any]
         raise UsageError(f"--method {name}: OpenCV refuses it: {reason}") from error
 
 
-class _FramesOnCard:
+class _FramesOnGpu:
     """The latest frames of one size, each uploaded once: known by the identity of its array."""
 
     def __init__(self, cv2: Any, stream: Any, *, unit_range: bool) -> None:
@@ -196,7 +196,7 @@ class _FramesOnCard:
 def _fields(
     name: str, create: Callable[[Any], Any], pairs: Iterable[Pair], *, unit_range: bool = False
 ) -> Iterator[np.ndarray]:
-    """The field of each pair; algorithm and memory are made anew wherever the size changes.
+    """The field of each pair; algorithm and memory are made again wherever the size changes.
 
     TV-L1's object keeps fewer levels for good after one small frame.
     """
@@ -209,7 +209,7 @@ def _fields(
             if size:
                 algorithm = create(cv2)
             size = first.shape
-            frames = _FramesOnCard(cv2, stream, unit_range=unit_range)
+            frames = _FramesOnGpu(cv2, stream, unit_range=unit_range)
             flow = cv2.cuda.GpuMat()
         there = frames.get(first), frames.get(second)
         flow = algorithm.calc(*there, flow, stream=stream)

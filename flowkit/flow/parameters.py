@@ -16,7 +16,7 @@ class TVL1Parameters:
     lambda_: float = parameter(0.15, "Weight of the data term: smaller is smoother.", at_least=0)
     theta: float = parameter(0.3, "Tightness between data and smoothness term.", at_least=1e-6)
     nscales: int = parameter(5, "Levels of the pyramid.", at_least=1)
-    warps: int = parameter(5, "Warps of the second frame a level.", at_least=1)
+    warps: int = parameter(5, "Warps of the second frame per level.", at_least=1)
     epsilon: float = parameter(0.01, "Mean change in px at which a warp stops.", at_least=0)
     scale_step: float = parameter(0.8, "Size of a level against the finer one.", at_least=0.1)
 
@@ -26,7 +26,7 @@ class MedianTVL1Parameters(TVL1Parameters):
     """Of TV-L1 with medians of the field between its iterations, as OpenCV has it on the CPU."""
 
     inner_iterations: int = parameter(30, "Iterations between two medians.", at_least=1)
-    outer_iterations: int = parameter(10, "Rounds of median and iterations a warp.", at_least=1)
+    outer_iterations: int = parameter(10, "Rounds of median and iterations per warp.", at_least=1)
     median_filtering: int = parameter(
         5, "Side of the median: 1 (none), 5, or for tvl1-opencv 3.", at_least=1
     )
@@ -50,7 +50,7 @@ class FarnebackParameters:
     pyr_scale: float = parameter(0.5, "Size of a level against the finer one.", at_least=0.1)
     fast_pyramids: bool = parameter(False, "Pyramids by pyrDown; needs pyr_scale 0.5.")
     win_size: int = parameter(13, "Side of the averaging window in px.", at_least=1, at_most=1001)
-    iterations: int = parameter(10, "Iterations a level.", at_least=1, at_most=10_000)
+    iterations: int = parameter(10, "Iterations per level.", at_least=1, at_most=10_000)
     poly_n: int = parameter(5, "Neighborhood of the expansion: 5 or 7.", at_least=3, at_most=101)
     poly_sigma: float = parameter(
         1.1, "Sigma of the expansion: 1.1 for 5, 1.5 for 7.", at_least=0, at_most=1000
@@ -58,7 +58,7 @@ class FarnebackParameters:
     gaussian: bool = parameter(False, "Gaussian instead of box window: slower, more accurate.")
 
     def opencv_arguments(self, cv2: Any) -> dict[str, Any]:
-        """The parameters as OpenCV's own classes take them, on the CPU and on a card."""
+        """The parameters as OpenCV's own classes take them, on the CPU and on a GPU."""
         return {
             "numLevels": self.levels,
             "pyrScale": self.pyr_scale,

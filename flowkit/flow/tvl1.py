@@ -33,7 +33,7 @@ class TVL1(MedianTVL1Parameters):
     |u - v|^2 / (2 theta), the minimum is found in turns: v for a fixed u in one step a pixel along
     grad I1, of -rho / |grad I1|^2 cut at +-lambda theta; u for a fixed v as v + theta div p, where
     the dual field p is Chambolle's fixed point iteration of time step tau / theta. This runs from
-    coarse to fine over a pyramid, `warps` times a scale with I1 sampled anew at x + u.
+    coarse to fine over a pyramid, `warps` times a scale with I1 sampled again at x + u.
 
     As OpenCV does it, and the paper does not: one dual step a primal step; p starts at 0 once a
     scale and is kept across its warps; a `median_filtering` median of u before each of

@@ -184,7 +184,7 @@ def plan_tracks(
             for how, places in list(different.items())[:3]
         )
         raise UsageError(
-            f"made from other parameters: {ways}; --overwrite makes them anew, another --out "
+            f"made from other parameters: {ways}; --overwrite makes them again, another --out "
             "keeps them"
         )
     return todo

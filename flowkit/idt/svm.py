@@ -216,7 +216,7 @@ def _read_block(places: Sequence[Path], digest: str) -> np.ndarray:
         if meta["codebook"] != digest:
             raise UsageError(
                 f"{place}: of another codebook than the one given: flowkit fisher encode "
-                "--overwrite makes it anew"
+                "--overwrite makes it again"
             )
         rows.append(vector)
     return np.stack(rows).astype(np.float32)

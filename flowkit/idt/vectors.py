@@ -1,4 +1,4 @@
-"""Track records to Fisher vectors on disk: the codebooks of a split, and a file a video."""
+"""Track records to Fisher vectors on disk: the codebooks of a split, and a file per video."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def plan_encoding(
     if other:
         raise UsageError(
             f"{len(other)} vectors are of another codebook or of other tracks, first {other[0]}: "
-            "--overwrite makes them anew, another --out keeps them"
+            "--overwrite makes them again, another --out keeps them"
         )
     return todo
 

@@ -63,7 +63,7 @@ class Layout:
 
 _FLOW_XY = (("flow_x_%05d", "flow_y_%05d"), ("x_%05d", "y_%05d"))
 LAYOUTS = {
-    "flowkit": Layout("one folder a video with a sidecar, as TSN names files", written=True),
+    "flowkit": Layout("one folder per video with a sidecar, as TSN names files", written=True),
     "mmaction2": Layout("img_, flow_x_ and flow_y_ from 1", _FLOW_XY, "img_%05d.jpg"),
     "tsn": Layout(
         "as many images as fields", _FLOW_XY, "img_%05d.jpg", frame_zero=0, frame_per_field=True

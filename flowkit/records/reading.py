@@ -75,7 +75,7 @@ class Record:
 
     @property
     def sidecar(self) -> dict[str, Any]:
-        """``record.json`` as it is on disk, read anew."""
+        """``record.json`` as it is on disk, read again."""
         return read_sidecar(self.path)
 
     @property

@@ -32,7 +32,7 @@ SUM_TOLERANCE = 0.01  # of a row of softmax scores: half precision keeps 3 digit
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """Values of N videos for K classes, higher is likelier.
+    """Values of N videos for K classes, higher is more likely.
 
     `videos` are N distinct ids and `classes` K distinct names; `values` is float32 (N, K) and
     finite; `labels` is int64 (N,), the place of each video's class in `classes` or -1 where it is

@@ -33,7 +33,7 @@ LEAST = 1e-12  # a probability of zero, for a likelihood
 
 
 def fit_weights(streams: Mapping[str, Scores], *, test_videos: Collection[str] = ()) -> Fusion:
-    """The "weighted" fusion whose weights make the labels of these rows likeliest.
+    """The "weighted" fusion whose weights make the labels of these rows most likely.
 
     Weights w on the simplex that maximize sum_i log sum_s w_s p_s(label_i | i), a concave problem,
     by expectation maximization. Rows as `fit_linear` takes them.

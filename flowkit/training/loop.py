@@ -56,11 +56,11 @@ def train(
     """Train, and yield how it goes; checkpoints, the split, the log and its picture go to `folder`.
 
     `start`: "new" refuses a folder that holds a training, "resume" goes on with it (or begins, if
-    there is none), "overwrite" begins anew. Every `eval_every` steps the held-out part is asked and
-    ``last.json`` written, and ``best.json`` where the accuracy there is the highest yet (of equal
-    ones the lower loss counts); without a held-out part the last step is the best. SIGTERM, SIGHUP
-    and SIGINT let the step end, save, leave a file ``stopped``, and raise Stopped. TrainingError
-    where the loss is NaN.
+    there is none), "overwrite" begins again. Every `eval_every` steps the held-out part is
+    evaluated and ``last.json`` written, and ``best.json`` where the accuracy there is the highest
+    yet (of equal ones the lower loss counts); without a held-out part the last step is the best.
+    SIGTERM, SIGHUP and SIGINT let the step end, save, leave a file ``stopped``, and raise Stopped.
+    TrainingError where the loss is NaN.
     """
     training = prepare(job, ranks, machine, resume=_where_to_start(folder, start))
     if ranks.is_first:
@@ -270,7 +270,7 @@ def _where_to_start(folder: Path, start: Start) -> Path | None:
             return None
     raise UsageError(
         f"{folder}: holds a training at step {read_checkpoint(last).step}: --resume goes on with "
-        "it, --overwrite begins anew, --out writes elsewhere"
+        "it, --overwrite begins again, --out writes elsewhere"
     )
 
 

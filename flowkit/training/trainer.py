@@ -159,7 +159,7 @@ class Training:
                 if ranks.size == 1 and is_stopped():
                     self.net.train()
                     return None
-                views = (batch[stream].flatten(0, 1) for stream in self.job.inputs)  # one a clip
+                views = (batch[stream].flatten(0, 1) for stream in self.job.inputs)  # one per clip
                 with self._autocast():
                     logits = self.net(*map(self._place, views))
                 first = self.net.split_logits(logits.float())[self.net.tasks[0]]

@@ -1,4 +1,4 @@
-"""Pairs collected into batches, and two batches at work on a card at a time."""
+"""Pairs collected into batches, and two batches at work on a GPU at a time."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from flowkit.quantize import bound_range
 
 BATCH_PX = 8 << 20  # pixels of a batch: 96 pairs of 340 x 256, many waves of blocks a pass
 MOST_PAIRS = 4096  # in a batch of tiny frames: a grid has at most 65,535 blocks in depth
-SLOTS = 2  # batches at work: one fills the card while the other's last pairs leave it idle
-MEMORY_SHARE = 0.8  # of the free memory of a card, for all batches
+SLOTS = 2  # batches at work: one fills the GPU while the other's last pairs leave it idle
+MEMORY_SHARE = 0.8  # of the free memory of a GPU, for all batches
 
 Size = tuple[int, int]
 Ranges = list[tuple[float, float]]  # (lo, hi) in px of x, then of y
@@ -83,10 +83,10 @@ class Slot:
         self.solver: Solver | None = None
 
     def room(self, size: Size) -> int:
-        """The pairs of frames of `size` that a batch may hold where SLOTS share the card."""
+        """The pairs of frames of `size` that a batch may hold where SLOTS share the GPU."""
         px = size[0] * size[1]
         # What the slots hold for another size will be given back; they hold alike.
-        free = self.queue.card.free_bytes() + SLOTS * self.held_bytes()
+        free = self.queue.gpu.free_bytes() + SLOTS * self.held_bytes()
         fitting = int(free * MEMORY_SHARE / SLOTS / (self.make.bytes_a_px * px))
         return max(1, min(BATCH_PX // px, fitting, MOST_PAIRS))
 
@@ -130,14 +130,12 @@ def computed(
 
 
 def open_slot(method: Any, source: str, solver: type[Solver], fetch: Fetch) -> Slot:
-    """A slot on the current card, which has the kernels of `source`."""
-    return Slot(device.CardQueue(device.open_card(source)), method, solver, fetch)
+    """A slot on the current GPU, which has the kernels of `source`."""
+    return Slot(device.GpuQueue(device.open_gpu(source)), method, solver, fetch)
 
 
-def on_card(
-    pairs: Iterable[Pair], open_one: Callable[[Fetch], Slot], fetch: Fetch
-) -> Iterator[Any]:
-    """`computed` on the current card; opens it when iteration begins."""
+def on_gpu(pairs: Iterable[Pair], open_one: Callable[[Fetch], Slot], fetch: Fetch) -> Iterator[Any]:
+    """`computed` on the current GPU; opens it when iteration begins."""
     slots = [open_one(fetch) for _ in range(SLOTS)]
     yield from computed(pairs, slots, slots[0].room)
 

@@ -1,4 +1,4 @@
-"""The card: opened with a clear word where there is none, its kernels compiled once and kept.
+"""The GPU: opened with a clear word where there is none, its kernels compiled once and kept.
 
 Driver and compiler (NVRTC) are called through cuda-bindings, which come with torch's CUDA wheels.
 torch itself would take 2 to 4 s to import, for what a few calls of the driver do.
@@ -160,11 +160,11 @@ def kept_kernels(source: str, capability: tuple[int, int]) -> bytes:
         digest, code = file.read_bytes().split(b"\n", 1)
         if digest.decode() == hashlib.sha256(code).hexdigest():
             return code
-        log.warning("damaged compiled code in %s: compiling anew", file)
+        log.warning("damaged compiled code in %s: compiling again", file)
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
-        log.warning("unreadable compiled code in %s (%s): compiling anew", file, error)
+        log.warning("unreadable compiled code in %s (%s): compiling again", file, error)
     code = compile_kernels(source, capability)
     try:
         with replacing(file) as part:
@@ -296,7 +296,7 @@ class PinnedBlocks:
         self.free[block.size].append(block)
 
 
-class Card:
+class Gpu:
     """One NVIDIA GPU with the kernels of one source; `queues` on it may run side by side."""
 
     def __init__(self, source: str) -> None:
@@ -315,7 +315,7 @@ class Card:
         self.name = name.split(b"\0")[0].decode()
         if capability < OLDEST:
             raise FlowkitError(
-                f"expected a card of compute capability {OLDEST[0]}.{OLDEST[1]} or more, "
+                f"expected a GPU of compute capability {OLDEST[0]}.{OLDEST[1]} or more, "
                 f"got {self.name} with {capability[0]}.{capability[1]}: use the CPU's methods"
             )
         self.context = self._context()
@@ -380,22 +380,22 @@ class Card:
         return int(_checked(self.driver.cuMemPoolGetAttribute(self.pool, which)))
 
 
-class CardQueue:
+class GpuQueue:
     """A stream of a GPU as a `Queue`; used within `running`, by one thread at a time."""
 
-    def __init__(self, card: Card) -> None:
-        self.card = card
-        self.driver = card.driver
-        card.enter()
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        self.driver = gpu.driver
+        gpu.enter()
         independent = self.driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value
         self.stream = _checked(self.driver.cuStreamCreate(independent))
         self.pinned = PinnedBlocks(self.driver)
-        self.processors = card.processors
+        self.processors = gpu.processors
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Make the context that of the calling thread."""
-        self.card.enter()
+        self.gpu.enter()
         yield
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
@@ -404,8 +404,8 @@ class CardQueue:
             return DeviceArray.of(Memory(self.driver, size, self.stream), shape, dtype)
         except DeviceMemoryError as error:
             raise DeviceMemoryError(
-                f"{self.card.name} has no memory for {shape} {dtype}, {size / 1e9:.2f} GB "
-                f"({self.card.memory_in_words()}): smaller frames, or a GPU that nothing else uses"
+                f"{self.gpu.name} has no memory for {shape} {dtype}, {size / 1e9:.2f} GB "
+                f"({self.gpu.memory_in_words()}): smaller frames, or a GPU that nothing else uses"
             ) from error
 
     def zeros(self, shape: tuple[int, ...], dtype: str) -> DeviceArray:
@@ -472,8 +472,8 @@ class CardQueue:
         self, kernel: str, grid: Dimensions, block: Dimensions, *arguments: Any
     ) -> Callable[[], None]:
         plain = tuple(a.address if isinstance(a, DeviceArray) else a for a in arguments)
-        packed = pack_arguments(self.card.types[kernel], plain)
-        start, function = self.driver.cuLaunchKernel, self.card.kernels[kernel]
+        packed = pack_arguments(self.gpu.types[kernel], plain)
+        start, function = self.driver.cuLaunchKernel, self.gpu.kernels[kernel]
         given = (*grid, *block, 0, self.stream, ctypes.addressof(packed[1]), 0)
 
         def launch(kept: Any = packed) -> None:  # the driver copies them at each launch
@@ -489,15 +489,15 @@ class CardQueue:
 _opening = threading.Lock()
 
 
-def open_card(source: str) -> Card:
-    """The current card with these kernels, opened once; FlowkitError where there is none."""
+def open_gpu(source: str) -> Gpu:
+    """The current GPU with these kernels, opened once; FlowkitError where there is none."""
     with _opening:
         return _opened(source)
 
 
 @cache
-def _opened(source: str) -> Card:
-    return Card(source)
+def _opened(source: str) -> Gpu:
+    return Gpu(source)
 
 
 def _open_driver() -> Any:
@@ -512,7 +512,7 @@ def _open_driver() -> Any:
     if status == driver.CUresult.CUDA_ERROR_NO_DEVICE:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         hidden = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
-        raise FlowkitError(f"the NVIDIA driver sees no card{hidden}: use the CPU's methods")
+        raise FlowkitError(f"the NVIDIA driver sees no GPU{hidden}: use the CPU's methods")
     if status != driver.CUresult.CUDA_SUCCESS:
         raise FlowkitError(f"the NVIDIA driver cannot be used ({status.name}): update the driver")
     supported = _checked(driver.cuDriverGetVersion()) // 1000  # 13020: CUDA 13.2
@@ -526,7 +526,7 @@ def _open_driver() -> Any:
     return driver
 
 
-def count_cards() -> int:
+def count_gpus() -> int:
     """The GPUs that this process may use; FlowkitError says what is missing where it is none."""
     return _checked(_open_driver().cuDeviceGetCount())
 

@@ -1,4 +1,4 @@
-"""CUDA C++ of Farneback's method: a thread a pixel, a kernel a step, weights as arrays.
+"""CUDA C++ of Farneback's method: a thread per pixel, a kernel per step, weights as arrays.
 
 A pixel takes few operations and little memory traffic (a hundredth of TV-L1's), so steps are not
 fused. Every convolution is separable: weights[0..radius] of the center and outward.

@@ -1,4 +1,4 @@
-"""CUDA C++ of what every method does on the card: frames to floats, resizing, fields to bytes.
+"""CUDA C++ of what every method does on the GPU: frames to floats, resizing, fields to bytes.
 
 A plane is a float32 image whose rows are `pitch` apart (`pitch_of`). Sources are C++ text because
 NVRTC, which torch's wheels bring, compiles it on the user's machine: no compiler is installed.

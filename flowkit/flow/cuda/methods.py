@@ -1,4 +1,4 @@
-"""flowkit's own flow methods on an NVIDIA card: pairs read ahead, computed in batches."""
+"""flowkit's own flow methods on an NVIDIA GPU: pairs read ahead, computed in batches."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CudaTVL1(CudaTVL1Parameters):
-    """TV-L1 on an NVIDIA card: `flowkit.flow.tvl1.TVL1`, parameters and defaults included.
+    """TV-L1 on an NVIDIA GPU: `flowkit.flow.tvl1.TVL1`, parameters and defaults included.
 
     The same algorithm with the same exact stop test, in sums of another order: it agrees with the
     CPU method as that agrees with OpenCV. Preset ``opencv-cuda`` instead follows the conventions of
     ``cv2.cuda.OpticalFlowDual_TVL1``, which is another algorithm (docs/gpu.md): a flat loop without
     median whose error is tested rarely, bicubic A = -0.5, edges repeated, corners aligned.
 
-    Iterating needs a card: FlowkitError says what is missing. Equal parameters make equal methods;
+    Iterating needs a GPU: FlowkitError says what is missing. Equal parameters make equal methods;
     a method holds no state and can be pickled.
     """
 
@@ -55,7 +55,7 @@ class CudaTVL1(CudaTVL1Parameters):
 
     def prepare(self) -> None:
         """UsageError where no GPU can be used."""
-        _open_card(self.name)
+        _open_gpu(self.name)
 
     def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The n-1 fields of n gray or BGR frames, lazily."""
@@ -70,22 +70,22 @@ class CudaTVL1(CudaTVL1Parameters):
         """
         from flowkit.flow.cuda import batches
 
-        return batches.on_card(pairs, self.open_slot, batches.fetch_fields)
+        return batches.on_gpu(pairs, self.open_slot, batches.fetch_fields)
 
     def planes(
         self, pairs: Iterable[Pair], *, bound: float | None = None
     ) -> Iterator[tuple[np.ndarray, Ranges]]:
-        """The fields quantized on the card: planes uint8 (2, H, W) and (lo, hi) of x and of y.
+        """The fields quantized on the GPU: planes uint8 (2, H, W) and (lo, hi) of x and of y.
 
         `bound` in px fixes the range, None takes each component's own: bytes and ranges are those
         that `records.formats.encode_field` makes of the field. ValueError where one is not finite.
         """
         from flowkit.flow.cuda import batches
 
-        return batches.on_card(pairs, self.open_slot, batches.fetch_planes(bound))
+        return batches.on_gpu(pairs, self.open_slot, batches.fetch_planes(bound))
 
     def open_slot(self, fetch: Fetch) -> Slot:
-        """What computes one batch at a time on the current card, for a flow process."""
+        """What computes one batch at a time on the current GPU, for a flow process."""
         from flowkit.flow.cuda import batches, tvl1
 
         return batches.open_slot(self, tvl1.SOURCE, tvl1.TVL1Batch, fetch)
@@ -93,7 +93,7 @@ class CudaTVL1(CudaTVL1Parameters):
 
 @dataclass(frozen=True)
 class CudaFarneback(FarnebackParameters):
-    """Farneback's polynomial expansion on an NVIDIA card, as ``cv2.FarnebackOpticalFlow``.
+    """Farneback's polynomial expansion on an NVIDIA GPU, as ``cv2.FarnebackOpticalFlow``.
 
     SCIA 2003, doi 10.1007/3-540-45103-X_50; parameters and defaults are those of OpenCV's class.
     OpenCV's CPU code ignores `fast_pyramids`; here, as in its CUDA code, levels are then made by
@@ -114,7 +114,7 @@ class CudaFarneback(FarnebackParameters):
 
     def prepare(self) -> None:
         """UsageError where no GPU can be used."""
-        _open_card(self.name)
+        _open_gpu(self.name)
 
     def __call__(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """The n-1 fields of n gray or BGR frames, lazily."""
@@ -124,27 +124,27 @@ class CudaFarneback(FarnebackParameters):
         """The field of each pair of gray frames, float32 (H, W, 2) px; batched as `CudaTVL1`'s."""
         from flowkit.flow.cuda import batches
 
-        return batches.on_card(pairs, self.open_slot, batches.fetch_fields)
+        return batches.on_gpu(pairs, self.open_slot, batches.fetch_fields)
 
     def planes(
         self, pairs: Iterable[Pair], *, bound: float | None = None
     ) -> Iterator[tuple[np.ndarray, Ranges]]:
-        """The fields quantized on the card: as `CudaTVL1.planes`."""
+        """The fields quantized on the GPU: as `CudaTVL1.planes`."""
         from flowkit.flow.cuda import batches
 
-        return batches.on_card(pairs, self.open_slot, batches.fetch_planes(bound))
+        return batches.on_gpu(pairs, self.open_slot, batches.fetch_planes(bound))
 
     def open_slot(self, fetch: Fetch) -> Slot:
-        """What computes one batch at a time on the current card, for a flow process."""
+        """What computes one batch at a time on the current GPU, for a flow process."""
         from flowkit.flow.cuda import batches, farneback
 
         return batches.open_slot(self, farneback.SOURCE, farneback.FarnebackBatch, fetch)
 
 
-def _open_card(name: str) -> None:
+def _open_gpu(name: str) -> None:
     from flowkit.flow.cuda import device, tvl1
 
     try:
-        device.open_card(tvl1.SOURCE)
+        device.open_gpu(tvl1.SOURCE)
     except FlowkitError as error:
         raise UsageError(f"--method {name}: {error}") from error

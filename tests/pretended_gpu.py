@@ -1,4 +1,4 @@
-"""`flowkit` as on a machine with a card: the processor computes what `--gpu` asks of Farneback.
+"""`flowkit` as on a machine with a GPU: the processor computes what `--gpu` asks of Farneback.
 
 The first argument may name another class of stand_ins than PretendedFarneback.
 """
