@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_records import write_record
 
-from flowkit.documents import SIDECAR
+from flowkit.documents import SIDECAR, is_sealed
 from flowkit.errors import FlowkitError, RecordError
 from flowkit.records.reading import open_record
-from flowkit.records.sidecar import is_sealed, parse_sidecar, read_checks
+from flowkit.records.sidecar import parse_sidecar, read_checks
 from flowkit.records.verify import verify_record
 
 VALUES = st.recursive(

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import PurePosixPath
 from typing import Literal
 
-from flowkit.documents import listed, read_document, replacing, short
+from flowkit.documents import listed, read_document, replacing, seal, short
 from flowkit.errors import SplitError
 
 FORMAT = "flowkit split"
@@ -251,14 +251,14 @@ def source_group(id: str) -> str:
 
 
 def write_split(path: str | os.PathLike[str], split: Split) -> None:
-    """Write `split` as JSON, one video per line; replaces what is there in one step."""
+    """Write `split` as JSON, one video per line, sealed; replaces what is there in one step."""
     head = {"format": FORMAT, "version": VERSION, "name": split.name, "classes": split.classes}
     lines = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
     for part in PARTS:
         videos = ",\n".join(f"    {json.dumps(asdict(video))}" for video in split.part(part))
         lines.append(f'  "{part}": [\n{videos}\n  ]' if videos else f'  "{part}": []')
     with replacing(path) as file:
-        file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="ascii")
+        file.write_bytes(seal("{\n" + ",\n".join(lines) + "\n}\n"))
 
 
 def read_split(path: str | os.PathLike[str]) -> Split:

@@ -23,7 +23,7 @@ from zlib_ng.zlib_ng import crc32
 import flowkit
 from flowkit.data.inputs import Inputs, inputs_from_json
 from flowkit.data.origins import Origin, origin_from_json
-from flowkit.documents import differences, read_document, replacing
+from flowkit.documents import differences, read_document, replacing, seal
 from flowkit.errors import CheckpointError, FlowkitError, RecordError
 from flowkit.networks.streams import StreamNet, build_net
 from flowkit.records.reading import Record, flow_of
@@ -116,10 +116,11 @@ def write_checkpoint(
     head = {"format": FORMAT, "version": VERSION, "flowkit": flowkit.__version__}
     for name in names:
         named = files if name == LAST else {"weights": files["weights"]}
-        said = asdict(checkpoint) | {"files": named, "crc32": {kind: sums[kind] for kind in named}}
+        said = asdict(checkpoint) | {"files": named}
+        said["checksums"] = {kind: sums[kind] for kind in named}
         text = json.dumps(head | said, indent=1, allow_nan=False)
         with replacing(folder / name) as part:
-            part.write_text(text + "\n", encoding="ascii")
+            part.write_bytes(seal(text))
     _remove_unnamed(folder)
 
 
@@ -166,7 +167,7 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> dict[str, torch.Ten
     """The "weights" of the checkpoint at `path`, or of ``last.json`` the training "state" too."""
     path = checkpoint_path(path)
     data = _read_json(path)
-    files, sums = data.get("files"), data.get("crc32", {})  # none in earlier checkpoints
+    files, sums = data.get("files"), data.get("checksums", {})  # none in earlier checkpoints
     if not isinstance(files, dict) or not isinstance(sums, dict):
         raise CheckpointError(f"{path}: not of this format: expected its files by name")
     if not isinstance(files.get(kind), str):

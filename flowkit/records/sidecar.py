@@ -17,7 +17,7 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32  # 10 times as fast as zlib's
 
 from flowkit.documents import RECORD_FORMAT as FORMAT
-from flowkit.documents import SIDECAR, parse_document, short
+from flowkit.documents import SIDECAR, parse_document, seal, short
 from flowkit.errors import RecordError, UsageError
 from flowkit.records.layout import Storage, field_templates, image_template
 from flowkit.series import Direction, Series
@@ -35,7 +35,6 @@ SOURCE = {  # what may be said of the source, each or null
     "frames_expected": int,
     "damage": str,
 }
-SEAL = re.compile(rb',\n "crc32": "([0-9a-f]{8})"\n}\n')
 
 
 class Checks(NamedTuple):
@@ -61,8 +60,7 @@ def write_sidecar(path: Path, sidecar: dict[str, Any], checks: Mapping[str, Chec
     }
     head = {"format": FORMAT, "version": VERSION}
     text = json.dumps({**head, **sidecar, "checksums": checksums}, indent=1)
-    body = text.removesuffix("\n}").encode("ascii")
-    path.write_bytes(body + f',\n "crc32": "{crc32(body):08x}"\n}}\n'.encode("ascii"))
+    path.write_bytes(seal(text))
 
 
 def parse_sidecar(data: bytes, path: Path) -> dict[str, Any]:
@@ -88,16 +86,6 @@ def read_checks(sidecar: dict[str, Any]) -> dict[str, Checks] | None:
         template: Checks(*(_hex(one[key]) for key in Checks._fields))
         for template, one in sidecar["checksums"].items()
     }
-
-
-def is_sealed(data: bytes) -> bool:
-    """Whether the bytes of a sidecar end with their own checksum, and it agrees."""
-    seal = SEAL.search(data, max(0, len(data) - 30))
-    return (
-        seal is not None
-        and seal.end() == len(data)
-        and int(seal[1], 16) == crc32(data[: seal.start()])
-    )
 
 
 class _Check:

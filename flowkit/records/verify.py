@@ -15,12 +15,12 @@ import numpy as np
 from zlib_ng.zlib_ng import crc32
 
 from flowkit._cv2 import cv2
-from flowkit.documents import SIDECAR, read_plain_file
+from flowkit.documents import SIDECAR, is_sealed, read_plain_file
 from flowkit.errors import FlowkitError, ReadError, RecordError
 from flowkit.records import formats, zips
 from flowkit.records.ownership import UNFINISHED, one_at_a_time, remove_record
 from flowkit.records.reading import Record, check_frame_size, open_record, read_sidecar_bytes
-from flowkit.records.sidecar import Checks, is_sealed, read_checks
+from flowkit.records.sidecar import Checks, read_checks
 from flowkit.records.unfinished import INCOMPLETE, find_work, remove_if_dead
 from flowkit.video.image_folders import MAX_FRAME_MPX
 
