@@ -1,4 +1,4 @@
-"""Faults, tried and counted: kills at every call that changes names, flipped bits, two at once.
+"""Faults, tried and counted: kills, flipped bits, two at once, full disks, hostile files.
 
 usage: python benchmarks/faults.py [--write docs/reliability.md]
 
@@ -8,24 +8,44 @@ Prints a table of what was tried and how often the outcome was wrong; exit statu
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
+import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
+from flowkit.data.split_lists import list_split
+from flowkit.data.splits import Split, Video, read_split, write_split
 from flowkit.errors import FlowkitError, RecordError
+from flowkit.networks.checkpoints import (
+    BEST,
+    LAST,
+    Checkpoint,
+    read_checkpoint,
+    read_tensors,
+    write_checkpoint,
+)
 from flowkit.records.layout import Storage
 from flowkit.records.packing import pack_record, unpack_record
 from flowkit.records.reading import find_records, open_record
-from flowkit.records.verify import verify_record
+from flowkit.records.unfinished import DEAD_S, INCOMPLETE
+from flowkit.records.verify import delete_broken, find_unfinished, verify_record
 from flowkit.records.writing import RecordWriter
+from flowkit.scores.files import Scores, read_scores, write_scores
 from flowkit.series import Series
+from flowkit.video.writing import write_video
 
 FORWARD = Series("forward", 1)
 CALLS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
@@ -34,8 +54,15 @@ STORAGES = {
     "pack": Storage(format="jpg", pack=True),
     "twostreamfusion": Storage(format="png", layout="twostreamfusion"),
 }
-FLIPS = 60  # of each format
+FLIPS = 300  # of each kind of file
 RACES = 20
+MUTATIONS = 300  # of each kind of file
+MOST_S = 1.0  # for a hostile file
+FREE_KB = range(0, 64, 4)  # on a disk that is about to be full
+DISK_KB = 1024
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc"]
+ODD = (None, True, -1, 0, 7, 10**30, 1e308, 0.5, "", "x", "../../x", "%d", "%s%s", "\0", [], {},
+       [[]], [None], {"x": None}, [0] * 1000, "a" * 100_000)  # fmt: skip
 TITLE = (
     "# Reliability\n\nWritten by `make faults`: what was tried, and how often it went wrong.\n\n"
 )
@@ -146,6 +173,283 @@ def races(folder: Path, alike: bool) -> Iterator[bool]:
         yield values(out) == [1] and mine + theirs == (0 if alike else 1)
 
 
+# --- scores, splits, checkpoints ------------------------------------------------------------------
+
+
+def write_documents(folder: Path, value: int) -> dict[str, Callable[[], None]]:
+    """By name, what writes a document that says `value` into `folder`."""
+    videos = [f"run/v{number}" for number in range(20)]
+    scores = Scores(videos, ("run", "golf"), np.full((20, 2), value), meta={"kind": "logits"})
+    train = tuple(Video(video, "run", video) for video in videos)
+    split = Split(f"split-{value}", ("run", "golf"), train, (), ())
+    tensors = {"a": torch.full((30, 40), float(value))}
+    checkpoint = Checkpoint(
+        value, "small", {"spatial": None}, 0.5, {"main": ("run", "golf")}, 36, 32
+    )
+    return {
+        "scores file": lambda: write_scores(folder / "scores.npz", scores),
+        "split": lambda: write_split(folder / "split.json", split),
+        "checkpoint": lambda: write_checkpoint(
+            folder / "run", [BEST, LAST], checkpoint, tensors, tensors
+        ),
+    }
+
+
+def read_scores_file(folder: Path) -> str:
+    """All that a scores file says."""
+    scores = read_scores(folder / "scores.npz")
+    said = (scores.videos, scores.classes, scores.values.tolist(), scores.labels.tolist())
+    return repr((said, scores.meta))
+
+
+def read_run(folder: Path) -> str:
+    """All that the two checkpoints of a run say, and their tensors."""
+    tensors = [
+        read_tensors(folder / "run" / name, kind)["a"].tolist()
+        for name, kind in ((BEST, "weights"), (LAST, "weights"), (LAST, "state"))
+    ]
+    checkpoints = [vars(read_checkpoint(folder / "run" / name)) for name in (BEST, LAST)]
+    return repr((tensors, checkpoints))
+
+
+READERS: dict[str, Callable[[Path], str]] = {
+    "scores file": read_scores_file,
+    "split": lambda folder: repr(vars(read_split(folder / "split.json"))),
+    "checkpoint": read_run,
+}
+
+
+def document_flips(folder: Path, name: str, pattern: str) -> Iterator[bool]:
+    """A flipped bit is found, or all values are the same."""
+    folder, chance, read = folder / f"flip {name} {pattern}"[:-1], random.Random(7), READERS[name]
+    folder.mkdir()
+    write_documents(folder, 1)[name]()
+    right = read(folder)
+    files = sorted(folder.rglob(pattern))
+    for _ in range(FLIPS):
+        file = chance.choice(files)
+        data = file.read_bytes()
+        flipped = bytearray(data)
+        flipped[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        file.write_bytes(flipped)
+        try:
+            yield read(folder) == right
+        except FlowkitError:
+            yield True
+        file.write_bytes(data)
+
+
+# --- a full disk ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path | None]:
+    """A disk of DISK_KB in memory; None where mounting is not allowed."""
+    disk = folder / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_KB}k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        yield None
+        return
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def on_full_disk(
+    folder: Path,
+    disk: Path | None,
+    make: Callable[[Path, int], object],
+    read: Callable[[Path], object],
+) -> Iterator[bool]:
+    """What was there stays or is replaced, and with room again the next run replaces it."""
+    make(folder / "right", 2)
+    new = read(folder / "right")
+    for free_kb in FREE_KB:
+        place = (disk or folder) / "place"
+        make(place, 1)
+        old = read(place)
+        failed = in_child(lambda p=place, free=free_kb: fill_and_make(make, p, disk, free))
+        found = read(place)
+        (place.parent / "filler").unlink(missing_ok=True)
+        make(place, 2)
+        yield found == (old if failed else new) and read(place) == new
+        shutil.rmtree(place)
+    shutil.rmtree(folder / "right")
+
+
+def fill_and_make(
+    make: Callable[[Path, int], object], place: Path, disk: Path | None, free_kb: int
+) -> None:
+    """Make a 2 with `free_kb` left on the disk; without one no file may grow beyond these."""
+    if disk is None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (free_kb << 10, resource.RLIM_INFINITY))
+    else:
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        (disk / "filler").write_bytes(bytes(max(0, free - (free_kb << 10))))
+    try:
+        make(place, 2)
+    except OSError as error:
+        raise RecordError(str(error)) from error
+
+
+def full_disks(folder: Path) -> Iterator[tuple[str, list[bool]]]:
+    """Records and documents, each with less and less room."""
+    with small_disk(folder) as disk:
+        what = "no file may grow" if disk is None else "a full disk"
+        for name, storage in STORAGES.items():
+            make = lambda out, value, storage=storage: write(out, value, storage)  # noqa: E731
+            yield f"{what}: a {name} replaced", [*on_full_disk(folder, disk, make, values)]
+        for name, read in READERS.items():
+
+            def make(out: Path, value: int, name: str = name) -> None:
+                out.mkdir(parents=True, exist_ok=True)
+                write_documents(out, value)[name]()
+
+            yield f"{what}: a {name} replaced", [*on_full_disk(folder, disk, make, read)]
+
+
+# --- verify beside a run --------------------------------------------------------------------------
+
+
+def beside_runs(folder: Path, runs: int, prefix: list[str]) -> Iterator[bool]:
+    """`verify --delete-broken` beside `extract`, its heartbeat long ago: nothing is lost."""
+    videos = folder / "videos"
+    videos.mkdir(exist_ok=True)
+    noise = np.random.default_rng(7).integers(0, 255, (20, 96, 128, 3), np.uint8)
+    for number in range(3):
+        write_video(videos / f"v{number}.mp4", noise, fps=25.0)
+    for number in range(runs):
+        out = folder / f"beside{len(prefix)}{number}"
+        command = [sys.executable, "-m", "flowkit_cli", "extract", str(videos), "--out", str(out)]
+        command += ["--method", "farneback", "-j", "1"]
+        run = subprocess.Popen([*prefix, *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
+        looked, deleted = 0, False
+        while run.poll() is None:
+            for lock in out.glob(f"{INCOMPLETE}/*/lock"):
+                try:
+                    os.utime(lock, times=(time.time() - 2 * DEAD_S,) * 2)
+                except FileNotFoundError:
+                    continue
+            for verdict in find_unfinished(out):
+                looked += 1
+                deleted |= verdict.kind != "in progress" and not delete_broken(verdict)
+            time.sleep(0.005)
+        run.communicate()
+        kinds = [verify_record(path).kind for path in find_records(out)]
+        yield looked > 0 and run.returncode == 0 and not deleted and kinds == ["sound"] * 3
+
+
+# --- hostile files --------------------------------------------------------------------------------
+
+
+def mutated(chance: random.Random, value: Any) -> Any:
+    """A JSON value with one odd value somewhere, or with one that is missing."""
+    if not isinstance(value, dict | list) or not value or chance.random() < 0.1:
+        return chance.choice(ODD)
+    changed = value.copy()
+    key = chance.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    if chance.random() < 0.1:
+        del changed[key]
+    else:
+        changed[key] = mutated(chance, value[key])
+    return changed
+
+
+def spliced(chance: random.Random, data: bytes) -> bytes:
+    """Bytes cut, doubled, or with strange ones in between."""
+    begin, end = sorted(chance.choices(range(len(data) + 1), k=2))
+    between = chance.choice(
+        (b"", b"\0", b"\xff\xfe", b"\n\n", b"-1 ", b"9" * 5000, b'"', b"[" * 5000, data)
+    )
+    odd = data[:begin] + between + data[chance.choice((begin, end)) :]
+    return odd if odd != data else spliced(chance, data)
+
+
+def survives(call: Callable[[], object]) -> bool:
+    """Whether a reader answers or refuses, within MOST_S of processor time."""
+    start = time.process_time()
+    try:
+        if call() == "sound":  # a changed record
+            return False
+    except FlowkitError:
+        pass
+    except Exception as error:
+        print(f"wrong: {type(error).__name__}: {error}", file=sys.stderr)
+        return False
+    return time.process_time() - start < MOST_S
+
+
+def hostile_documents(folder: Path, file: Path, read: Callable[[], object]) -> Iterator[bool]:
+    """A JSON document with odd values, and with odd bytes."""
+    chance, data = random.Random(7), file.read_bytes()
+    for number in range(MUTATIONS):
+        odd = json.dumps(mutated(chance, json.loads(data))).encode()
+        file.write_bytes(odd if number % 3 else spliced(chance, data))
+        yield survives(read)
+    file.write_bytes(data)
+
+
+def hostile_scores(folder: Path) -> Iterator[bool]:
+    """A scores file with arrays of odd types and shapes, odd `meta`, and odd bytes."""
+    chance, file = random.Random(7), folder / "scores.npz"
+    data = file.read_bytes()
+    with np.load(file) as opened:
+        arrays = dict(opened)
+    odd = [np.array(7), np.zeros((0, 2)), np.full((20, 2), np.nan), np.array([["a"]]),
+           np.full(20, 1 + 1j), np.full(20, "2020", "M8[Y]"), np.array([b"a"] * 20),
+           np.full((20, 2), 10**9), np.array([""] * 20), np.array(["a\0b\n"] * 20)]  # fmt: skip
+    for number in range(MUTATIONS):
+        changed = dict(arrays)
+        if number % 3 == 0:
+            file.write_bytes(spliced(chance, data))
+        else:
+            name = chance.choice(list(arrays))
+            meta = mutated(chance, json.loads(str(arrays["meta"])))
+            changed[name] = np.array(json.dumps(meta)) if name == "meta" else chance.choice(odd)
+            np.savez(file, **changed)
+        yield survives(lambda: read_scores(file))
+    file.write_bytes(data)
+
+
+def hostile_lists(folder: Path) -> Iterator[bool]:
+    """Lists of a split with odd bytes and odd fields."""
+    chance, train, test = random.Random(7), folder / "train.txt", folder / "test.txt"
+    data = "".join(f"{name}/v{n} {20 + n} {k}\n" for k, name in enumerate("ab") for n in range(9))
+    test.write_text("a/w1 20 0\nb/w2 20 1\n")
+    for number in range(MUTATIONS):
+        fields = data.split(" ")
+        fields[chance.randrange(len(fields))] = str(chance.choice(ODD))
+        text = " ".join(fields).encode() if number % 3 else spliced(chance, data.encode())
+        train.write_bytes(text)
+        yield survives(lambda: list_split(train, test))
+
+
+def hostile(folder: Path) -> Iterator[tuple[str, list[bool]]]:
+    """Files of each kind, changed with some understanding of what they say."""
+    folder = folder / "hostile"
+    write(folder, 1, STORAGES["folder"])
+    for call in write_documents(folder, 1).values():
+        call()
+    record = folder / "a"
+
+    def read() -> str:
+        kind = verify_record(record).kind
+        open_record(record).fields(0, 2)
+        return kind
+
+    tries = hostile_documents(folder, record / "record.json", read)
+    yield "a hostile record.json", [*tries]
+    split = folder / "split.json"
+    yield "a hostile split", [*hostile_documents(folder, split, lambda: read_split(split))]
+    best = folder / "run" / BEST
+    yield "a hostile best.json", [*hostile_documents(folder, best, lambda: read_checkpoint(best))]
+    yield "a hostile scores file", [*hostile_scores(folder)]
+    yield "a hostile list", [*hostile_lists(folder)]
+
+
 def rows(folder: Path) -> Iterator[tuple[str, list[bool]]]:
     """What is tried, and for each try whether it went right."""
     for name in STORAGES:
@@ -157,8 +461,24 @@ def rows(folder: Path) -> Iterator[tuple[str, list[bool]]]:
     for format in ("jpg", "png", "lz4", "npy", "flo"):
         yield f"a flipped bit in a record, {format}", [*flips(folder, Storage(format=format))]
     yield "a flipped bit in a pack", [*flips(folder, STORAGES["pack"])]
+    for name, pattern, what in (
+        ("scores file", "*.npz", "a scores file"),
+        ("split", "*.json", "a split"),
+        ("checkpoint", "*.safetensors", "a checkpoint's tensors"),
+        ("checkpoint", "*.json", "a checkpoint's JSON"),
+    ):
+        yield f"a flipped bit in {what}", [*document_flips(folder, name, pattern)]
+    yield from hostile(folder)
+    yield from full_disks(folder)
     yield "two runs of one request at once", [*races(folder, True)]
     yield "two runs of two requests at once", [*races(folder, False)]
+    yield "`verify --delete-broken` beside `extract`", [*beside_runs(folder, RACES, [])]
+    there = shutil.which("unshare") and not subprocess.run([*NAMESPACE, "true"]).returncode
+    what = "the same, `extract` in another PID namespace"
+    yield (
+        what + ("" if there else ": skipped, not allowed here"),
+        ([*beside_runs(folder, RACES // 4, NAMESPACE)] if there else []),
+    )
 
 
 def main() -> None:

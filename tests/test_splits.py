@@ -527,3 +527,12 @@ def test_a_changed_split_is_refused_until_its_checksum_is_taken_away(tmp_path):
     path.write_text(re.sub(r'"crc32": ".*"', '"crc32": ""', path.read_text()))
     split = read_split(path)
     assert "a/v9" in {video.id for video in (*split.train, *split.test)}
+
+
+@pytest.mark.parametrize("line", ["a/v1 20 {}", "a/v1 {} 0"])
+def test_a_number_of_5000_digits_in_a_list_is_refused(tmp_path, line):
+    train, test = tmp_path / "train.txt", tmp_path / "test.txt"
+    train.write_text(line.format("9" * 5000) + "\n")
+    test.write_text("a/w1 20 0\nb/w2 20 1\n")
+    with pytest.raises(SplitError, match=r'train\.txt.*expected "path count label"'):
+        list_split(train, test)

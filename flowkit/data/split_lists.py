@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from flowkit.data.record_folders import Missing, RecordFolder, match_records
 from flowkit.data.splits import PARTS, Split, Video, source_group
-from flowkit.documents import read_plain_file, replacing
+from flowkit.documents import read_plain_file, replacing, short
 from flowkit.errors import SplitError
 from flowkit.records.reading import Record
 from flowkit.video.sources import (
@@ -24,6 +24,7 @@ from flowkit.video.sources import (
 )
 
 COUNT_COLUMNS = ("count", "frames", "num_frames", "n_frames", "total_frames")  # of a .csv
+MOST_DIGITS = 18  # of a number: Python refuses to read one of 4,300
 LABEL_COLUMNS = ("label", "class_id", "class")
 
 
@@ -272,7 +273,7 @@ def _class_names(path: Path) -> tuple[list[str], int | None]:
     numbered = [line.split(" ", 1) for line in lines]
     if not lines:
         raise SplitError(f"{path}: expected class names, got an empty file")
-    if not all(len(words) == 2 and words[0].isdecimal() for words in numbered):
+    if not all(len(words) == 2 and _is_number(words[0]) for words in numbered):
         return lines, None
     numbers = [int(words[0]) for words in numbered]
     if numbers != list(range(numbers[0], numbers[0] + len(lines))) or numbers[0] > 1:
@@ -293,15 +294,21 @@ def _list_lines(path: Path) -> list[_Listed]:
     found = []
     for where, columns in rows:
         numbers = columns[1:]
-        plain = len(numbers) in (1, 2) and all(number.isdecimal() for number in numbers)
+        plain = len(numbers) in (1, 2) and all(map(_is_number, numbers))
         if not columns[0] or not plain:
             line = " ".join(columns)
-            raise SplitError(f'{where}: expected "path count label" or "path label", got {line!r}')
+            raise SplitError(
+                f'{where}: expected "path count label" or "path label", got {short(line)}'
+            )
         count = int(numbers[0]) if len(numbers) == 2 else None
         found.append(_Listed(where, _id(unquote(columns[0])), int(numbers[-1]), count))
     if len({line.count is None for line in found}) > 1:
         raise SplitError(f'{path}: expected all lines "path count label", or all "path label"')
     return found
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and len(text) <= MOST_DIGITS
 
 
 def _rows(path: Path) -> list[tuple[str, list[str]]]:
