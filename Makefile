@@ -7,7 +7,7 @@
 # make pictures   the pictures of the docs, of what the demo made; needs Chromium
 # make check-clips   decodes every real clip in DATA and compares the frame counts
 # make reproduce     the 2014 paper's rows on DATA/jhmdb10 or CLIPS; PROFILE=gpu for all of them at full size
-# make faults      kills, flipped bits and races, counted: docs/reliability.md
+# make faults      kills, flipped bits, races, full disks, hostile files: docs/reliability.md, 5 minutes
 # make gpu-check     GPU tests and benchmarks, one JSON report
 # make opencv-cuda   builds OpenCV with its CUDA flow methods, for GPUs and toolkit that are here
 
