@@ -368,6 +368,7 @@ def test_killed_again_and_again_and_resumed_is_as_never_stopped(slow_videos, way
     assert tree(flow) == tree(slow_videos / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)], ids=["INT", "TERM"]
 )
@@ -385,6 +386,7 @@ def test_stopped_by_a_signal(slow_videos, way, signum, status):
     assert tree(slow_videos / out) == tree(slow_videos / "whole")
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_do_not_corrupt_each_other(slow_videos, way):
     runs = [start(slow_videos, way, "--out", "shared") for _ in range(2)]
     for process in runs:
@@ -393,6 +395,7 @@ def test_two_runs_at_once_do_not_corrupt_each_other(slow_videos, way):
     assert tree(slow_videos / "shared") == tree(slow_videos / "whole")
 
 
+@pytest.mark.slow
 def test_a_video_past_the_timeout_costs_itself_only(tmp_path):
     (tmp_path / "videos").mkdir()
     for name in "abc":

@@ -55,6 +55,7 @@ def values_of(out):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [None, *STORAGES])
 @pytest.mark.parametrize("new", STORAGES)
 def test_a_record_is_the_old_one_or_the_new_one_or_none(tmp_path, old, new):

@@ -97,6 +97,7 @@ def cpu_work(method: TVL1, first: np.ndarray, second: np.ndarray) -> int:
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(16, 16), (17, 33), (5, 40), (70, 67)])
 def test_one_warp_of_full_length_equals_the_cpu_method(emulated, size):
     first = texture(*size, grain=2)
@@ -593,7 +594,7 @@ def test_without_cuda_bindings_the_error_says_how_to_get_them(monkeypatch):
 
 @pytest.fixture
 def gpu(place, monkeypatch):
-    """Opens a `GPU` with the kernels of a method, and so many bytes of memory."""
+    """Opens a `Gpu` with the kernels of a method, and so many bytes of memory."""
 
     def open_one(kind, memory_bytes=1 << 30):
         driver = DriverDouble(SOURCES[kind], place, memory_bytes)
@@ -608,11 +609,11 @@ def gpu(place, monkeypatch):
 def test_a_gpu_gives_the_fields_of_its_kernels_and_gives_its_memory_back(gpu, emulated, kind):
     first = texture(30, 40)
     pairs = [(first, shifted(first, dx, 0.3)) for dx in (0.1, 0.8, 1.5, 2.5, 3.1)]
-    method, gpu = QUICK[kind], gpu(kind)
-    driver, free = real_gpu.driver, real_gpu.free_bytes()
+    method, opened = QUICK[kind], gpu(kind)
+    driver, free = opened.driver, opened.free_bytes()
     for fetch in (cuda_batches.fetch_fields, cuda_batches.fetch_planes(None)):
         slots = [
-            cuda_batches.Slot(cuda_device.GpuQueue(real_gpu), method, SOLVERS[kind], fetch)
+            cuda_batches.Slot(cuda_device.GpuQueue(opened), method, SOLVERS[kind], fetch)
             for _ in range(2)
         ]
         results = list(cuda_batches.computed(pairs, slots, lambda size: 2))
@@ -626,7 +627,7 @@ def test_a_gpu_gives_the_fields_of_its_kernels_and_gives_its_memory_back(gpu, em
     gc.collect()
     for stream in range(len(driver.streams)):
         driver.cuStreamSynchronize(stream)
-    assert driver.allocated == {} and real_gpu.free_bytes() == free
+    assert driver.allocated == {} and opened.free_bytes() == free
 
 
 def test_pinned_memory_that_nothing_uses_makes_room_for_another_size(gpu):
@@ -646,8 +647,8 @@ def test_pinned_memory_that_nothing_uses_makes_room_for_another_size(gpu):
 
 def test_the_room_for_another_size_counts_what_will_be_given_back(gpu):
     size, others = (30, 40), (20, 30)
-    gpu = gpu(CudaFarneback, 8 << 20)
-    queue = cuda_device.GpuQueue(real_gpu)
+    opened = gpu(CudaFarneback, 8 << 20)
+    queue = cuda_device.GpuQueue(opened)
     made = cuda_batches.Slot(
         queue, QUICK[CudaFarneback], SOLVERS[CudaFarneback], cuda_batches.fetch_fields
     )
@@ -656,7 +657,7 @@ def test_the_room_for_another_size_counts_what_will_be_given_back(gpu):
     first = texture(*size)
     [batch] = cuda_batches.batches([(first, shifted(first, 1, 0))], lambda size: 1)
     made.compute(batch, made.room(size))
-    assert real_gpu.free_bytes() < 6 << 20
+    assert opened.free_bytes() < 6 << 20
     assert made.room(others) >= room * 0.9
 
 

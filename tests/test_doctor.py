@@ -268,6 +268,7 @@ def test_everything_is_told_as_text_and_as_json(tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("blocked", ["cv2", "av", "numba", "numpy cv2 av numba"])
 def test_a_missing_library_is_told_and_stops_extract(tmp_path, blocked):
     done = run(f"{blocked} torch torchvision", "--out", str(tmp_path), "--json")
@@ -283,6 +284,7 @@ def test_a_missing_library_is_told_and_stops_extract(tmp_path, blocked):
     assert (rates["tvl1"] is not None) == (blocked == "av")
 
 
+@pytest.mark.slow
 def test_a_broken_torchvision_is_told_and_extract_still_runs(tmp_path):
     """A torchvision of another torch raises RuntimeError as it is imported."""
     (tmp_path / "torchvision.py").write_text(

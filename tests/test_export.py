@@ -59,6 +59,7 @@ def test_torchscript_gives_the_same(tmp_path, run, inputs):
     assert [path.name for path in out.parent.iterdir()] == ["net.pt"]
 
 
+@pytest.mark.slow
 def test_onnx_gives_the_same(tmp_path, run, inputs):
     reason = "ONNX is not installed: pip install onnx onnxscript onnxruntime"
     runtime = pytest.importorskip("onnxruntime", reason=reason)

@@ -19,6 +19,7 @@ def ends_in_time(pid: int, seconds: float = 20) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_forked_processes_do_not_wait_for_threads_they_do_not_have():
     """Without the end of the threads before a fork, about one child in twenty hangs."""
     image = np.zeros((1500, 1500, 3), np.uint8)

@@ -365,6 +365,7 @@ def test_what_does_not_fit_is_refused_by_name(tracked, encoded, tmp_path):
     assert (tmp_path / "idt/scores-test.npz").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_real_tracks_of_three_motions_are_told_apart(tmp_path):
     clips = write_clips(tmp_path / "clips", each=3)
     assert run(tmp_path, "trajectories", clips, "--out", tmp_path / "tracks", "--matches", "none",

@@ -85,6 +85,7 @@ def test_a_track_takes_less_than_900_bytes():
     assert track_dtype(TrackParameters(), np.dtype(np.float16)).itemsize < 900
 
 
+@pytest.mark.slow
 def test_again_and_with_more_workers_the_same_bytes(made, clips, tmp_path):
     expected, _ = made
     for workers in (1, 3):
@@ -93,6 +94,7 @@ def test_again_and_with_more_workers_the_same_bytes(made, clips, tmp_path):
         assert contents(out) == expected
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_the_same_bytes(made, clips, tmp_path):
     expected, _ = made
     out = tmp_path / "tracks"

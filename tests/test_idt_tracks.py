@@ -115,6 +115,7 @@ def test_without_matches_every_line_of_the_authors_is_there(golden):
 # --- what moves ---
 
 
+@pytest.mark.slow
 def test_a_plane_that_moves_as_one_gives_no_tracks_for_that_is_the_camera():
     assert len(ended(moving_texture(20, size=(96, 128), step=(3, 0)))) == 0
     assert len(ended(moving_texture(20, size=(96, 128), step=(3, 0)), matches="none")) > 100

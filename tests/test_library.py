@@ -144,6 +144,7 @@ def test_importing_flowkit_loads_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_tutorial_run_one_after_the_other(tmp_path):
     """A block that begins with a comment of a file's name is saved in that file."""
     blocks = re.findall(

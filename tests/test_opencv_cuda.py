@@ -43,6 +43,7 @@ def steps(double) -> list[str]:
     return [entry[0] for entry in double.log]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", methods_on("opencv-cuda"))
 def test_each_frame_of_a_video_is_uploaded_once(double, name):
     frames = [texture(seed=seed) for seed in range(4)]

@@ -207,6 +207,7 @@ def test_classes_below_a_video_are_shown_as_their_transcript_and_end_before_thei
     assert short.shape[0] % 2 == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(61, 45), (2, 2), (1, 301), (1080, 1920)])
 def test_any_size_gives_pages_of_one_even_size(tmp_path, size):
     record = write_record(tmp_path, {FORWARD: turning(2, size)}, size=size)

@@ -44,6 +44,7 @@ def demo(tmp_path_factory):
     return folder / "demo", printed
 
 
+@pytest.mark.slow
 def test_the_demo_goes_through_every_command(demo):
     _, printed = demo
     assert list(printed) == [

@@ -118,6 +118,7 @@ def test_records_of_floats_are_refused(tmp_path):
         read_groups([PlaneClip(record, Clip("", 0, 4), View((8, 8), 0, 0, 8, 8), StackForm(4))])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("format", ["jpg", "png", "lz4"])
 def test_damage_is_an_error_of_the_loader_that_names_record_and_plane(tmp_path, format, pack):

@@ -284,6 +284,7 @@ def run(folder, blocked, *arguments):
     )
 
 
+@pytest.mark.slow
 def test_extract_by_raft_and_a_rerun_with_the_file_elsewhere(files, tmp_path):
     write_video(tmp_path / "a.mp4", moving_texture(3))
     (tmp_path / "elsewhere").mkdir()
@@ -300,6 +301,7 @@ def test_extract_by_raft_and_a_rerun_with_the_file_elsewhere(files, tmp_path):
     assert plan([Source(tmp_path / "a.mp4", "a")], tmp_path / "flow", request) == []
 
 
+@pytest.mark.slow
 def test_without_torchvision_raft_says_so_and_other_methods_run(files, tmp_path):
     write_video(tmp_path / "a.mp4", moving_texture(3))
     done = run(tmp_path, "torchvision", "--method", "raft", "--weights", files["raft_small"])

@@ -531,7 +531,7 @@ def palettes():
     css = files("flowkit").joinpath("report", "page.css").read_text()
     for scheme in re.findall(r":root \{(.*?)\}", css, re.DOTALL):
         values = dict(re.findall(r"--(\w+): #(\w{6})", scheme))
-        names = [f"m{k}" for k in range(8)] + ["gpu"]
+        names = [f"m{k}" for k in range(8)] + ["panel"]
         yield (
             np.array([[int(values[name][k : k + 2], 16) for k in (0, 2, 4)] for name in names])
             / 255

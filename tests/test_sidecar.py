@@ -116,6 +116,7 @@ def test_every_value_replaced_is_refused_in_one_line_or_harmless(tmp_path, forma
                 np.testing.assert_array_equal(same, fields)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=300,
     deadline=None,

@@ -182,7 +182,9 @@ def test_info_says_that_there_is_nothing_and_goes_on(folder):
     done = run(info, "none", "empty", "flow/odd")
     assert (done.exit_code, done.stdout) == (1, "")
     assert "none: no such folder of flow records" in done.stderr
-    assert "empty: no flow records" in done.stderr and "flow/odd: expected" in done.stderr
+    assert (
+        "empty: no flow records" in done.stderr and "flow/odd: record.json: expected" in done.stderr
+    )
 
 
 def write_images(folder):

@@ -241,6 +241,7 @@ def test_weights_that_cannot_be_fetched_say_where_to_put_them(monkeypatch, tmp_p
         torchvision_weights("resnet18", "IMAGENET1K_V1")
 
 
+@pytest.mark.slow
 def test_importing_the_networks_does_not_import_torchvision():
     code = "import sys, flowkit.training.loop; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -23,6 +23,7 @@ def videos(tmp_path_factory):
     return write_videos(tmp_path_factory.mktemp("videos"), videos_per_class=4, seed=3)
 
 
+@pytest.mark.slow
 def test_every_class_has_its_videos_in_its_folder(videos):
     assert [video.class_name for video in videos] == [name for name in CLASSES for _ in range(4)]
     for video in videos:

@@ -266,6 +266,7 @@ def test_records_without_frames_do_not_train_the_spatial_stream(place):
         flowkit_train("spatial", *TINY[2:], "--records", "bare", "--runs", "runs2")
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_75(place):
     command = [sys.executable, "-c", MAIN, "train", "temporal", *TINY, "-j", "1"]
     process = subprocess.Popen(

@@ -231,6 +231,7 @@ def test_records_of_two_kinds_of_flow_do_not_train_together(tmp_path):
 # ---- the same job gives the same weights
 
 
+@pytest.mark.slow
 def test_resumed_is_as_never_stopped_bit_for_bit(tmp_path, records, monkeypatch):
     job, machine = make_job(records), Machine(workers=2)
     straight = run(job, tmp_path / "straight", machine)
@@ -360,6 +361,7 @@ def run_two_processes(records, out, net):
     return [load_file(out / f"rank{rank}.safetensors") for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_the_mean_of_all_processes(tmp_path, records):
     first, second = run_two_processes(records, tmp_path / "two", "resnet18")
     saved = weights_of(tmp_path / "two")
@@ -371,6 +373,7 @@ def test_batch_statistics_are_the_mean_of_all_processes(tmp_path, records):
             assert torch.equal(tensor, first[name]) and torch.equal(tensor, second[name])
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_steps_as_one(tmp_path, records):
     first, second = run_two_processes(records, tmp_path / "two", "small")
     recipe = {"steps": 3, "batch_size": 7, "dropout": 0.0, "eval_every": 3}

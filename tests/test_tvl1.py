@@ -91,6 +91,7 @@ def test_pyramid_and_positions_outside_the_frame_follow_opencv():
     assert difference.mean() < 0.02
 
 
+@pytest.mark.slow
 def test_real_pairs_lie_within_opencvs_own_noise(real_data):
     """OpenCV's stop test is chaotic: 0.001 gray of noise moves its own answer about as far."""
     rng = np.random.default_rng(0)

@@ -189,6 +189,7 @@ def test_a_matlab_file_without_a_network_is_refused(tmp_path):
         read_matconvnet(tmp_path / "hdf5.mat")
 
 
+@pytest.mark.slow
 def test_a_crash_of_the_reader_of_matlab_files_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "a.mat").write_bytes(b"x")
     monkeypatch.setattr(matconvnet, "_read", die_reading)
