@@ -4,6 +4,7 @@ import os
 import time
 
 import numpy as np
+import pytest
 
 from flowkit._cv2 import cv2
 
