@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flowkit.documents import listed, sync
+from flowkit.documents import listed, read_document, sync
 from flowkit.errors import RecordError
 from flowkit.records import zips
 from flowkit.records.layout import range_table
@@ -211,12 +211,11 @@ def _without_ranges(sidecar: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_unfinished(file: Path) -> list[dict[str, Any]]:
-    try:
-        document = json.loads(file.read_text(encoding="ascii"))
-        known = (document["format"], document["version"])
-        sidecars = list(document["sidecars"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise RecordError(f"{file}: expected a {UNFINISHED_FORMAT} ({error!r})") from error
-    if known != (UNFINISHED_FORMAT, UNFINISHED_VERSION):
-        raise RecordError(f"{file}: expected a {UNFINISHED_FORMAT}, got {known[0]!r}")
-    return sidecars
+    document = read_document(
+        file, UNFINISHED_FORMAT, UNFINISHED_VERSION, error=RecordError, maker="flowkit extract"
+    )
+    if not isinstance(document.get("sidecars"), list):
+        raise RecordError(
+            f"{file}: expected a {UNFINISHED_FORMAT} with sidecars, which are missing"
+        )
+    return document["sidecars"]
