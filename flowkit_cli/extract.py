@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -16,43 +14,30 @@ from flowkit.errors import FlowkitError, UsageError
 from flowkit.flow.methods import METHODS
 from flowkit.records.layout import FORMATS, LAYOUTS, written_layouts
 from flowkit_cli import output
-from flowkit_cli.extract_totals import Totals
-from flowkit_cli.options import (
-    MethodCommand,
-    choices_text,
-    chosen_method,
-    cores,
-    failures_option,
-    json_option,
-    max_frame_option,
-    method_options,
-    root_option,
-    shard_option,
-    timeout_option,
-    workers_option,
+from flowkit_cli.extract_totals import ExtractTotals
+from flowkit_cli.options import MethodCommand, choices_text, chosen_method, cores, method_options
+from flowkit_cli.video_runs import (
+    VideoRun,
+    find_sources,
+    follow,
+    place_options,
+    run_options,
+    tell_plan,
+    tell_totals,
 )
 
 if TYPE_CHECKING:
-    from flowkit.extraction.extract import Outcome
+    from flowkit.extraction.extract import Extracted
     from flowkit.extraction.flow_processes import FlowProcesses
     from flowkit.extraction.request import Request
     from flowkit.flow.method import FlowMethod
-    from flowkit.video.sources import Source
 
 GPU_METHODS = {"tvl1": "tvl1-cuda", "farneback": "farneback-cuda"}  # what --gpu makes of --method
-WORKERS_A_CORE = 1.5  # with --gpu: some wait for the GPU
+WORKERS_PER_CORE = 1.5  # with --gpu: some wait for the GPU
 
 
 @click.command(cls=MethodCommand)
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    default="flow",
-    show_default=True,
-    help="Folder of the records.",
-)
-@root_option
+@place_options(out="flow")
 @method_options
 @click.option(
     "--step",
@@ -102,7 +87,6 @@ WORKERS_A_CORE = 1.5  # with --gpu: some wait for the GPU
     help=choices_text({name: LAYOUTS[name] for name in written_layouts()}),
 )
 @click.option("--pack", is_flag=True, help="One stored zip per video instead of a folder.")
-@click.option("--overwrite", is_flag=True, help="Redo records that are there already.")
 @click.option(
     "--changed",
     type=click.Choice(["redo", "keep", "fail"]),
@@ -111,18 +95,6 @@ WORKERS_A_CORE = 1.5  # with --gpu: some wait for the GPU
     help="A video that has changed since its record was made, by its size or, where its time is "
     "another, by its bytes: make the record again, keep it, or fail that video.",
 )
-@click.option(
-    "--keep-damaged",
-    is_flag=True,
-    help="Keep the frames that a damaged video still gives; the sidecar tells the damage.",
-)
-@max_frame_option
-@workers_option
-@timeout_option
-@shard_option
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
-@json_option
-@failures_option
 @click.option(
     "--gpu",
     is_flag=True,
@@ -134,20 +106,12 @@ WORKERS_A_CORE = 1.5  # with --gpu: some wait for the GPU
     metavar="0,1|all",
     help="The GPUs to spread the videos over; implies --gpu.  [default: 0]",
 )
+@run_options
 def extract(
-    inputs: tuple[str, ...],
-    out: Path,
-    root: Path | None,
+    run: VideoRun,
     method: str,
     preset: str | None,
-    shard: str | None,
-    workers: int | None,
-    timeout_s: float | None,
-    overwrite: bool,
     changed: Literal["redo", "keep", "fail"],
-    dry_run: bool,
-    as_json: bool,
-    failures: Path | None,
     gpu: bool,
     gpus: str | None,
     **options: Any,
@@ -173,66 +137,39 @@ def extract(
         method = _method_on_gpus(method)
     numbers = _read_gpus(gpus)
     flow_method = chosen_method(method, preset, options)
-    share = read_shard(shard) if shard else None
 
-    from flowkit.extraction.extract import extract as run
-    from flowkit.extraction.plan import plan, take_shard
-    from flowkit.video.sources import find_videos
+    from flowkit.extraction.extract import extract as run_extraction
+    from flowkit.extraction.plan import plan
 
     request = _read_request(flow_method, options)
-    found = find_videos(inputs, root=root, stdin=output.stdin(), out=out)
-    sources = list(found.sources) if share is None else take_shard(found.sources, *share)
-    todo = plan(sources, out, request, overwrite=overwrite, changed=changed)
-    if workers is None:
-        per_core = WORKERS_A_CORE if on_gpus else 1
-        workers = 1 if METHODS[method].one_worker else math.ceil(cores() * per_core)
-    output.say(
-        f"{output.count(len(sources), 'video')}, {len(todo):,} to do: "
-        f"{method} to {out}{os.sep} with {output.count(workers, 'worker')}"
-        + (f"; shard {share[0]}/{share[1]} of {len(found.sources):,}" if share else "")
-    )
-    if found.passed_over:
-        kinds = ", ".join(f"{end or 'no ending'} ({n})" for end, n in found.passed_over.items())
-        output.say(f"passed over, being no videos: {kinds}")
-    if dry_run:
-        _tell_todo(todo, out, as_json)
+    found, sources = find_sources(run)
+    todo = plan(sources, run.out, request, overwrite=run.overwrite, changed=changed)
+    workers = run.workers or _usual_workers(method, on_gpus)
+    count = output.count(workers, "worker")
+    tell_plan(run, found, sources, todo, f"{method} to {run.out}{os.sep} with {count}")
+    if run.dry_run:
         return
-
-    if as_json:
-        waiting = {source.id for source in todo}
-        for source in sources:
-            if source.id not in waiting:
-                output.json_line(_event(source, "skipped"))
-    totals = Totals(len(sources) - len(todo), len(todo), workers)
-    with (
-        output.Failures(failures, [*inputs, *(one.path for one in sources)]) as failed,
-        _flow_processes(request, numbers) if on_gpus and todo else nullcontext() as processes,
-        output.ProgressBar(len(todo)) as progress,
-    ):
-        totals.begin()
-        for outcome in run(
+    totals = ExtractTotals(skipped=len(sources) - len(todo), todo=len(todo), workers=workers)
+    with _flow_processes(request, numbers) if on_gpus and todo else nullcontext() as processes:
+        outcomes = run_extraction(
             todo,
-            out,
+            run.out,
             request,
             workers=workers,
-            timeout_s=timeout_s,
-            overwrite=overwrite,
+            timeout_s=run.timeout_s,
+            overwrite=run.overwrite,
             processes=processes,
-        ):
-            progress.frames_of(outcome.source.id, outcome.frames)
-            if outcome.status == "running":
-                continue
-            progress.finished(failed=outcome.status == "failed")
-            totals.add(outcome)
-            if outcome.status == "failed":
-                failed.add(outcome.source.path, outcome.reason)
-            _tell(outcome, progress, as_json)
-        totals.end(processes)
-    output.say(totals.summary())
-    if as_json:
-        output.json_line(totals.event())
-    if totals.failed or totals.done < len(todo):
-        sys.exit(1)
+        )
+        follow(run, sources, outcomes, totals, figures=_figures)
+        if processes is not None:
+            totals.hear(processes)
+    tell_totals(run, totals)
+
+
+def _usual_workers(method: str, on_gpus: bool) -> int:
+    if METHODS[method].one_worker:
+        return 1
+    return math.ceil(cores() * (WORKERS_PER_CORE if on_gpus else 1))
 
 
 def _read_request(method: FlowMethod, options: dict[str, Any]) -> Request:
@@ -244,30 +181,6 @@ def _read_request(method: FlowMethod, options: dict[str, Any]) -> Request:
     asked = ("steps", "backward", "resize", "keep_damaged", "max_frame_mpx")
     storage = Storage(**{name: options[name] for name in stored})
     return Request(method, storage=storage, **{name: options[name] for name in asked})
-
-
-def _tell_todo(todo: Sequence[Source], out: Path, as_json: bool) -> None:
-    """What --dry-run prints: a line for each video that would be extracted."""
-    for source in todo:
-        if as_json:
-            output.json_line(_event(source, "to do"))
-        elif source.refusal:
-            output.result(f"{source.path}: would fail: {source.refusal}")
-        else:
-            output.result(f"{source.path} -> {out / source.id}")
-
-
-def _tell(outcome: Outcome, progress: output.ProgressBar, as_json: bool) -> None:
-    """What is said of a video that is done or has failed."""
-    path = outcome.source.path
-    if outcome.status == "failed":
-        progress.line(f"failed: {path}: {outcome.reason}")
-    elif outcome.extracted and outcome.extracted.damage:
-        progress.line(f"damaged: {path}: {outcome.extracted.damage}")
-    else:
-        output.detail(f"done: {path} ({outcome.frames:,} frames)")
-    if as_json:
-        output.json_line(_event(outcome.source, outcome.status, outcome))
 
 
 def _method_on_gpus(method: str) -> str:
@@ -315,31 +228,11 @@ def _flow_processes(request: Request, gpus: list[int] | None) -> Iterator[FlowPr
         yield processes
 
 
-def _event(source: Source, status: str, outcome: Outcome | None = None) -> dict[str, Any]:
-    """One line of --json."""
-    event: dict[str, Any] = {"video": source.id, "source": str(source.path), "status": status}
-    if outcome is not None and outcome.extracted is not None:
-        extracted = outcome.extracted
-        event |= {
-            "frames": extracted.frames,
-            "fields": extracted.fields,
-            "damage": extracted.damage,
-            "seconds": {stage: round(s, 4) for stage, s in extracted.seconds.items()},
-        }
-    if status == "failed" and outcome is not None:
-        event["reason"] = outcome.reason
-    return event
-
-
-def read_shard(shard: str) -> tuple[int, int]:
-    """The share that --shard names: index from 1, and count."""
-    from flowkit.extraction.plan import slurm_shard
-
-    if shard == "slurm":
-        return slurm_shard(os.environ)
-    index, _, count = shard.partition("/")
-    if index == "slurm" and count.isdecimal():
-        return slurm_shard(os.environ, int(count))
-    if not (index.isdecimal() and count.isdecimal()):
-        raise UsageError(f"--shard: expected I/N such as 1/8, slurm or slurm/N, got {shard!r}")
-    return int(index), int(count)
+def _figures(extracted: Extracted) -> dict[str, Any]:
+    """What --json tells of a video that is done."""
+    return {
+        "frames": extracted.frames,
+        "fields": extracted.fields,
+        "damage": extracted.damage,
+        "seconds": {stage: round(s, 4) for stage, s in extracted.seconds.items()},
+    }

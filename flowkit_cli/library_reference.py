@@ -22,7 +22,7 @@ SECTIONS = {  # title -> names of flowkit, and as "module:name" what these retur
     ),
     "Records": (
         "extract", "Request", "Storage", "find_records", "open_record", "open_foreign",
-        "RecordFolder", "flowkit.extraction.extract:Outcome", "flowkit.records.reading:Record",
+        "RecordFolder", "flowkit.extraction.outcomes:Outcome", "flowkit.records.reading:Record",
     ),
     "Learning": (
         "Clip", "View", "StackForm", "flow_stack", "read_split", "TrainingClips", "TestClips",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
+from flowkit.errors import UsageError
 from flowkit.flow.method import FlowMethod
 from flowkit.flow.methods import METHODS, make_method, method_class
 from flowkit.video.image_folders import MAX_FRAME_MPX
@@ -56,9 +58,28 @@ timeout_option = click.option(
     help="Give a video up after S seconds.  [default: never]",
 )
 
+
+def read_shard(context: click.Context, option: click.Parameter, shard: str | None) -> Any:
+    """The share that --shard names, (index from 1, count); None for all."""
+    from flowkit.extraction.plan import slurm_shard
+
+    if shard is None:
+        return None
+    if shard == "slurm":
+        return slurm_shard(os.environ)
+    index, _, count = shard.partition("/")
+    if index == "slurm" and count.isdecimal():
+        return slurm_shard(os.environ, int(count))
+    if not (index.isdecimal() and count.isdecimal()):
+        raise UsageError(f"--shard: expected I/N such as 1/8, slurm or slurm/N, got {shard!r}")
+    return int(index), int(count)
+
+
 shard_option = click.option(
     "--shard",
+    "share",
     metavar="I/N",
+    callback=read_shard,
     help="Do only the I-th of N shares of the videos (I from 1); slurm: the share of this SLURM "
     "task; slurm/N: likewise, where only some tasks of an array of N run again.",
 )

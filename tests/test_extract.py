@@ -163,12 +163,12 @@ def test_a_full_disk_leaves_nothing_and_begins_no_further_video(tmp_path, monkey
     sources = [Source(path, path.stem) for path in paths]
     begun = []
 
-    def run_pool(task, items, **options):
-        """In this process, so that writing can be made to fail."""
-        from flowkit.workers.pool import Done, Failed
+    def here(task, items, **options):
+        """An engine in this process, so that writing can be made to fail."""
+        from flowkit.workers.engine import Done, Failed
 
         for index, item in enumerate(items):
-            begun.append(item[0].id)
+            begun.append(item.id)
             try:
                 yield Done(index, task(item, lambda frames: None), 0.0)
             except OSError as error:
@@ -180,9 +180,8 @@ def test_a_full_disk_leaves_nothing_and_begins_no_further_video(tmp_path, monkey
         write(self, name, data)
 
     write = RecordWriter._write
-    monkeypatch.setattr("flowkit.extraction.extract.run_pool", run_pool)
     monkeypatch.setattr(RecordWriter, "_write", full)
-    outcomes = list(extract(sources, tmp_path / "flow", Request(DIS), workers=1))
+    outcomes = list(extract(sources, tmp_path / "flow", Request(DIS), workers=1, engine=here))
     assert [(one.source.id, one.status) for one in outcomes] == [("0", "done"), ("1", "failed")]
     assert begun == ["0", "1"] and "No space left on device" in outcomes[1].reason
     assert sorted(p.name for p in (tmp_path / "flow").iterdir()) == ["0"]

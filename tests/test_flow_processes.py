@@ -118,7 +118,7 @@ def test_records_are_those_of_the_workers_byte_for_byte(
     assert tree(tmp_path / "process") == tree(tmp_path / "workers")
     assert len(tree(tmp_path / "process")) > 200
     usage = usages[0]
-    assert usage.pairs == sum(one.extracted.fields for one in ended.values())
+    assert usage.pairs == sum(one.result.fields for one in ended.values())
     assert 0 < usage.busy_s <= usage.span_s and usage.batches < usage.pairs
 
 
@@ -249,7 +249,7 @@ def test_videos_are_spread_over_gpus(videos, tmp_path, monkeypatch):
     gpus = {name: open_record(tmp_path / name).fields(0, 1).max() for name in ended}
     assert set(gpus.values()) == {9.0, 5.0}
     for gpu, name in ((2, 9.0), (0, 5.0)):
-        mine = [ended[video].extracted.fields for video in ended if gpus[video] == name]
+        mine = [ended[video].result.fields for video in ended if gpus[video] == name]
         assert usages[gpu].pairs == sum(mine) > 0
 
 

@@ -19,7 +19,8 @@ import pytest
 
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.workers import children
-from flowkit.workers.pool import Done, Failed, Progress, run_pool
+from flowkit.workers.engine import Done, Failed, Progress
+from flowkit.workers.pool import run_pool
 from flowkit.workers.signals import Stopped, stop_signals
 
 MARK = "FLOWKIT_TEST_MARK"

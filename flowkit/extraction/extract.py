@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
-import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,18 +17,17 @@ from flowkit._cv2 import cv2
 from flowkit.errors import FlowkitError, VideoError
 from flowkit.extraction.flow_client import RemoteFlow
 from flowkit.extraction.flow_processes import FlowProcesses
+from flowkit.extraction.outcomes import Outcome, run_videos
 from flowkit.extraction.request import Request, resized_frames
 from flowkit.flow.method import FlowMethod, takes_color
 from flowkit.flow.methods import device_of, prepare_method
 from flowkit.flow.pairs import consecutive, series_fields
-from flowkit.records.unfinished import remove_dead, remove_of
 from flowkit.records.writing import RecordWriter
 from flowkit.video.changes import source_stamp, source_state
 from flowkit.video.reading import Video, open_video
 from flowkit.video.sources import Source
-from flowkit.workers.pool import Done, Failed, Progress, run_pool
-
-log = logging.getLogger("flowkit")
+from flowkit.workers.engine import Engine, Event, Failed, Progress, Task
+from flowkit.workers.pool import run_pool
 
 
 @dataclass(frozen=True)
@@ -42,17 +39,6 @@ class Extracted:
     damage: str | None
     seconds: dict[str, float]
     written: bool  # False where another run had finished the record meanwhile
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One event of `extract`: a video "done" or "failed", or frames of it so far ("running")."""
-
-    source: Source
-    status: str
-    extracted: Extracted | None = None
-    reason: str = ""
-    frames: int = 0
 
 
 def video_fields(
@@ -133,69 +119,59 @@ def extract(
     timeout_s: float | None = None,
     overwrite: bool = False,
     processes: FlowProcesses | None = None,
-) -> Iterator[Outcome]:
+    engine: Engine = run_pool,
+) -> Generator[Outcome[Extracted]]:
     """Make the records of `sources` in worker processes; yields what became of each, as it comes.
 
-    Workers compute the flow themselves, or have it from `processes` of the same method and
-    storage. A video that fails, takes longer than `timeout_s`, or kills its worker costs itself
-    only: its outcome has the reason. After a full disk, or where flow processes die again and
-    again, no further video is begun: those have no outcome. UsageError where a worker cannot import
-    the method.
+    Workers are those of `engine`. They compute the flow themselves, or have it from `processes` of
+    the same method and storage. A video that fails, takes longer than `timeout_s`, or kills its
+    worker costs itself only: its outcome has the reason. After a full disk, or where flow processes
+    die again and again, no further video is begun: those have no outcome. UsageError where a worker
+    cannot import the method.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    remove_dead(out)
-    if processes is None and sources:
+    if processes is not None:
+        engine = _with_flow(processes, engine)
+    elif sources:
         prepare_method(request.method)
-    full: list[Failed] = []  # videos that found the disk full: no further one is begun
+    owner = secrets.token_hex(8)
+    task = _Task(out, request, overwrite, owner)
+    yield from run_videos(
+        task, sources, out, owner=owner, engine=engine, workers=workers, timeout_s=timeout_s
+    )
 
-    def supply() -> Iterator[tuple[Source, RemoteFlow | None]]:
-        for index, source in enumerate(sources):
-            if full:
-                return
-            remote = processes.assign(index) if processes else None
-            if processes and processes.problem:
-                return
-            yield source, remote
 
-    task = _Task(out, request, overwrite, owner=secrets.token_hex(8))
-    try:
-        with closing(run_pool(task, supply(), workers=workers, timeout_s=timeout_s)) as events:
+def _with_flow(processes: FlowProcesses, engine: Engine) -> Engine:
+    """The engine, each of whose videos has its flow from one of the flow processes.
+
+    These hear of every event. Why one of them died becomes the reason of its videos; where they die
+    again and again, no further video is begun.
+    """
+
+    def run(
+        task: Task, items: Iterable[Source], *, workers: int, timeout_s: float | None = None
+    ) -> Generator[Event]:
+        def supply() -> Iterator[tuple[Source, RemoteFlow]]:
+            for index, source in enumerate(items):
+                remote = processes.assign(index)
+                if processes.problem:
+                    return
+                yield source, remote
+
+        with closing(engine(task, supply(), workers=workers, timeout_s=timeout_s)) as events:
             for event in events:
-                if processes:
-                    event = _hear(processes, event)
-                if isinstance(event, Failed) and event.errno in (errno.ENOSPC, errno.EDQUOT):
-                    full.append(event)
-                yield _outcome(sources[event.index], event)
-    finally:
-        remove_of(out, task.owner)  # what killed workers could not
+                if isinstance(event, Failed) and event.exception == "FlowProcessDied":
+                    event = replace(event, reason=processes.mourn(event.index))
+                processes.listen()
+                if not isinstance(event, Progress):
+                    processes.release(event.index)
+                yield event
 
-
-def _hear(processes: FlowProcesses, event: Progress | Done | Failed) -> Progress | Done | Failed:
-    """The event of a worker, told to the flow processes; why theirs died, where one did."""
-    if isinstance(event, Failed) and event.exception == "FlowProcessDied":
-        event = replace(event, reason=processes.mourn(event.index))
-    processes.listen()
-    if not isinstance(event, Progress):
-        processes.release(event.index)
-    return event
-
-
-def _outcome(source: Source, event: Progress | Done | Failed) -> Outcome:
-    """What an event of the pool means for its video."""
-    match event:
-        case Progress():
-            return Outcome(source, "running", frames=event.value)
-        case Done():
-            return Outcome(source, "done", event.result, frames=event.result.frames)
-        case Failed():
-            log.debug("%s: %s", source.path, event.traceback)
-            reason = event.reason.removeprefix(f"{source.path}: ")
-            return Outcome(source, "failed", reason=reason)
+    return run
 
 
 @dataclass(frozen=True)
 class _Task:
-    """What a worker does with one source, and the process that computes its flow: picklable."""
+    """What a worker does with a source, alone or with the process that computes its flow."""
 
     out: Path
     request: Request
@@ -203,9 +179,9 @@ class _Task:
     owner: str
 
     def __call__(
-        self, item: tuple[Source, RemoteFlow | None], report: Callable[[int], None]
+        self, item: Source | tuple[Source, RemoteFlow], report: Callable[[int], None]
     ) -> Extracted:
-        source, remote = item
+        source, remote = (item, None) if isinstance(item, Source) else item
         return extract_video(
             source,
             self.out,

@@ -27,7 +27,8 @@ from flowkit.workers.children import (
     refuse_script_import,
     start_child,
 )
-from flowkit.workers.pool import Done, Failed, run_pool
+from flowkit.workers.engine import Done, Failed
+from flowkit.workers.pool import run_pool
 from flowkit.workers.signals import signals_held
 
 log = logging.getLogger("flowkit")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
-import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -21,17 +18,16 @@ import flowkit
 from flowkit._cv2 import cv2
 from flowkit.documents import differences
 from flowkit.errors import RecordError, UsageError, VideoError
+from flowkit.extraction.outcomes import Outcome, run_videos
 from flowkit.idt.boxes import Boxes, box_file, check_box_files, read_boxes
 from flowkit.idt.parameters import TrackParameters
 from flowkit.idt.records import TEXT_SUFFIX, TrackWriter, is_text, open_tracks, record_path
 from flowkit.idt.tracking import ensure_compiled_kernels, track_frames
-from flowkit.records.unfinished import remove_dead, remove_of
 from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit.video.reading import open_video
 from flowkit.video.sources import Source, source_bytes
-from flowkit.workers.pool import Done, Failed, Progress, run_pool
-
-log = logging.getLogger("flowkit")
+from flowkit.workers.engine import Engine
+from flowkit.workers.pool import run_pool
 
 
 @dataclass(frozen=True)
@@ -75,17 +71,6 @@ class Tracked:
     damage: str | None
     seconds: float
     written: bool
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One event of `extract_tracks`: a video "done", "failed", or so far "running"."""
-
-    source: Source
-    status: str
-    tracked: Tracked | None = None
-    reason: str = ""
-    frames: int = 0
 
 
 def extract_video_tracks(
@@ -198,41 +183,20 @@ def extract_tracks(
     workers: int,
     timeout_s: float | None = None,
     overwrite: bool = False,
-) -> Iterator[Outcome]:
+    engine: Engine = run_pool,
+) -> Generator[Outcome[Tracked]]:
     """Make the track records of `sources` in worker processes; yields what became of each.
 
-    A video that fails, takes longer than `timeout_s`, or kills its worker costs itself only. After
-    a full disk no further video is begun: those have no outcome.
+    Workers are those of `engine`. A video that fails, takes longer than `timeout_s`, or kills its
+    worker costs itself only. After a full disk no further video is begun: those have no outcome.
     """
-    full = False
-
-    def supply() -> Iterator[Source]:
-        for source in sources:
-            if full:
-                return
-            yield source
-
-    out.mkdir(parents=True, exist_ok=True)
-    remove_dead(out)
     if sources:
         ensure_compiled_kernels()
-    task = _Task(out, request, overwrite, owner=secrets.token_hex(8))
-    try:
-        with closing(run_pool(task, supply(), workers=workers, timeout_s=timeout_s)) as events:
-            for event in events:
-                source = sources[event.index]
-                match event:
-                    case Progress():
-                        yield Outcome(source, "running", frames=event.value)
-                    case Done():
-                        yield Outcome(source, "done", event.result, frames=event.result.frames)
-                    case Failed():
-                        full = full or event.errno in (errno.ENOSPC, errno.EDQUOT)
-                        log.debug("%s: %s", source.path, event.traceback)
-                        reason = event.reason.removeprefix(f"{source.path}: ")
-                        yield Outcome(source, "failed", reason=reason)
-    finally:
-        remove_of(out, task.owner)  # what killed workers could not
+    owner = secrets.token_hex(8)
+    task = _Task(out, request, overwrite, owner)
+    yield from run_videos(
+        task, sources, out, owner=owner, engine=engine, workers=workers, timeout_s=timeout_s
+    )
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from flowkit.errors import RecordError, UsageError
 from flowkit.idt.fisher import Codebook, fit_codebook
 from flowkit.idt.records import DESCRIPTORS, SUFFIX, TrackRecord, open_tracks
 from flowkit.scores.npz import read_arrays, write_arrays
-from flowkit.workers.pool import Done, Failed, run_pool
+from flowkit.workers.engine import Done, Failed
+from flowkit.workers.pool import run_pool
 
 CODEBOOK_FORMAT, VECTOR_FORMAT, VERSION = "flowkit fisher codebook", "flowkit fisher vector", 1
 CODEBOOK = "codebook.npz"  # in the folder of the vectors

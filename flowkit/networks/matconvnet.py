@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flowkit.errors import CheckpointError, InstallError
-from flowkit.workers.pool import Done, Failed, run_pool
+from flowkit.workers.engine import Done, Failed
+from flowkit.workers.pool import run_pool
 
 TIMEOUT_S = 600.0  # for 370 MB from a cold network disk
 

@@ -13,9 +13,9 @@ import math
 import pickle
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -32,45 +32,12 @@ from flowkit.workers.children import (
     start_child,
     unpickle,
 )
+from flowkit.workers.engine import Done, Event, Failed, Progress, Task
 from flowkit.workers.signals import signals_held
 
 REPORT_S = 0.2  # least time between two Progress of a worker
 WAIT_S = 0.5  # longest wait: a signal that comes just before it does not end it
 LOAD_S = 300.0  # a task is imported within this, from a cold network disk too
-
-
-@dataclass(frozen=True)
-class Done:
-    """Item number `index` is finished; `seconds` is the time in the task."""
-
-    index: int
-    result: Any
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Failed:
-    """Item number `index` gave no result, for a `reason` of one line.
-
-    `kind` is "crash" (the worker died), "timeout", or "error": the task raised `exception` (the
-    name of a type), with that `errno` if it has one and that `traceback` (a text).
-    """
-
-    index: int
-    reason: str
-    kind: str
-    seconds: float
-    exception: str = ""
-    errno: int | None = None
-    traceback: str = field(default="", repr=False)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Item number `index` is running, and its task reported `value`."""
-
-    index: int
-    value: Any
 
 
 @dataclass(frozen=True)
@@ -80,14 +47,13 @@ class _Loaded:
     problem: str = ""
 
 
-Task = Callable[[Any, Callable[[Any], None]], Any]
 _Job = tuple[int, bytes]  # index and pickled item
 
 
 def run_pool(
     task: Task, items: Iterable[Any], *, workers: int, timeout_s: float | None = None
-) -> Generator[Done | Failed | Progress]:
-    """Call ``task(item, report)`` for every item in `workers` processes.
+) -> Generator[Event]:
+    """An `Engine`: call ``task(item, report)`` for every item in `workers` processes.
 
     Yields a Done or a Failed for each item as it ends, not in the order of the items, and a
     Progress for what the task hands to ``report``, at most five a second for each worker. Items
@@ -124,7 +90,7 @@ def run_pool(
 
 def _outcomes(
     load: bytes, jobs: Iterator[_Job], workers: int, timeout_s: float
-) -> Generator[Done | Failed | Progress]:
+) -> Generator[Event]:
     running: list[_Worker] = []  # a worker without an item is ended
     loaded = False  # has any worker got as far as loading the task?
 
@@ -189,7 +155,7 @@ class _Worker:
         with suppress(OSError):  # the worker is dead, and `receive` will tell
             self.socket.send_bytes(message)
 
-    def receive(self) -> Done | Failed | Progress | _Loaded | None:
+    def receive(self) -> Event | _Loaded | None:
         """What the worker sent, or how it died, or that its time is up; None for nothing yet."""
         if self.socket.poll():
             try:

@@ -1,0 +1,79 @@
+"""A task over many videos, on an engine: what becomes of each, where a failure costs one video."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from flowkit.records.unfinished import remove_dead, remove_of
+from flowkit.video.sources import Source
+from flowkit.workers.engine import Done, Engine, Event, Failed, Progress, Task
+
+log = logging.getLogger("flowkit")
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Result]):
+    """One event of a run over videos: one is "done" or "failed", or "running" with `frames` so far.
+
+    `result` tells of a record that is done, `reason` in one line why there is none.
+    """
+
+    source: Source
+    status: str
+    result: Result | None = None
+    reason: str = ""
+    frames: int = 0
+
+
+def run_videos(
+    task: Task,
+    sources: Sequence[Source],
+    out: Path,
+    *,
+    owner: str,
+    engine: Engine,
+    workers: int,
+    timeout_s: float | None = None,
+) -> Generator[Outcome]:
+    """Call ``task(source, report)``, which makes a record below `out`, for every source.
+
+    Yields what becomes of each as it comes. The task reports frames so far, and its result has
+    `frames`. A video that fails, takes longer than `timeout_s` or kills its worker costs itself
+    only. After a full disk no further video is begun: those have no outcome. What dead runs left
+    unfinished below `out` is removed first, and at the end what this run's `owner` did.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    remove_dead(out)
+    full = False
+    begun = itertools.takewhile(lambda _: not full, sources)
+    try:
+        with closing(engine(task, begun, workers=workers, timeout_s=timeout_s)) as events:
+            for event in events:
+                full = full or (isinstance(event, Failed) and event.errno in DISK_FULL)
+                yield _outcome(sources[event.index], event)
+    finally:
+        remove_of(out, owner)  # what killed workers could not
+
+
+def _outcome(source: Source, event: Event) -> Outcome:
+    """What an event of the engine means for its video."""
+    match event:
+        case Progress():
+            return Outcome(source, "running", frames=event.value)
+        case Done():
+            return Outcome(source, "done", event.result, frames=event.result.frames)
+        case Failed():
+            log.debug("%s: %s", source.path, event.traceback)
+            reason = event.reason.removeprefix(f"{source.path}: ")
+            return Outcome(source, "failed", reason=reason)
