@@ -91,7 +91,7 @@ class View:
 
 def chosen_clip(video: str, field_count: int, length: int, start: int, *, step: int = 1) -> Clip:
     """The clip that starts at frame `start`; UsageError where it would not fit."""
-    starts = _starts(video, field_count, length, step)
+    starts = clip_starts(video, field_count, length, step)
     if not 0 <= start < starts:
         raise UsageError(
             f"{video}: expected a clip of {length} fields to start within frames 0..{starts - 1}, "
@@ -114,7 +114,7 @@ def random_clips(
     The parts divide the frames where a clip fits (Wang et al. 2016, arXiv:1608.00859, section 3.1);
     of fewer frames than parts some are taken again. A clip of a short video starts at frame 0.
     """
-    starts = _starts(video, field_count, length, step)
+    starts = clip_starts(video, field_count, length, step)
     return [Clip(video, start, length, step) for start in random_frames(starts, random, segments)]
 
 
@@ -137,7 +137,7 @@ def spaced_clips(
     Where two are equally near, the later one. So the first and the last ones repeat where a clip
     reaches further than the moments lie apart.
     """
-    last = _starts(video, field_count, length, step) - 1
+    last = clip_starts(video, field_count, length, step) - 1
     first_frames = [
         frame - length * step // 2 for frame in spaced_frames(field_count + step, moments)
     ]
@@ -248,7 +248,7 @@ def corner_view(
     return View(frame, top, left, height, width, bool(random.integers(2)))
 
 
-def _starts(video: str, field_count: int, length: int, step: int) -> int:
+def clip_starts(video: str, field_count: int, length: int, step: int) -> int:
     """How many frames of a video a clip may start at: at least 1, since short ones are looped."""
     if length < 1 or step < 1:
         raise UsageError(f"expected a length and a step of at least 1, got {length} and {step}")

