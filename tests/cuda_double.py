@@ -10,22 +10,39 @@ import numpy as np
 
 
 class CudaDouble:
-    """Stands in place of the module; `log` holds ("upload", array), ("calc",), ("download",)."""
+    """Stands in place of the module; `log` holds ("upload", array), ("calc",), ("download",).
 
-    def __init__(self, gpus: int = 1) -> None:
-        self.gpus = gpus
+    `gpus` is what counting them gives, or raises; without a count before, every call fails, as
+    the real ones end the process where the driver fails. `memories` counts allocations.
+    """
+
+    def __init__(self, gpus: int | Exception = 1, *, compatible: bool = True) -> None:
+        self.gpus, self.compatible = gpus, compatible
         self.log: list[tuple] = []
         self.created: list[dict] = []
-        self.mats = 0
+        self.memories = 0
+        self.counted = False
 
     def getCudaEnabledDeviceCount(self):
+        self.counted = True
+        if isinstance(self.gpus, Exception):
+            raise self.gpus
         return self.gpus
 
+    def getDevice(self):
+        assert self.counted
+        return 0
+
+    def DeviceInfo(self, device):
+        assert self.counted and device == 0
+        return _DeviceInfo(self.compatible)
+
     def GpuMat(self):
-        self.mats += 1
+        assert self.counted
         return _GpuMat(self)
 
     def Stream(self):
+        assert self.counted
         return _Stream()
 
     def OpticalFlowDual_TVL1_create(
@@ -55,6 +72,20 @@ class CudaDouble:
         return _Algorithm(self, cv2.optflow.DualTVL1OpticalFlow_create(), (np.float32,))
 
 
+class _DeviceInfo:
+    def __init__(self, compatible):
+        self.compatible = compatible
+
+    def isCompatible(self):
+        return self.compatible
+
+    def majorVersion(self):
+        return 8
+
+    def minorVersion(self):
+        return 6
+
+
 class _Stream:
     def __init__(self):
         self.waiting = []
@@ -65,20 +96,35 @@ class _Stream:
         self.waiting.clear()
 
 
+class _Memory:
+    """Of the GPU, that one or several `_GpuMat` are headers of."""
+
+    def __init__(self, double, size):
+        double.memories += 1
+        self.size, self.pixels = size, None
+
+
 class _GpuMat:
-    def __init__(self, double):
-        self.double, self.pixels, self.size = double, None, None
+    def __init__(self, double, memory=None):
+        self.double, self.memory = double, memory
+
+    def fitting(self, size):
+        """The memory it has, if that is of this size, else new memory."""
+        if self.memory is None or self.memory.size != size:
+            return _Memory(self.double, size)
+        return self.memory
 
     def upload(self, arr, *, stream):
         assert arr.flags.c_contiguous and arr.ndim == 2
         self.double.log.append(("upload", arr))
-        self.size = arr.shape
-        stream.waiting.append(lambda: setattr(self, "pixels", arr.copy()))
+        self.memory = memory = self.fitting(arr.shape)
+        stream.waiting.append(lambda: setattr(memory, "pixels", arr.copy()))
 
     def download(self, *, stream):
         self.double.log.append(("download",))
-        there = np.full((*self.size, 2), np.nan, np.float32)
-        stream.waiting.append(lambda: np.copyto(there, self.pixels))
+        memory = self.memory
+        there = np.full(memory.size, np.nan, np.float32)
+        stream.waiting.append(lambda: np.copyto(there, memory.pixels))
         return there
 
 
@@ -87,13 +133,15 @@ class _Algorithm:
         self.double, self.algorithm, self.types = double, algorithm, types
 
     def calc(self, I0, I1, flow, *, stream):
+        """A new header, of the memory that `flow` had: `flow` itself stays as it is."""
         assert isinstance(I0, _GpuMat) and isinstance(I1, _GpuMat) and isinstance(flow, _GpuMat)
         self.double.log.append(("calc",))
-        flow.size = I0.size
+        first, second = I0.memory, I1.memory
+        memory = flow.fitting((*first.size, 2))
 
         def work():
-            assert I0.pixels.dtype in self.types and I1.pixels.shape == I0.pixels.shape
-            flow.pixels = self.algorithm.calc(I0.pixels, I1.pixels, None)
+            assert first.pixels.dtype in self.types and second.size == first.size
+            memory.pixels = self.algorithm.calc(first.pixels, second.pixels, None)
 
         stream.waiting.append(work)
-        return flow
+        return _GpuMat(self.double, memory)

@@ -65,7 +65,7 @@ def test_memory_of_the_gpu_is_used_again(double):
     frames = [texture((40, 40), seed) for seed in range(2 * HELD)]
     method = make_method("farneback-opencv-cuda")
     fields = list(method(frames))
-    assert double.mats == HELD + 1  # and one for the field
+    assert double.memories == HELD + 1  # and that of the field
     for (first, second), field in zip(itertools.pairwise(frames), fields, strict=True):
         assert (field == cv2.FarnebackOpticalFlow_create().calc(first, second, None)).all()
 
@@ -149,13 +149,35 @@ def test_a_machine_without_a_gpu_is_told(monkeypatch, gpus):
         prepare_method(make_method("tvl1-opencv-cuda"))
 
 
-def test_what_opencv_refuses_to_make_is_told(double):
-    def create(**parameters):
-        raise cv2.error("OpenCV: the library is compiled without CUDA support\nmore")
-
-    double.BroxOpticalFlow_create = create
-    with pytest.raises(UsageError, match=r"brox-opencv-cuda: OpenCV refuses it: .*CUDA support$"):
+def test_a_driver_that_fails_is_told_in_one_line(monkeypatch):
+    failure = cv2.error("OpenCV: system has unsupported display driver\nin function 'count'")
+    monkeypatch.setattr(cv2, "cuda", CudaDouble(failure))
+    with pytest.raises(UsageError, match=r"cannot use the GPU \(.*display driver\): .*nvidia-smi"):
         prepare_method(make_method("brox-opencv-cuda"))
+
+
+def test_a_gpu_that_opencv_was_not_built_for_is_told_before_any_work(monkeypatch):
+    monkeypatch.setattr(cv2, "cuda", CudaDouble(compatible=False))
+    with pytest.raises(UsageError, match=r"other GPUs .* CUDA_ARCH_BIN=8\.6 make opencv-c"):
+        prepare_method(make_method("tvl1-opencv-cuda"))
+
+
+@pytest.mark.parametrize("part", ["Stream", "FarnebackOpticalFlow_create"])
+def test_what_opencv_cannot_make_on_the_gpu_is_told(double, part):
+    def make(**parameters):
+        raise SystemError("returned a result with an exception set") from cv2.error(
+            "OpenCV: out of memory\nmore"
+        )
+
+    setattr(double, part, make)
+    with pytest.raises(UsageError, match=r"farneback-opencv-cuda: .* GPU \(OpenCV: out of mem"):
+        next(make_method("farneback-opencv-cuda")([texture(), texture(seed=1)]))
+
+
+def test_nothing_is_made_on_the_gpu_before_the_first_field(double):
+    """A GPU may take one process only: that of the worker, not its parent's as well."""
+    double.Stream = double.FarnebackOpticalFlow_create = None
+    prepare_method(make_method("farneback-opencv-cuda"))
 
 
 @pytest.mark.parametrize(
@@ -173,14 +195,24 @@ def test_unfit_requests_are_refused(name, parameters, message):
         make_method(name, **parameters)
 
 
-def test_the_build_says_that_it_needs_a_compiler(tmp_path):
+def build(folder: Path, *commands: str) -> subprocess.CompletedProcess:
+    """Run the build where of all commands only these are there, and end at once."""
+    for name in commands:
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
     script = Path(__file__).parents[1] / "build_opencv_cuda.sh"
-    nowhere = {"PATH": str(tmp_path), "CUDA_HOME": str(tmp_path)}
-    done = subprocess.run(
-        ["/bin/sh", script, tmp_path], env=nowhere, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr == "no nvcc on the PATH or in CUDA_HOME: install the CUDA toolkit\n"
+    return subprocess.run(
+        ["/bin/sh", script, folder], env={"PATH": str(folder)}, cwd=folder, capture_output=True,
+        text=True,
+    )  # fmt: skip
+
+
+def test_the_build_says_what_it_needs_before_it_begins(tmp_path):
+    done = build(tmp_path)
+    assert (done.returncode, "install a C++ compiler" in done.stderr) == (2, True)
+    done = build(tmp_path, "g++", "nvidia-smi", "sort", "paste")
+    assert (done.returncode, "set CUDA_ARCH_BIN" in done.stderr) == (2, True)
+    assert not (tmp_path / "build").exists()
 
 
 @pytest.fixture

@@ -246,6 +246,21 @@ def test_workers_that_cannot_start_end_the_run(monkeypatch, python, message):
         list(run_pool(pool_tasks.square, itertools.count(), workers=2))
 
 
+def test_a_process_that_has_cudas_driver_is_not_forked(tmp_path):
+    """Whatever loaded it; what a fork of it asks of a GPU fails."""
+    library = tmp_path / "libcuda.so.1"
+    library.write_bytes(bytes(4096))
+    code = (
+        "import mmap, sys\nfrom flowkit.workers.children import may_fork\n"
+        "before = may_fork()\nwith open(sys.argv[1], 'r+b') as file:\n"
+        "    there = mmap.mmap(file.fileno(), 0)\nprint(before, may_fork())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, library], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True False\n"
+
+
 def test_worker_leaves_the_signals_that_stop_its_parent_alone(way):
     outcomes = run_pool(pool_tasks.shrug, STOP_SIGNALS, workers=1)
     assert [outcome.result for outcome in outcomes] == ["alive"] * 3

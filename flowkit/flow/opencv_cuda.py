@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -44,7 +45,7 @@ class OpenCVCudaTVL1(TVL1Parameters):
 
     def prepare(self) -> None:
         """UsageError where OpenCV cannot compute it here."""
-        open_opencv_cuda(self.name, self.algorithm)
+        open_opencv_cuda(self.name)
 
     def algorithm(self, cv2: Any) -> Any:
         """OpenCV's object with these parameters."""
@@ -88,7 +89,7 @@ class OpenCVCudaFarneback(FarnebackParameters):
 
     def prepare(self) -> None:
         """UsageError where OpenCV cannot compute it here."""
-        open_opencv_cuda(self.name, self.algorithm)
+        open_opencv_cuda(self.name)
 
     def algorithm(self, cv2: Any) -> Any:
         """OpenCV's object with these parameters."""
@@ -130,7 +131,7 @@ class OpenCVCudaBrox:
 
     def prepare(self) -> None:
         """UsageError where OpenCV cannot compute it here."""
-        open_opencv_cuda(self.name, self.algorithm)
+        open_opencv_cuda(self.name)
 
     def algorithm(self, cv2: Any) -> Any:
         """OpenCV's object with these parameters."""
@@ -144,8 +145,8 @@ class OpenCVCudaBrox:
         )
 
 
-def open_opencv_cuda(name: str, create: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """cv2 with CUDA, and the algorithm that `create` makes of it.
+def open_opencv_cuda(name: str) -> Any:
+    """cv2 with CUDA, of which nothing is on the GPU yet: that may take one process only.
 
     UsageError where this build of OpenCV has no CUDA flow, or can use no GPU.
     """
@@ -156,16 +157,36 @@ def open_opencv_cuda(name: str, create: Callable[[Any], Any]) -> tuple[Any, Any]
             f"--method {name} needs an OpenCV built with CUDA, which OpenCV {cv2.__version__} here "
             "is not: make opencv-cuda builds one (docs/gpu.md); --method tvl1-cuda needs none"
         )
-    if cv2.cuda.getCudaEnabledDeviceCount() < 1:
-        raise UsageError(
-            f"--method {name}: OpenCV {cv2.__version__} finds no NVIDIA GPU that it can use: see "
-            "whether nvidia-smi does, or use the CPU's methods"
-        )
+    with _failures_told(name, cv2):
+        # Counting comes first: without a driver other calls of cv2.cuda end the process.
+        if cv2.cuda.getCudaEnabledDeviceCount() < 1:
+            raise UsageError(
+                f"--method {name}: OpenCV {cv2.__version__} finds no NVIDIA GPU that it can use: "
+                "see whether nvidia-smi does, or use the CPU's methods"
+            )
+        gpu = cv2.cuda.DeviceInfo(cv2.cuda.getDevice())
+        if not gpu.isCompatible():
+            capability = f"{gpu.majorVersion()}.{gpu.minorVersion()}"
+            raise UsageError(
+                f"--method {name}: OpenCV {cv2.__version__} here was built for other GPUs than "
+                f"this one of compute capability {capability}: build it again with "
+                f"CUDA_ARCH_BIN={capability} make opencv-cuda"
+            )
+    return cv2
+
+
+@contextmanager
+def _failures_told(name: str, cv2: Any) -> Iterator[None]:
+    """Where CUDA fails in OpenCV, UsageError with the reason in one line."""
     try:
-        return cv2, create(cv2)
-    except cv2.error as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise UsageError(f"--method {name}: OpenCV refuses it: {reason}") from error
+        yield
+    except (cv2.error, SystemError) as error:  # a constructor's cv2.error is a SystemError's cause
+        cause = error.__cause__ or error
+        reason = getattr(cause, "err", None) or str(cause).strip().partition("\n")[0]
+        raise UsageError(
+            f"--method {name}: OpenCV {cv2.__version__} cannot use the GPU ({reason}): see whether "
+            "nvidia-smi can, or use the CPU's methods"
+        ) from error
 
 
 class _FramesOnGpu:
@@ -187,7 +208,8 @@ class _FramesOnGpu:
         else:
             _, place = self._held.pop(next(iter(self._held)))  # its memory is used again
         pixels = frame.astype(np.float32) / 255 if self.unit_range else frame
-        place.upload(np.ascontiguousarray(pixels), stream=self.stream)
+        pixels = np.ascontiguousarray(pixels)  # a name, to live until the wait is over
+        place.upload(pixels, stream=self.stream)
         self.stream.waitForCompletion()  # Farneback reads it from another stream as well
         self._held[id(frame)] = frame, place
         return place
@@ -200,8 +222,9 @@ def _fields(
 
     TV-L1's object keeps fewer levels for good after one small frame.
     """
-    cv2, algorithm = open_opencv_cuda(name, create)
-    stream = cv2.cuda.Stream()
+    cv2 = open_opencv_cuda(name)
+    with _failures_told(name, cv2):
+        stream, algorithm = cv2.cuda.Stream(), create(cv2)
     size: tuple[int, ...] = ()
     for first, second in pairs:
         check_pair(first, second)

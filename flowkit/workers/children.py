@@ -25,6 +25,7 @@ from contextlib import suppress
 from importlib import import_module
 from multiprocessing import spawn
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any, NoReturn
 
 from threadpoolctl import threadpool_limits
@@ -111,6 +112,7 @@ def may_fork() -> bool:
         sys.platform == "linux"
         and threading.active_count() == 1
         and not any(name in sys.modules for name in UNFORKABLE)
+        and "/libcuda.so" not in Path("/proc/self/maps").read_text()  # as an OpenCV with CUDA loads
     )
 
 
