@@ -123,6 +123,7 @@ def fuse(
     output.check_out("--out", out, "flowkit's .npz", paths)
     output.check_out("--fitted", fitted, "flowkit's .npz", [*paths, out])
     output.say(f"read {', '.join(map(str, paths))}")
+    _say_other_views(streams)
     fusion = _make_fusion(method, streams, paths, **options)
     fused = fusions.fuse(streams, fusion)
     write_scores(out, fused)
@@ -153,6 +154,17 @@ def _refuse_rivals(streams: Mapping[str, Scores], files: Mapping[str, Path], run
                 "name those to fuse, such as flowkit fuse "
                 + " ".join(str(files[one[0]].parent) for one in alike.values())
             )
+
+
+def _say_other_views(streams: Mapping[str, Scores]) -> None:
+    """Say which streams were scored at other views than the first: allowed, and easily missed."""
+    views = {name: one.meta["views"] for name, one in streams.items() if one.meta.get("views")}
+    first, *others = views or [""]
+    for name in others:
+        texts = "; ".join(differences(views[first], views[name]))
+        if texts:
+            texts = texts.replace("on disk", f"in {first}").replace("asked for", f"in {name}")
+            output.say(f"{first} and {name} are scored at other views ({texts})")
 
 
 def _refuse_other_nets(

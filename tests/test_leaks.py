@@ -15,7 +15,7 @@ from flowkit.data.splits import Video, train_on_all, write_split
 from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError
 from flowkit.networks.checkpoints import read_checkpoint
-from flowkit.scores.files import read_scores
+from flowkit.scores.files import read_scores, write_scores
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Machine
 from flowkit.training.loop import train
@@ -160,9 +160,28 @@ def test_of_two_runs_of_one_stream_fuse_asks_for_names(place):
     evaluate("--part", "test")
     message = str(fuse().exception)
     assert "holds 2 runs of the temporal stream, longer, temporal: name those to fuse" in message
-    assert fuse("runs/spatial", "runs/temporal").exit_code == 0
+    alike = fuse("runs/spatial", "runs/temporal")
+    assert alike.exit_code == 0 and "other views" not in alike.stderr
     assert len(read_scores("runs/fused/scores-test.npz").videos) == 6
     assert np.isfinite(read_scores("runs/fused/scores-test.npz").values).all()
+
+
+def test_streams_scored_at_other_views_are_fused_and_said_so(place):
+    write_run(place / "runs/temporal", form=StackForm(2), split=SPLIT)
+    write_run(place / "runs/spatial", split=SPLIT)
+    evaluate("runs/temporal", "--part", "test")
+    evaluate("runs/spatial", "--part", "test")
+    spatial = read_scores("runs/spatial/scores-test.npz")
+    more = spatial.meta["views"] | {"moments": 3}
+    write_scores(
+        "runs/spatial/scores-test.npz", replace(spatial, meta={**spatial.meta, "views": more})
+    )
+    told = fuse("runs/spatial", "runs/temporal")
+    assert told.exit_code == 0
+    assert (
+        "spatial and temporal are scored at other views "
+        "(moments: 3 in spatial, 1 in temporal)" in told.stderr
+    )
 
 
 def fuse(*arguments):

@@ -88,9 +88,9 @@ function measure(frame, width) {
       const box = clip(rect, parent, win);
       if (box.right - box.left < 1 || box.bottom - box.top < 1) continue;
       if (box.left < -0.5 || box.right > width + 0.5) wrong.push(`beyond the page: ${text}`);
-      const GPU = parent.closest("article, .tile, figure");
-      if (GPU) {
-        const edge = GPU.getBoundingClientRect();
+      const panel = parent.closest("article, .tile, figure");
+      if (panel) {
+        const edge = panel.getBoundingClientRect();
         if (box.left < edge.left || box.right > edge.right) wrong.push(`beyond its box: ${text}`);
       }
       const style = win.getComputedStyle(parent);
