@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flowkit_cli import output
+from flowkit_cli.options import renamed_option
 
 if TYPE_CHECKING:
     from flowkit.doctor import Facts, Hardware
@@ -27,9 +28,10 @@ GIB = 1 << 30
     help="The folder that records would be written to.",
 )
 @click.option("--no-speed", is_flag=True, help="Do not measure the methods (some 15 seconds).")
-@click.option("--weights", metavar="FILE", help="Measure --method raft, too, with these weights.")
+@click.option("--raft-weights", metavar="FILE", help="Measure --method raft, too, with this file.")
+@renamed_option("--weights", "--raft-weights")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
-def doctor(out: Path, no_speed: bool, weights: str | None, as_json: bool) -> None:
+def doctor(out: Path, no_speed: bool, raft_weights: str | None, as_json: bool) -> None:
     """What this machine can do, how fast, and what to fix.
 
     Cores, memory, disk, libraries, decoders and NVIDIA GPUs; then the pairs/s of the flow
@@ -45,7 +47,7 @@ def doctor(out: Path, no_speed: bool, weights: str | None, as_json: bool) -> Non
     from flowkit.doctor import examine
 
     with _Steps() as steps:
-        facts = examine(out, speeds=not no_speed, weights=weights, tell=steps.tell)
+        facts = examine(out, speeds=not no_speed, weights=raft_weights, tell=steps.tell)
     if as_json:
         output.json_line({**dataclasses.asdict(facts), "can_extract": facts.can_extract})
     else:

@@ -13,7 +13,7 @@ from flowkit.documents import differences
 from flowkit.errors import UsageError
 from flowkit.scores.fusion import FUSIONS
 from flowkit_cli import output
-from flowkit_cli.options import choices_text, json_option
+from flowkit_cli.options import choices_text, json_option, renamed_option
 
 if TYPE_CHECKING:
     from flowkit.scores.files import Scores
@@ -27,15 +27,16 @@ if TYPE_CHECKING:
     type=click.Choice(tuple(FUSIONS)),
     default="average",
     show_default=True,
-    help=f"{choices_text(FUSIONS)} svm, logistic, and weighted without --weights are fitted "
+    help=f"{choices_text(FUSIONS)} svm, logistic, and weighted without --shares are fitted "
     "on held-out videos.",
 )
 @click.option(
-    "--weights",
+    "--shares",
     metavar="NAME=W,...",
-    help="Weights of --method weighted, one per stream: spatial=1,temporal=1.5.  "
+    help="How much each stream counts with --method weighted: spatial=1,temporal=1.5.  "
     "[default: learned]",
 )
+@renamed_option("--weights", "--shares")
 @click.option(
     "--fit-on",
     multiple=True,
@@ -194,7 +195,7 @@ def _check_options(method: str, **options: Any) -> None:
     """UsageError for an option that the method does not use, which would change nothing."""
     needs = FUSIONS[method].needs
     goes_with = {
-        "weights": needs == "weights",
+        "shares": needs == "weights",
         "fit_on": needs != "nothing",
         "svm": method == "svm",
         "c": needs == "rows",
@@ -203,8 +204,8 @@ def _check_options(method: str, **options: Any) -> None:
         if options[name] and not used:
             flag = "--C" if name == "c" else f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} does not go with --method {method}")
-    if options["weights"] and options["fit_on"]:
-        raise UsageError("--weights are given, so there is nothing to fit: leave --fit-on out")
+    if options["shares"] and options["fit_on"]:
+        raise UsageError("--shares are given, so there is nothing to fit: leave --fit-on out")
 
 
 def _make_fusion(
@@ -212,7 +213,7 @@ def _make_fusion(
     streams: Mapping[str, Scores],
     paths: list[Path],
     *,
-    weights: str | None,
+    shares: str | None,
     fit_on: tuple[Path, ...],
     svm: str | None,
     c: float | None,
@@ -223,8 +224,8 @@ def _make_fusion(
     from flowkit.scores.fitting import fit_linear, fit_weights
     from flowkit.scores.fusion import Fusion, describe
 
-    if weights is not None:
-        return Fusion(method, _parse_weights(weights))
+    if shares is not None:
+        return Fusion(method, _parse_shares(shares))
     if FUSIONS[method].needs == "nothing":
         return Fusion(method)
     files = find_scores(fit_on, "heldout") if fit_on else [heldout_path(path) for path in paths]
@@ -257,14 +258,14 @@ def _make_fusion(
     return fusion
 
 
-def _parse_weights(text: str) -> dict[str, float]:
-    weights = {}
+def _parse_shares(text: str) -> dict[str, float]:
+    shares = {}
     for item in text.split(","):
         name, _, weight = item.rpartition("=")
         try:
-            weights[name.strip()] = float(weight)
+            shares[name.strip()] = float(weight)
         except ValueError:
             name = ""
         if not name:
-            raise UsageError(f"expected --weights such as spatial=1,temporal=1.5, got {text!r}")
-    return weights
+            raise UsageError(f"expected --shares such as spatial=1,temporal=1.5, got {text!r}")
+    return shares

@@ -24,7 +24,7 @@ PREFIXES = {
     "raft": ("raft",),
 }
 
-FLAGS = {"raft_weights": "--weights"}  # of parameters that are files: short names
+FILES = ("raft_weights",)  # parameters that name files
 
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output.")
 workers_option = click.option(
@@ -119,6 +119,7 @@ def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 parameters.setdefault(parameter.name, parameter)
         for parameter in reversed(parameters.values()):
             command = _parameter_option(prefix, parameter)(command)
+    command = renamed_option("--weights", "--raft-weights")(command)
     command = click.option(
         "--preset",
         help=f"Named set of parameters, which the options below override: {_presets()}. fast of "
@@ -150,6 +151,16 @@ def chosen_method(method: str, preset: str | None, options: dict[str, Any]) -> F
     return make_method(method, preset=preset, **parameters)
 
 
+def renamed_option(old: str, new: str) -> Callable[..., Any]:
+    """A hidden option that stops with the name which it has now."""
+
+    def stop(context: click.Context, option: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            raise click.UsageError(f"{old} is now {new}")
+
+    return click.option(old, hidden=True, expose_value=False, callback=stop)
+
+
 def choices_text(table: Mapping[str, Any]) -> str:
     """The help of an option whose values are the names of a table: each with its `text`."""
     return "; ".join(f"{name}: {facts.text}" for name, facts in table.items()) + "."
@@ -172,12 +183,12 @@ def _parameter_option(prefix: str, parameter: dataclasses.Field[Any]) -> Callabl
         return click.option(f"{flag}/{negative}", name, default=None, help=f"{text}  [{word}]")
     kind = {int: click.INT, float: click.FLOAT}.get(type(default), click.STRING)
     shown = f"{text}  [{default}]" if default != "" else text
-    metavar = "FILE" if name in FLAGS else None
+    metavar = "FILE" if name in FILES else None
     return click.option(flag, name, type=kind, metavar=metavar, help=shown)
 
 
 def _flag(name: str) -> str:
-    return FLAGS.get(name) or f"--{name.rstrip('_').replace('_', '-')}"
+    return f"--{name.rstrip('_').replace('_', '-')}"
 
 
 def _prefix(name: str) -> str | None:

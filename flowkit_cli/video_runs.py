@@ -60,7 +60,9 @@ def place_options(out: str) -> Callable[..., Any]:
             show_default=True,
             help="Folder of the records.",
         )
-        inputs = click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+        inputs = click.argument(
+            "inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path()
+        )
         return inputs(place(root_option(command)))
 
     return decorate

@@ -88,7 +88,7 @@ def test_a_fusion_that_is_named_is_fused_again(project):
 
 
 def test_weights_are_given_by_name(project):
-    run(fuse_command, "--method", "weighted", "--weights", "temporal=1.5,spatial=1")
+    run(fuse_command, "--method", "weighted", "--shares", "temporal=1.5,spatial=1")
     expected = fuse(streams(), Fusion("weighted", {"spatial": 1, "temporal": 1.5}))
     np.testing.assert_array_equal(read_scores("runs/fused/scores-test.npz").values, expected.values)
 
@@ -160,14 +160,14 @@ def test_fitting_on_the_test_part_is_refused(project):
     [
         (("--C", "1"), "--C does not go with --method average"),
         (("--svm", "ovr", "--method", "logistic"), "--svm does not go with --method logistic"),
-        (("--weights", "a=1"), "--weights does not go with --method average"),
+        (("--shares", "a=1"), "--shares does not go with --method average"),
         (("--fit-on", "runs", "--method", "max"), "--fit-on does not go with --method max"),
         (
-            ("--method", "weighted", "--weights", "a=1", "--fit-on", "runs"),
-            "--weights are given, so there is nothing to fit",
+            ("--method", "weighted", "--shares", "a=1", "--fit-on", "runs"),
+            "--shares are given, so there is nothing to fit",
         ),
-        (("--method", "weighted", "--weights", "1,2"), "such as spatial=1,temporal=1.5"),
-        (("--method", "weighted", "--weights", "a=x"), "such as spatial=1,temporal=1.5"),
+        (("--method", "weighted", "--shares", "1,2"), "such as spatial=1,temporal=1.5"),
+        (("--method", "weighted", "--shares", "a=x"), "such as spatial=1,temporal=1.5"),
         (("runs/spatial",), "scores of two streams or more to fuse, got runs/spatial/scores-test"),
         (("--out", "runs/spatial/scores-test.npz"), "is an input, and would be replaced"),
         (

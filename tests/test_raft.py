@@ -254,7 +254,7 @@ def test_a_file_that_changes_after_the_start_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({}, "expected --weights FILE, torchvision's raft_large or raft_small, such as https"),
+        ({}, "expected --raft-weights FILE, torchvision's raft_large or raft_small, such as https"),
         ({"weights": "none.pth"}, r"cannot read the weights none.pth \(No such file"),
         ({"weights": __file__, "sha256": "00"}, "expected weights of SHA-256 00, got "),
         ({"weights": __file__, "updates": 0}, "expected updates of at least 1, got 0"),
@@ -290,7 +290,7 @@ def test_extract_by_raft_and_a_rerun_with_the_file_elsewhere(files, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     moved = tmp_path / "elsewhere" / "small.pth"
     moved.write_bytes(Path(files["raft_small"]).read_bytes())
-    options = ("--method", "raft", "--raft-updates", "1", "--weights")
+    options = ("--method", "raft", "--raft-updates", "1", "--raft-weights")
     done = run(tmp_path, "", *options, files["raft_small"])
     assert done.returncode == 0, done.stderr
     assert "raft to flow/ with 1 worker" in done.stderr
@@ -304,16 +304,18 @@ def test_extract_by_raft_and_a_rerun_with_the_file_elsewhere(files, tmp_path):
 @pytest.mark.slow
 def test_without_torchvision_raft_says_so_and_other_methods_run(files, tmp_path):
     write_video(tmp_path / "a.mp4", moving_texture(3))
-    done = run(tmp_path, "torchvision", "--method", "raft", "--weights", files["raft_small"])
+    done = run(tmp_path, "torchvision", "--method", "raft", "--raft-weights", files["raft_small"])
     assert done.returncode == 2
     assert "--method raft needs torchvision, which cannot be imported" in done.stderr
-    done = run(tmp_path, "torchvision torch", "--method", "raft", "--weights", files["raft_small"])
+    done = run(
+        tmp_path, "torchvision torch", "--method", "raft", "--raft-weights", files["raft_small"]
+    )
     assert (done.returncode, "--method raft needs torch " in done.stderr) == (2, True)
     assert run(tmp_path, "torchvision torch", "--method", "dis").returncode == 0
 
 
 def test_weights_go_with_raft_only(tmp_path):
     write_video(tmp_path / "a.mp4", moving_texture(3))
-    done = run(tmp_path, "", "--method", "dis", "--weights", "x.pth")
+    done = run(tmp_path, "", "--method", "dis", "--raft-weights", "x.pth")
     assert done.returncode == 2
-    assert "--weights does not go with --method dis" in done.stderr
+    assert "--raft-weights does not go with --method dis" in done.stderr

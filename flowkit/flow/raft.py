@@ -57,7 +57,7 @@ class RAFT:
     def __post_init__(self) -> None:
         check_parameters(self)
         if not self.weights:
-            raise UsageError(f"raft: expected --weights FILE, {WHERE}")
+            raise UsageError(f"raft: expected --raft-weights FILE, {WHERE}")
         digest = hashlib.sha256(_read(self.weights)).hexdigest()
         if self.sha256 not in ("", digest):
             raise UsageError(

@@ -1,0 +1,41 @@
+"""The command line as a whole: mistyped and renamed names, and the ways to start it."""
+
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from flowkit_cli.main import cli
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("extrat", "extract"), ("predct", "predict"), ("trajectory", "trajectories")],
+)
+def test_a_mistyped_command_names_the_one_that_is_meant(typed, meant):
+    result = CliRunner().invoke(cli, [typed, "videos"])
+    assert result.exit_code == 2
+    assert f"'{typed}'" in result.output and f"Did you mean {meant}" in result.output
+
+
+def test_a_command_like_no_other_is_refused_without_a_guess():
+    result = CliRunner().invoke(cli, ["zzzz"])
+    assert result.exit_code == 2 and "zzzz" in result.output
+    assert "Did you mean" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "new"),
+    [("extract", "--raft-weights"), ("doctor", "--raft-weights"), ("fuse", "--shares")],
+)
+def test_an_option_that_has_another_name_now_says_so(command, new):
+    result = CliRunner().invoke(cli, [command, "--weights", "a"])
+    assert result.exit_code == 2 and f"--weights is now {new}" in result.output
+    assert "--weights " not in CliRunner().invoke(cli, [command, "--help"]).output.replace(new, "")
+
+
+@pytest.mark.parametrize("module", ["flowkit", "flowkit_cli"])
+def test_the_package_runs_as_the_command(module):
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("Usage: flowkit [OPTIONS] COMMAND")
