@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,13 @@ import click
 
 from flowkit.errors import UsageError
 from flowkit_cli import output
-from flowkit_cli.options import json_option, max_frame_option
+from flowkit_cli.options import cores, json_option, max_frame_option, workers_option
 from flowkit_cli.scoring_options import scoring_options, test_views
 
 if TYPE_CHECKING:
+    from flowkit.evaluation.held_records import HeldRecord
     from flowkit.evaluation.prediction import Prediction, Predictor
+    from flowkit.networks.checkpoints import Checkpoint
     from flowkit.scores.fusion import Fusion
 
 log = logging.getLogger("flowkit")
@@ -60,6 +63,7 @@ log = logging.getLogger("flowkit")
 )
 @scoring_options
 @max_frame_option
+@workers_option
 @json_option
 def predict(
     videos: tuple[str, ...],
@@ -69,6 +73,7 @@ def predict(
     runs: Path,
     top: int,
     out: Path | None,
+    workers: int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -76,7 +81,9 @@ def predict(
 
     VIDEO is a file, a folder of frames or of videos, a list file, or - for paths on standard input,
     each answered as it comes. Flow is computed as that of the records that the stream was trained
-    on. A video that fails does not stop the rest.
+    on, in worker processes; answers come as they are found. A video that fails, or that makes its
+    worker crash, does not stop the rest. Of standard input one path is taken at a time, with -j as
+    many as there are workers.
 
     \b
     flowkit predict a.mp4
@@ -85,88 +92,120 @@ def predict(
 
     Exit status: 0 all done, 1 some videos failed, 2 usage.
     """
+    from flowkit.evaluation.held_records import hold_videos, looks_of
+    from flowkit.flow.methods import METHODS
+
     asked = _find(videos)
     if out is not None:
         asked = iter(named := list(asked))
         if len(named) != 1:
             raise UsageError(f"--out shows one video, got {len(named)}")
         output.check_out("--out", out, "a .mp4", [*videos, *(path for path, _ in named)])
-    predictor = _make_predictor(spatial, temporal, fusion, runs, options)
-    failed = 0
-    for path, problem in asked:
-        try:
-            if problem is not None:
-                raise problem
-            record = predictor.hold(path, whole=out is not None)
-            found = predictor.predict_record(record)
-            if out is not None:
-                from flowkit.pictures.overlay import write_overlay
-
-                write_overlay(record, found.top(top), out)
-        except Exception as error:  # one bad video never stops the rest
-            failed += 1
-            log.debug("%s", path, exc_info=True)
-            reason = f"{error or type(error).__name__}".removeprefix(f"{path}: ")
-            output.error(f"failed: {path}: {reason}")
-            if as_json:
-                output.json_line({"video": path, "status": "failed", "reason": reason})
-            continue
-        _tell(path, found, top, as_json=as_json)
+    found = _find_streams(spatial, temporal, runs)
+    chosen = _read_fusion(fusion, runs, found)
+    checkpoints = [(checkpoint, options["moments"]) for _, checkpoint in found.values()]
+    looks = looks_of(checkpoints, max_frame_mpx=options["max_frame_mpx"], whole=out is not None)
+    facts = METHODS[looks.request.method.name]
+    if facts.one_worker or facts.runs_on == "cuda" or (workers is None and "-" in videos):
+        workers = 1
+    predictor, failed = None, 0
+    with closing(hold_videos(looks, asked, workers=workers or cores())) as events:
+        for event in events:
+            predictor = predictor or _make_predictor(found, chosen, options)  # while they work
+            if event.record is not None:
+                reason = _answer(predictor, event.path, event.record, top, out, as_json=as_json)
+            elif not (reason := event.reason):
+                continue
+            if reason:
+                failed += 1
+                output.error(f"failed: {event.path}: {reason}")
+                if as_json:
+                    line = {"video": event.path, "status": "failed", "reason": reason}
+                    output.json_line(line)
     if out is not None and not failed:
         output.say(f"wrote {out}")
     if failed:
         sys.exit(1)
 
 
-def _make_predictor(
-    spatial: Path | None,
-    temporal: Path | None,
-    fusion: str | None,
-    runs: Path,
-    options: dict[str, Any],
-) -> Predictor:
-    """The streams that are named, or those of `runs`, and their fusion."""
-    from flowkit.evaluation.prediction import Predictor
-    from flowkit.evaluation.scoring import Scorer
-    from flowkit.networks.checkpoints import BEST
-    from flowkit.scores.fusion import describe
-    from flowkit.training.distributed import choose_device
+def _find_streams(
+    spatial: Path | None, temporal: Path | None, runs: Path
+) -> dict[str, tuple[Path, Checkpoint]]:
+    """By the name of its run's folder, each stream that is named, else each of `runs`."""
+    from flowkit.networks.checkpoints import BEST, checkpoint_path, read_checkpoint
 
     named = [path for path in (spatial, temporal) if path is not None]
-    found = named or [
+    given = named or [
         runs / name for name in ("spatial", "temporal") if (runs / name / BEST).exists()
     ]
-    if not found:
+    if not given:
         raise UsageError(
             f"{runs}: holds no trained stream: flowkit train makes them, and --spatial and "
             "--temporal name others"
         )
-    device = choose_device(options["device"])
-    scorers = {}
-    for path in found:
-        scorer = Scorer(
-            path, views=test_views(options), device=device, pass_inputs=options["pass_inputs"]
-        )
-        held = "+".join(scorer.checkpoint.inputs)
+    found = {}
+    for path in given:
+        checkpoint = read_checkpoint(path)
+        held = "+".join(checkpoint.inputs)
         expected = {spatial: "spatial", temporal: "temporal"}.get(path, held)
         if held != expected:
             raise UsageError(f"--{expected} {path}: holds a {held} stream")
-        scorers[scorer.path.absolute().parent.name] = scorer
-    chosen = _read_fusion(fusion, runs, len(scorers))
-    if len(scorers) < len(found):
-        raise UsageError(f"{found[0]} and {found[1]}: give the runs' folders different names")
-    how = "" if chosen is None else f"; {describe(chosen, scorers)}"
-    if chosen is not None and chosen.method == "svm":
+        found[checkpoint_path(path).absolute().parent.name] = path, checkpoint
+    if len(found) < len(given):
+        raise UsageError(f"{given[0]} and {given[1]}: give the runs' folders different names")
+    return found
+
+
+def _make_predictor(
+    found: dict[str, tuple[Path, Checkpoint]], fusion: Fusion | None, options: dict[str, Any]
+) -> Predictor:
+    """The streams' networks, loaded, and their fusion."""
+    from flowkit.evaluation.prediction import Predictor
+    from flowkit.evaluation.scoring import Scorer
+    from flowkit.scores.fusion import describe
+    from flowkit.training.distributed import choose_device
+
+    device, views = choose_device(options["device"]), test_views(options)
+    scorers = {
+        name: Scorer(path, views=views, device=device, pass_inputs=options["pass_inputs"])
+        for name, (path, _) in found.items()
+    }
+    predictor = Predictor(scorers, fusion, max_frame_mpx=options["max_frame_mpx"])
+    how = "" if fusion is None else f"; {describe(fusion, scorers)}"
+    if fusion is not None and fusion.method == "svm":
         how += ", its percentages the softmax of margins"
     output.say(f"read {', '.join(str(scorer.path) for scorer in scorers.values())}{how}")
-    return Predictor(scorers, chosen, max_frame_mpx=options["max_frame_mpx"])
+    return predictor
 
 
-def _read_fusion(given: str | None, runs: Path, streams: int) -> Fusion | None:
+def _answer(
+    predictor: Predictor,
+    path: str,
+    record: HeldRecord,
+    top: int,
+    out: Path | None,
+    *,
+    as_json: bool,
+) -> str:
+    """Tell what a video shows; why that was not possible, or ""."""
+    try:
+        found = predictor.predict_record(record)
+        if out is not None:
+            from flowkit.pictures.overlay import write_overlay
+
+            write_overlay(record, found.top(top), out)
+    except Exception as error:  # one bad video never stops the rest
+        log.debug("%s", path, exc_info=True)
+        return f"{error or type(error).__name__}".removeprefix(f"{path}: ")
+    _tell(path, found, top, as_json=as_json)
+    return ""
+
+
+def _read_fusion(given: str | None, runs: Path, streams: Collection[str]) -> Fusion | None:
     """The fusion that is asked for; None for one stream alone."""
     from flowkit.scores.fusion import Fusion, read_fusion
 
-    if streams == 1:
+    if len(streams) == 1:
         if given is not None:
             raise UsageError("--fusion goes with two streams: name both, --spatial and --temporal")
         return None
@@ -176,8 +215,8 @@ def _read_fusion(given: str | None, runs: Path, streams: int) -> Fusion | None:
     return read_fusion(given or kept)
 
 
-def _find(videos: tuple[str, ...]) -> Iterator[tuple[str, Exception | None]]:
-    """The path of every video, or with it what is wrong; lines of standard input as they come."""
+def _find(videos: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """The path of every video, and what is wrong with it; lines of standard input as they come."""
     from flowkit.video.sources import find_videos
 
     def names() -> Iterator[str]:
@@ -193,11 +232,11 @@ def _find(videos: tuple[str, ...]) -> Iterator[tuple[str, Exception | None]]:
         try:
             sources = find_videos([name]).sources
         except UsageError as error:
-            yield name, error
+            yield name, str(error)
             continue
         is_itself = len(sources) == 1 and sources[0].path == Path(os.path.abspath(name))
         for source in sources:
-            yield (name if is_itself else str(source.path)), None
+            yield (name if is_itself else str(source.path)), ""
 
 
 def _tell(path: str, found: Prediction, top: int, *, as_json: bool) -> None:

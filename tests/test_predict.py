@@ -1,6 +1,8 @@
 """Prediction: a raw video gives what its record gives, whatever is wrong with the next one."""
 
 import json
+import os
+import signal
 from dataclasses import dataclass
 
 import av
@@ -15,7 +17,15 @@ from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import Split, Video
 from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError, VideoError
-from flowkit.evaluation.prediction import Predictor, Wanted, hold_video, video_request
+from flowkit.evaluation.held_records import (
+    Held,
+    Looks,
+    Wanted,
+    hold_video,
+    hold_videos,
+    video_request,
+)
+from flowkit.evaluation.prediction import Predictor
 from flowkit.evaluation.scoring import Scorer, TestViews, score_part
 from flowkit.extraction.extract import extract_video
 from flowkit.extraction.request import Request
@@ -244,7 +254,8 @@ def test_methods_that_take_colors_get_them(video, color, dimensions):
 def test_frames_too_large_are_refused_without_loss_to_the_rest(project, video):
     large = write_video(project / "b.mp4", moving_texture(FRAMES, size=(144, 96)))
     result = run(video, large, "--json", "--max-frame-mpx", "0.01", fails=True)
-    assert [line["status"] for line in lines(result)] == ["done", "failed"]
+    told = {line["video"]: line["status"] for line in lines(result)}
+    assert told == {str(video): "done", str(large): "failed"}
     assert "at most 0.01 megapixels, got 0.01382 (96x144 px): --max-frame-mpx" in result.stderr
 
 
@@ -269,6 +280,32 @@ def test_a_bad_video_stops_nothing(project, video):
     assert f"failed: {bad}: expected a video" in result.stderr
 
 
+@dataclass(frozen=True)
+class Killed:
+    """A flow method that kills its process on frames of 40 rows."""
+
+    name = "killed"
+
+    def fields(self, pairs):
+        for first, _ in pairs:
+            if len(first) == 40:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield np.zeros((*first.shape, 2), np.float32)
+
+
+def test_a_crash_costs_one_video_and_the_first_event_does_not_wait(project, video):
+    small = write_video(project / "small.mp4", moving_texture(FRAMES, size=(40, 96)))
+    looks = Looks(Request(Killed()), (({"temporal": StackForm(2)}, 2),))
+    asked = [(str(video), ""), (str(small), ""), ("x.mp4", "no such video"), (str(video), "")]
+    events = list(hold_videos(looks, asked, workers=1))
+    assert events[0] == Held(str(video))  # at work, before there is a record
+    ended = [one for one in events if one.record or one.reason]
+    assert [one.path for one in ended] == [path for path, _ in asked]
+    assert [bool(one.record) for one in ended] == [True, False, False, True]
+    assert "died by SIGKILL" in ended[1].reason
+    assert ended[2].reason == "no such video"
+
+
 def test_folders_of_videos_and_of_frames_are_taken(project):
     frames = moving_texture(5)
     write_video(project / "v.mp4", frames)
@@ -276,11 +313,11 @@ def test_folders_of_videos_and_of_frames_are_taken(project):
     write_video(project / "videos/b.mp4", frames)
     write_images(project / "videos2/c", frames)
     told = lines(run("videos", "videos2/c", "v.mp4", "--json"))
-    assert [one["video"].removeprefix(f"{project}/") for one in told] == [
+    assert {one["video"].removeprefix(f"{project}/") for one in told} == {
         "videos/b.mp4",
         "videos2/c",
         "v.mp4",
-    ]
+    }
 
 
 def test_the_overlay_shows_every_field_and_the_classes(project, video):

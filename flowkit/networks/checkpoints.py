@@ -13,11 +13,9 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from zlib_ng.zlib_ng import crc32
 
 import flowkit
@@ -25,8 +23,12 @@ from flowkit.data.inputs import Inputs, inputs_from_json
 from flowkit.data.origins import Origin, origin_from_json
 from flowkit.documents import differences, read_document, replacing, seal
 from flowkit.errors import CheckpointError, FlowkitError, RecordError
-from flowkit.networks.streams import StreamNet, build_net
 from flowkit.records.reading import Record, flow_of
+
+if TYPE_CHECKING:  # what a checkpoint's JSON says is read without torch
+    import torch
+
+    from flowkit.networks.streams import StreamNet
 
 FORMAT = "flowkit checkpoint"
 VERSION = 2  # 1 had one stream: `stream`, `channels` and `form` where 2 has `inputs`
@@ -64,6 +66,8 @@ class Checkpoint:
 
     def build(self) -> StreamNet:
         """The network with fresh weights."""
+        from flowkit.networks.streams import build_net
+
         heads = {task: len(classes) for task, classes in self.tasks.items()}
         return build_net(self.net, self.inputs, heads, dropout=self.dropout)
 
@@ -99,6 +103,8 @@ def write_checkpoint(
     `weights` are the net's, `state` what else its training needs to go on. What no JSON in the
     folder names any more is removed. Killed at any moment, what was there before is still there.
     """
+    from safetensors.torch import save_file
+
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"step-{checkpoint.step:08d}"
     files = {"weights": f"{stem}.safetensors", "state": f"{stem}.state.safetensors"}
@@ -181,6 +187,8 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> dict[str, torch.Ten
 
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, on the CPU; CheckpointError if it is missing or broken."""
+    from safetensors.torch import load_file
+
     try:
         return load_file(file)
     except FileNotFoundError:

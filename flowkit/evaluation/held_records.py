@@ -1,0 +1,262 @@
+"""What trained streams look at in a raw video, as a record in memory: nothing else is computed.
+
+A video is decoded twice: once to count its frames, which says what moments are looked at, then for
+those frames and fields alone. They go through the bytes of a flow record, so the networks see what
+`flowkit extract` and `flowkit eval` would have shown them, JPEG's losses included.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from flowkit.data.clips import Clip
+from flowkit.data.inputs import Inputs, spaced_places
+from flowkit.data.stacks import StackForm
+from flowkit.documents import differences
+from flowkit.errors import UsageError, VideoError
+from flowkit.extraction.request import Request, resized_frames, target_size
+from flowkit.flow.method import takes_color
+from flowkit.flow.methods import make_method, method_of, prepare_method
+from flowkit.flow.pairs import series_fields
+from flowkit.records import formats
+from flowkit.records.layout import FORMATS, Storage, field_templates
+from flowkit.records.reading import Record, StoredSeries
+from flowkit.series import Series
+from flowkit.video.image_folders import MAX_FRAME_MPX
+from flowkit.video.reading import open_video
+from flowkit.workers.pool import Done, Failed, run_pool
+
+if TYPE_CHECKING:
+    from flowkit.networks.checkpoints import Checkpoint
+
+log = logging.getLogger("flowkit")
+
+IMAGES = "img_%05d.jpg"
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What streams look at in a video of any length, and how their flow is made; picklable.
+
+    `streams` are the inputs of each, and at how many moments they look. With `whole` all frames,
+    and the field from each of them to the next, are looked at, too.
+    """
+
+    request: Request
+    streams: tuple[tuple[Inputs, int], ...]
+    whole: bool = False
+
+    def hold(self, path: Path) -> HeldRecord:
+        """The record of the video at `path`; VideoError where it is damaged or too short."""
+        count = _count_frames(path, self.request.max_frame_mpx)
+        forms = [form for inputs, _ in self.streams for form in inputs.values()]
+        least = 1 + max((f.step for f in forms if f is not None), default=int(self.whole))
+        if count < least:
+            raise VideoError(f"{path}: expected at least {least} frames, got {count}")
+        wanted = Wanted(count, set(), {one: set() for one in self.request.series})
+        for inputs, moments in self.streams:
+            wanted.add(inputs, moments)
+        if self.whole:
+            first = self.request.series[0]
+            wanted.frames.update(range(count))
+            wanted.fields[first].update(range(wanted.count(first)))
+        return hold_video(path, self.request, wanted)
+
+    def __call__(self, item: tuple[str, str], report: Callable[[Any], None]) -> HeldRecord:
+        """What a worker does with a path, or with what is wrong with it."""
+        path, problem = item
+        report(None)
+        if problem:
+            raise VideoError(problem)
+        return self.hold(Path(path))
+
+
+@dataclass(frozen=True)
+class Held:
+    """An event of `hold_videos`: a video's record, why it has none, or neither while it is made."""
+
+    path: str
+    record: HeldRecord | None = None
+    reason: str = ""
+
+
+def hold_videos(
+    looks: Looks, videos: Iterable[tuple[str, str]], *, workers: int
+) -> Generator[Held]:
+    """The records of videos, made in worker processes: a crash costs one video, as does an error.
+
+    `videos` are paths, each with what is already known to be wrong with it, or "". They are taken
+    as workers become free. The first event comes as soon as they are at work. A caller that has
+    not imported torch before has workers that start at once (`flowkit.workers.children`).
+    """
+    prepare_method(looks.request.method)
+    paths: list[str] = []
+
+    def supply() -> Iterator[tuple[str, str]]:
+        for path, problem in videos:
+            paths.append(path)
+            yield path, problem
+
+    with closing(run_pool(looks, supply(), workers=workers)) as events:
+        for event in events:
+            path = paths[event.index]
+            if isinstance(event, Failed):
+                log.debug("%s: %s", path, event.traceback)
+                yield Held(path, reason=event.reason.removeprefix(f"{path}: "))
+            else:
+                yield Held(path, event.result if isinstance(event, Done) else None)
+
+
+class Wanted(NamedTuple):
+    """The frames and the fields of each series that are looked at in a video, by number."""
+
+    frame_count: int
+    frames: set[int]
+    fields: dict[Series, set[int]]
+
+    def count(self, one: Series) -> int:
+        """How many fields a series of this video has, wanted or not."""
+        return self.frame_count - one.step
+
+    def add(self, inputs: Inputs, moments: int) -> None:
+        """Want what the inputs of a stream look at."""
+        for places in spaced_places(inputs, "video", self.frame_count, moments):
+            for look, form in zip(places, inputs.values(), strict=True):
+                self._add_place(look, form)
+
+    def _add_place(self, look: int | Clip, form: StackForm | None) -> None:
+        if isinstance(look, int) or form is None:
+            assert isinstance(look, int)
+            self.frames.add(look)
+            return
+        count = self.frame_count - form.step
+        if form.bidirectional:
+            ahead, back = look.halves(count)
+            self.fields[Series("forward", form.step)].update(ahead)
+            self.fields[Series("backward", form.step)].update(back)
+        else:
+            self.fields[Series("forward", form.step)].update(look.fields(count))
+
+
+@dataclass(frozen=True)
+class HeldRecord(Record):
+    """A record in memory that may hold some of a video's frames and fields only."""
+
+    description: dict[str, Any] = field(default_factory=dict)
+    files: dict[tuple[str, int], bytes] = field(default_factory=dict, repr=False)
+
+    @property
+    def sidecar(self) -> dict[str, Any]:
+        """What a sidecar would say of how it was made."""
+        return self.description
+
+    def read(self, wanted: Sequence[tuple[str, int]]) -> list[bytes]:
+        """The bytes of files, each named by its template and its index from 0."""
+        return [self.files[name, index] for name, index in wanted]
+
+
+def looks_of(
+    streams: Iterable[tuple[Checkpoint, int]],
+    *,
+    max_frame_mpx: float = MAX_FRAME_MPX,
+    whole: bool = False,
+) -> Looks:
+    """What checkpoints, each at so many moments, look at; UsageError as `video_request`.
+
+    A video with frames of more than `max_frame_mpx` megapixels is refused.
+    """
+    streams = list(streams)
+    request = video_request(checkpoint for checkpoint, _ in streams)
+    inputs = tuple((checkpoint.inputs, moments) for checkpoint, moments in streams)
+    return Looks(replace(request, max_frame_mpx=max_frame_mpx), inputs, whole)
+
+
+def video_request(checkpoints: Iterable[Checkpoint]) -> Request:
+    """How the flow that networks were trained on is computed and stored.
+
+    For networks that see frames alone it is as `flowkit extract` does it unless told otherwise.
+    UsageError where they were trained on different flow, or on that of another tool.
+    """
+    trained = [
+        (one.flow or {}, form)
+        for one in checkpoints
+        for form in one.inputs.values()
+        if form is not None
+    ]
+    if not trained:
+        return Request(make_method("tvl1"))
+    flow = trained[0][0]
+    for other, _ in trained[1:]:
+        if found := differences(flow, other):
+            raise UsageError(f"expected streams trained on the same flow: {'; '.join(found)}")
+    if not isinstance(flow.get("method"), dict):
+        raise UsageError(
+            "the temporal stream was trained on flow of another tool, which flowkit cannot "
+            "compute: make records of the videos with that tool, and use flowkit eval"
+        )
+    stored = {one.values: name for name, one in FORMATS.items()}[flow["format"]]
+    quality = {} if flow["quality"] is None else {"quality": flow["quality"]}
+    return Request(
+        method_of(flow["method"]),
+        steps=tuple(dict.fromkeys(form.step for _, form in trained)),
+        backward=any(form.bidirectional for _, form in trained),
+        resize=flow["resize"],
+        storage=Storage(stored, bound=flow["bound"], **quality),
+    )
+
+
+def hold_video(path: Path, request: Request, wanted: Wanted) -> HeldRecord:
+    """The wanted frames and fields of a video as a record in memory; nothing else is computed."""
+    storage, method = request.storage, request.method
+    stored = {one: _empty_series(path, request, one, wanted.count(one)) for one in wanted.fields}
+    files: dict[tuple[str, int], bytes] = {}
+    with open_video(path, max_frame_mpx=request.max_frame_mpx) as video:
+
+        def frames() -> Iterator[np.ndarray]:
+            for index, frame in enumerate(resized_frames(video, request.resize)):
+                if index in wanted.frames:
+                    data = formats.encode_image(frame, "jpg", storage.rgb_quality)
+                    files[IMAGES, index] = data
+                yield frame
+
+        for one, index, field in series_fields(
+            frames(), stored, method.fields, color=takes_color(method), wanted=wanted.fields
+        ):
+            encoded, own = formats.encode_field(
+                field, storage.format, bound=storage.bound, quality=storage.quality
+            )
+            if own is not None:
+                stored[one].ranges[index] = own  # type: ignore[index]
+            for template, data in zip(stored[one].files.values(), encoded, strict=True):
+                files[template, index] = data
+        return HeldRecord(
+            path,
+            target_size(request.resize, video.size),
+            video.fps,
+            wanted.frame_count,
+            storage.format,
+            tuple(stored.values()),
+            IMAGES,
+            description={"request": request.identity()},
+            files=files,
+        )
+
+
+def _empty_series(path: Path, request: Request, one: Series, count: int) -> StoredSeries:
+    """A series of `count` fields with room for their ranges, where the format has some."""
+    folder = PurePosixPath(path.name)
+    files = field_templates(folder, request.storage, one, first_step=request.steps[0])
+    ranges = np.full((count, 2, 2), np.nan) if request.storage.is_planes else None
+    return StoredSeries(one.direction, one.step, count, files, ranges)
+
+
+def _count_frames(path: Path, max_frame_mpx: float) -> int:
+    with open_video(path, max_frame_mpx=max_frame_mpx) as video:
+        return sum(1 for _ in video.frames())
