@@ -18,7 +18,7 @@ from driver_double import DriverDouble
 
 from flowkit import fields, quantize
 from flowkit._cv2 import cv2
-from flowkit.errors import DeviceMemoryError, FlowkitError, InstallError, UsageError
+from flowkit.errors import DeviceError, DeviceMemoryError, FlowkitError, InstallError, UsageError
 from flowkit.extraction import flow_server
 from flowkit.flow import tvl1, tvl1_kernels
 from flowkit.flow.cuda import batches as cuda_batches
@@ -536,7 +536,8 @@ def test_every_kernel_has_a_c_type_for_each_parameter(place):
 def pretended(monkeypatch, *, status="CUDA_SUCCESS", raises=None, driver=13020, compiler=13):
     """The driver and the compiler as they answer on some other machine."""
 
-    names = ("CUDA_SUCCESS", "CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH")
+    names = ("CUDA_SUCCESS", "CUDA_ERROR_NO_DEVICE", "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
+             "CUDA_ERROR_NOT_INITIALIZED")  # fmt: skip
     results = {
         name: type("Result", (int,), {"name": name})(number) for number, name in enumerate(names)
     }
@@ -567,6 +568,10 @@ def pretended(monkeypatch, *, status="CUDA_SUCCESS", raises=None, driver=13020, 
             {"status": "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"},
             r"cannot be used \(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH\): update the driver",
         ),
+        (
+            {"status": "CUDA_ERROR_NOT_INITIALIZED"},
+            r"cannot be used in this process, which was forked from one .*: start it fresh",
+        ),
         ({"driver": 12040}, r"made for CUDA 12, the compiler here for CUDA 13\.2: update"),
     ],
 )
@@ -577,6 +582,19 @@ def test_without_a_gpu_the_error_says_what_is_missing(monkeypatch, machine, mess
         list(CudaTVL1()([texture(20, 20)] * 2))
     with pytest.raises(FlowkitError, match=message):
         cuda_device.count_gpus()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("CUDA_ERROR_NOT_INITIALIZED", "forked from one that had used it: start it fresh"),
+        ("CUDA_ERROR_ILLEGAL_ADDRESS", "ILLEGAL_ADDRESS: run again with CUDA_LAUNCH_BLOCKING=1"),
+    ],
+)
+def test_a_call_of_the_driver_that_fails_says_what_to_do(name, message):
+    status = type("Result", (int,), {"name": name})(3)
+    with pytest.raises(DeviceError, match=message):
+        cuda_device._checked((status,))
 
 
 def test_without_cuda_bindings_the_error_says_how_to_get_them(monkeypatch):

@@ -48,7 +48,12 @@ def nothing_is_left():
 
 @pytest.fixture(autouse=True)
 def way(request, monkeypatch):
-    """Processes are forked, whatever threads the tests have; or fresh, where a test says so."""
+    """Processes are forked, whatever threads the tests have; or fresh, where a test says so.
+
+    On a GPU it is left to them: this process has opened it, too.
+    """
+    if request.node.get_closest_marker("gpu"):
+        return
     way = getattr(request, "param", "fork")
     monkeypatch.setattr(child_processes, "may_fork", lambda: way == "fork")
     monkeypatch.setattr(child_processes, "_count_threads", lambda: 1)

@@ -227,7 +227,7 @@ class FlowProcesses:
 
 
 def count_gpus_apart() -> int:
-    """`count_cards`, asked in another process: one that has asked cannot be forked any more."""
+    """`count_gpus`, asked in another process: one that has asked cannot be forked any more."""
     with closing(run_pool(_count_gpus, [None], workers=1)) as outcomes:
         for outcome in outcomes:
             if isinstance(outcome, Failed):

@@ -35,6 +35,11 @@ log = logging.getLogger("flowkit")
 OLDEST = (7, 5)  # the first compute capability that NVRTC 13 compiles for
 # Approximate division and square roots (1 to 2 units in the last place) are one instruction each.
 FLAGS = ("--std=c++17", "--ftz=true", "--prec-div=false", "--prec-sqrt=false", "--fmad=true")
+# What the driver answers in a process that was forked after CUDA was used in its parent.
+FORKED = (
+    "CUDA cannot be used in this process, which was forked from one that had used it: "
+    "start it fresh, as multiprocessing's start method 'spawn' does"
+)
 NAME_BYTES = 256  # room for a GPU's name
 C_TYPES = {
     "int": ctypes.c_int,
@@ -513,6 +518,8 @@ def _open_driver() -> Any:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         hidden = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
         raise FlowkitError(f"the NVIDIA driver sees no GPU{hidden}: use the CPU's methods")
+    if status.name == "CUDA_ERROR_NOT_INITIALIZED":
+        raise FlowkitError(FORKED)
     if status != driver.CUresult.CUDA_SUCCESS:
         raise FlowkitError(f"the NVIDIA driver cannot be used ({status.name}): update the driver")
     supported = _checked(driver.cuDriverGetVersion()) // 1000  # 13020: CUDA 13.2
@@ -548,6 +555,8 @@ def _checked(answer: tuple[Any, ...]) -> Any:
     status, *rest = answer
     if status.name in ("CUDA_ERROR_OUT_OF_MEMORY", "NVRTC_ERROR_OUT_OF_MEMORY"):
         raise DeviceMemoryError(f"no memory is left ({status.name})")
+    if status.name == "CUDA_ERROR_NOT_INITIALIZED":
+        raise DeviceError(FORKED)
     if int(status) != 0:
         raise DeviceError(f"CUDA failed with {status.name}: run again with CUDA_LAUNCH_BLOCKING=1")
     return rest[0] if rest else None
