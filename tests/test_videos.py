@@ -1,6 +1,7 @@
 """Videos: pixels as OpenCV reads them, and no frame lost without a word."""
 
 import csv
+import io
 import os
 import struct
 import zlib
@@ -27,6 +28,7 @@ from made_videos import (
     write_sound,
     write_video,
 )
+from PIL import Image
 
 from flowkit._cv2 import cv2
 from flowkit.errors import VideoError
@@ -718,6 +720,28 @@ def test_the_size_in_an_images_header(suffix):
     assert image_size(data) == (5, 7)
     assert image_size(data[:9]) is None
     assert image_size(b"text") is None
+
+
+def test_the_size_in_a_jpegs_header_is_what_pillow_reads_there():
+    image = Image.fromarray(np.zeros((5, 7, 3), np.uint8))
+    options = [
+        {},
+        {"progressive": True},
+        {"exif": b"Exif\0\0" + b"\xff\xc0" * 9},
+        {"comment": b"x"},
+    ]
+    for one in [*options, {"icc_profile": b"p" * 70_000}, {"restart_marker_rows": 1}]:
+        file = io.BytesIO()
+        image.save(file, "JPEG", **one)
+        data = file.getvalue()
+        at = data.index(b"\xff\xdb")  # of the tables
+        damaged = data[:at] + b"junk" + data[at:]
+        for some in (data, data[:at] + b"\xff" + data[at:], damaged, data[: at + 1], data[:4]):
+            try:
+                expected = Image.open(io.BytesIO(some)).size[::-1]
+            except OSError:
+                expected = None
+            assert image_size(some) == expected, one
 
 
 # --- one pass, nothing left behind ----------------------------------------------------------------

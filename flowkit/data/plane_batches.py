@@ -79,43 +79,40 @@ def _read_group(clips: list[PlaneClip], places: list[int], memory: KeptMemory | 
     else:
         values, codes = room
     ranges = torch.empty(*shape[:4], 2)
-    means = torch.empty(shape[:4], dtype=torch.float64) if is_cut else None
-    whole = np.empty((*planes, *size), np.uint8) if is_cut else None
+    means = torch.zeros(shape[:4], dtype=torch.float64) if is_cut else None
     for number, place in enumerate(places):
-        target = values[number] if whole is None else whole
-        read_planes(clips[place], target, ranges[number].numpy())
-        if whole is not None and means is not None:
-            view = clips[place].view
-            rows, columns = view.top, view.left
-            cut = whole[..., rows : rows + view.height, columns : columns + view.width]
-            values[number] = cut
-            if form.mean_subtract:
-                means[number] = _code_means(whole)
+        mean = None if means is None else means[number].numpy()
+        read_planes(clips[place], values[number], ranges[number].numpy(), mean)
     return PlaneGroup(places, codes, ranges, [clips[place].view for place in places], means)
 
 
-def _code_means(planes: np.ndarray) -> torch.Tensor:
-    """The mean code of each plane: uint8 (..., H, W) -> float64 (...), of exact sums."""
-    from flowkit._cv2 import cv2
-
-    flat = planes.reshape(-1, *planes.shape[-2:])
-    sums = torch.tensor([cv2.sumElems(plane)[0] for plane in flat], dtype=torch.float64)
-    return sums.view(planes.shape[:-2]) / flat[0].size
-
-
-def read_planes(address: PlaneClip, codes: np.ndarray, ranges: np.ndarray) -> None:
+def read_planes(
+    address: PlaneClip, codes: np.ndarray, ranges: np.ndarray, means: np.ndarray | None = None
+) -> None:
     """Read the planes of a clip into `codes`, uint8 (halves, fields, 2, H, W), and their `ranges`.
 
-    RecordError where the record holds floats and no planes.
+    With `means`, float64 (halves, fields, 2), planes are cut to the view, which lies in frames of
+    their own size, and the mean codes of the whole ones, of exact sums, are written there, if the
+    form subtracts them. RecordError where the record holds floats and no planes.
     """
-    record, clip, _, form = address
+    from flowkit._cv2 import cv2
+
+    record, clip, view, form = address
+    rows, columns = slice(None), slice(None)
+    if means is not None:
+        rows = slice(view.top, view.top + view.height)
+        columns = slice(view.left, view.left + view.width)
     for half, (direction, places) in enumerate(field_places(record, clip, form)):
         series = record.find_series(direction, form.step)
         if series.ranges is None:
             raise RecordError(f"{record.path}: holds floats: only 8-bit planes travel as bytes")
         files = record.read_fields(series, places)
-        for (data, where), pair in zip(files, codes[half], strict=True):
-            formats.decode_planes(data, record.format, pair, where=where)
+        for field, (data, where) in enumerate(files):
+            pair = formats.decode_planes(data, record.format, record.size, where=where)
+            for component, plane in enumerate(pair):  # still in the processor's cache
+                codes[half, field, component] = plane[rows, columns]
+                if means is not None and form.mean_subtract:
+                    means[half, field, component] = cv2.sumElems(plane)[0] / plane.size
         ranges[half] = series.ranges[places]
 
 

@@ -15,6 +15,7 @@ from flowkit.fields import decode_flo, encode_flo
 from flowkit.video.image_folders import image_size
 
 LZ4_LEVEL = 3  # the lowest of the high compression coder: 9 takes 7 times as long for -10 % bytes
+LZ4_BLOCK = 1 << 22  # bytes, BLOCKSIZE_MAX4MB
 
 Ranges = list[tuple[float, float]]  # (lo, hi) of x, then of y
 Data = bytes | memoryview  # of one file
@@ -71,8 +72,7 @@ def decode_field(
     says `where`, a name for each file.
     """
     if ranges is not None:
-        pair = np.empty((2, *size), np.uint8)
-        decode_planes(files, format, pair, where=where)
+        pair = decode_planes(files, format, size, where=where)
         tables = [quantize.code_values(lo, hi) for lo, hi in ranges]
         x, y = (cv2.LUT(plane, table) for plane, table in zip(pair, tables, strict=True))
         return cv2.merge([x, y])  # 5 times quicker than indexing the tables with NumPy
@@ -100,33 +100,35 @@ def _decode_npy(data: Data) -> np.ndarray:
 
 
 def decode_planes(
-    files: Sequence[Data], format: str, planes: np.ndarray, *, where: Sequence[str]
-) -> None:
-    """Write the planes of one field in a format of planes into `planes`, uint8 (2, H, W).
+    files: Sequence[Data], format: str, size: tuple[int, int], *, where: Sequence[str]
+) -> list[np.ndarray]:
+    """The x and y planes of one field in a format of planes, uint8 (H, W), maybe read-only.
 
     RecordError says `where`, a name for each file.
     """
     if format == "lz4":
-        _decompress(files[0], planes, where[0])
-        return
-    for plane, data, name in zip(planes, files, where, strict=True):
-        plane[:] = decode_image(data, plane.shape, cv2.IMREAD_GRAYSCALE, where=name)
+        return list(_decompress(files[0], size, where[0]))
+    return [
+        decode_image(data, size, cv2.IMREAD_GRAYSCALE, where=name)
+        for data, name in zip(files, where, strict=True)
+    ]
 
 
-def _decompress(data: Data, planes: np.ndarray, where: str) -> None:
-    """Write the content of an LZ4 frame into `planes`, uint8 (2, H, W), and no more than that."""
+def _decompress(data: Data, size: tuple[int, int], where: str) -> np.ndarray:
+    """The planes in an LZ4 frame, uint8 (2, H, W); no more than them or a block is unpacked."""
     import lz4.frame
 
-    frame = lz4.frame.LZ4FrameDecompressor()
+    frame, count = lz4.frame.LZ4FrameDecompressor(), 2 * size[0] * size[1]
     try:
-        raw = frame.decompress(data, max_length=planes.size + 1)
+        # With room for a whole block it is unpacked in its place.
+        raw = frame.decompress(data, max_length=max(count + 1, LZ4_BLOCK))
     except RuntimeError as error:
         raise RecordError(f"{where}: damaged LZ4 data ({error})") from error
-    if not frame.eof and len(raw) <= planes.size:
+    if not frame.eof and len(raw) <= count:
         raise RecordError(f"{where}: damaged LZ4 data: it is cut off")
-    if len(raw) != planes.size:
-        raise RecordError(f"{where}: expected two planes of {planes.shape[1:]}, got other bytes")
-    planes[:] = np.frombuffer(raw, np.uint8).reshape(planes.shape)
+    if len(raw) != count:
+        raise RecordError(f"{where}: expected two planes of {size}, got other bytes")
+    return np.frombuffer(raw, np.uint8).reshape(2, *size)
 
 
 def encode_image(image: np.ndarray, format: str, quality: int) -> bytes:
