@@ -33,6 +33,7 @@ COMMANDS = {
     "report": "Scores to accuracies, tables and a page with pictures.",
     "predict": "Name the classes of raw videos.",
     "export": "A trained network as ONNX or TorchScript.",
+    "completion": "The script with which a shell completes commands and paths.",
 }
 
 

@@ -27,7 +27,7 @@ log = logging.getLogger("flowkit")
 
 
 @click.command()
-@click.argument("videos", metavar="VIDEO...", nargs=-1, required=True)
+@click.argument("videos", metavar="VIDEO...", nargs=-1, required=True, type=click.Path())
 @click.option(
     "--spatial",
     type=click.Path(path_type=Path),
