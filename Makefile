@@ -1,8 +1,9 @@
 # make demo   sets up and runs the whole on videos that it makes itself: flow, both streams, report
-# make check  sets up, then lint, test and wheel: what has to pass before a change is done
+# make check  sets up, then lint, site, test and wheel: what has to pass before a change is done
 # make test   the tests but the slow ones;  make test-all   all of them
 # make lint   style, format and types
-# make wheel  builds the wheel, unpacks it elsewhere and uses it there
+# make wheel  builds the source archive and the wheel from it, unpacks the wheel elsewhere and uses it
+# make site   the docs as a site in build/site, every link in them checked
 # make docs   writes docs/cli.md and docs/api.md again
 # make pictures   the pictures of the docs, of what the demo made; needs Chromium
 # make check-clips   decodes every real clip in DATA and compares the frame counts
@@ -28,7 +29,7 @@ $(READY): setup.cfg pyproject.toml
 	sh choose_opencv.sh $(BIN)
 	touch $@
 
-.PHONY: setup check demo test test-all lint wheel docs pictures check-clips reproduce faults gpu-check opencv-cuda clean
+.PHONY: setup check demo test test-all lint wheel site docs pictures check-clips reproduce faults gpu-check opencv-cuda clean
 setup: $(READY)
 
 demo: $(READY)
@@ -52,7 +53,7 @@ demo: $(READY)
 	@echo "they tell the classes apart. The page with pictures: demo/runs/report.html; a record to look"
 	@echo "at: demo/look.png. Then your own: $(BIN)/flowkit extract YOUR_VIDEOS --out flow"
 
-check: lint test wheel
+check: lint site test wheel
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
@@ -61,14 +62,20 @@ test-all: $(READY)
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 wheel: $(READY)
-	rm -rf build/wheel
-	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/wheel .
+	rm -rf build/wheel && mkdir -p build
+	$(BIN)/python -m build --outdir build/wheel . >build/wheel.log || { cat build/wheel.log; exit 1; }
 	$(BIN)/python tests/use_wheel.py build/wheel/*.whl
+	$(BIN)/check-wheel-contents build/wheel/*.whl
+	$(BIN)/twine check --strict build/wheel/*
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+site: $(READY)
+	$(BIN)/mkdocs build --quiet
+	cp build/site/guide.html build/site/index.html
 
 docs: $(READY)
 	$(BIN)/python -m flowkit_cli.reference docs/cli.md
