@@ -8,9 +8,11 @@ from made_training import make_job, write_videos
 
 from flowkit.data.kept_memory import Kept, KeptMemory
 from flowkit.data.plane_batches import stack_planes
+from flowkit.errors import FlowkitError
 from flowkit.training import loading
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Machine
+from flowkit.training.loading import PassesAhead
 from flowkit.training.trainer import prepare
 
 CPU = torch.device("cpu")
@@ -100,3 +102,33 @@ def test_what_has_no_room_in_a_slot_travels_as_before():
     assert memory.take((100,))[1].offset == 128 and memory.take((1,)) is None
     memory.begin_batch()
     assert memory.take((1,))[1].offset == 0
+
+
+def test_the_next_pass_is_fetched_while_one_is_computed(tmp_path):
+    job = make_job(write_videos(tmp_path, per_class=4), recipe={"dropout": 0.0})
+    found = []
+    for ahead in (False, True):
+        training, taken = prepare(job, ALONE, Machine(micro_batch=5)), []
+        with training.loader() as passes:
+            counted = (taken.append(training.step) or batch for batch in passes)
+            batches = PassesAhead(counted, CPU) if ahead else counted
+            told = [training.take_step(batches) for _ in range(2)]
+        found.append((told, training.net.state_dict()))
+        assert len(taken) == 2 * training.passes + ahead
+        assert taken[training.passes] == (0 if ahead else 1)  # before the first step has ended
+    assert found[0][0] == found[1][0]
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=0)
+
+
+def test_what_fails_while_it_is_fetched_ends_the_step_that_wants_it():
+    def passes():
+        yield {"label": torch.tensor([1])}
+        raise FlowkitError("v7: is damaged")
+
+    batches = PassesAhead(passes(), CPU)
+    batches.fetch()
+    assert next(batches)["label"] == 1
+    batches.fetch()
+    with pytest.raises(FlowkitError, match="v7"):
+        next(batches)
+    assert list(PassesAhead(iter(()), CPU)) == []

@@ -38,6 +38,58 @@ class Pieces:
                 yield samples[start : start + self.size]
 
 
+class PassesAhead:
+    """Passes of which the next is fetched, and its planes copied, while a device computes one.
+
+    An iterator like the one it is made of; `fetch` is for the moment after the work of a pass has
+    been handed to the device. The copies have a stream of their own.
+    """
+
+    def __init__(self, passes: Batches, device: torch.device) -> None:
+        self._passes, self._device = passes, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._fetched: list[dict[str, Any] | Exception] = []
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def fetch(self) -> None:
+        """Take the next pass from the loader and begin to copy its planes; errors are for later."""
+        try:
+            batch = next(self._passes)
+            if self._stream is not None:
+                with torch.cuda.stream(self._stream):
+                    _send_planes(batch, self._device)
+            self._fetched.append(batch)
+        except Exception as error:  # StopIteration, too
+            self._fetched.append(error)
+
+    def __next__(self) -> dict[str, Any]:
+        if not self._fetched:
+            self.fetch()
+        batch = self._fetched.pop()
+        if isinstance(batch, Exception):
+            raise batch
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            for group in _plane_groups(batch):
+                group.codes.record_stream(current)
+        return batch
+
+
+def _plane_groups(batch: dict[str, Any]) -> list[Any]:
+    return [group for value in batch.values() if isinstance(value, list) for group in value]
+
+
+def _send_planes(batch: dict[str, Any], device: torch.device) -> None:
+    for stream, groups in batch.items():
+        if isinstance(groups, list):
+            sent = [group.codes.to(device, non_blocking=True) for group in groups]
+            pairs = zip(groups, sent, strict=True)
+            batch[stream] = [group._replace(codes=codes) for group, codes in pairs]
+
+
 @contextmanager
 def loading_passes(
     clips: StepClips, passes: MicroBatches, device: torch.device, workers: int
@@ -49,16 +101,18 @@ def loading_passes(
     plan = plan_memory(clips.clip_bytes(), passes.samples, workers) if clips.as_planes else None
     if plan is None:
         with loading(clips, device, workers, batch_sampler=passes) as batches:
-            yield batches
+            yield PassesAhead(batches, device) if device.type == "cuda" else batches
         return
     size, slots, slot_bytes = plan
     memory = KeptMemory(workers, slots, slot_bytes)
     order = {"batch_sampler": Pieces(passes, size)}
     with ExitStack() as stack:
         pieces = stack.enter_context(loading(clips, device, workers, memory, **order))
+        joined = _joined(pieces, passes, size, memory, device)
         if device.type == "cuda":
             stack.enter_context(memory.pinned())
-        yield _joined(pieces, passes, size, memory, device)
+            joined = PassesAhead(joined, device)
+        yield joined
 
 
 def plan_memory(clip_bytes: int, samples: int, workers: int) -> tuple[int, int, int] | None:

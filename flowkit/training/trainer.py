@@ -24,7 +24,7 @@ from flowkit.networks.checkpoints import Checkpoint, read_checkpoint, read_tenso
 from flowkit.networks.streams import StreamNet
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
-from flowkit.training.loading import Batches, loading, loading_passes
+from flowkit.training.loading import Batches, PassesAhead, loading, loading_passes
 from flowkit.training.micro_batch import fitting_micro_batch
 from flowkit.training.recipes import Recipe
 from flowkit.training.sampling import MicroBatches, StepClips, task_counts
@@ -99,6 +99,8 @@ class Training:
         passes = self.batches.passes(self.step)
         for number in range(passes):
             told += self._take_pass(_next_batch(batches), counts, is_last=number == passes - 1)
+            if isinstance(batches, PassesAhead):
+                batches.fetch()  # while the device computes what it was given
         sums_told, right = ranks.sum(told).tolist()
         losses = [s / n for s, n in zip(sums_told, counts, strict=True)]
         if not math.isfinite(sum(losses)):
