@@ -130,7 +130,7 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--crops",
-            type=click.Choice(["random", "corner", "multi-scale", "center"]),
+            type=click.Choice(["random", "corner", "multi-scale", "jittered", "center"]),
             help="Where training crops lie.  [default: by --recipe]",
         ),
         click.option(

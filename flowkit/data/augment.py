@@ -11,10 +11,19 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from flowkit.data.clips import CROP, SCALES, SHORT_SIDE, View, center_view, corner_view, random_view
+from flowkit.data.clips import (
+    CROP,
+    SCALES,
+    SHORT_SIDE,
+    View,
+    center_view,
+    corner_view,
+    jittered_view,
+    random_view,
+)
 from flowkit.errors import UsageError
 
-Crops = Literal["random", "corner", "multi-scale", "center"]
+Crops = Literal["random", "corner", "multi-scale", "jittered", "center"]
 CROPS: tuple[Crops, ...] = get_args(Crops)
 # Principal components of the RGB values, in 0..1, of ImageNet's pixels: their variances, and their
 # directions, a column each (Krizhevsky et al. 2012, section 4.1, which scales by the variances).
@@ -40,10 +49,11 @@ class Augmentation:
     """How training clips are changed at random.
 
     `crops`: "random" from anywhere in the frame, "corner" (four corners and the center),
-    "multi-scale" (corner crops of sides 1, 7/8, 3/4 and 21/32 of the short side), "center". `flip`
-    mirrors half of the clips: leave it out where left and right tell classes apart. `jitter` is
-    the deviation of the color change along each principal component, 0 for none. Frames are
-    rescaled to `short_side` px first; `crop` px is the side of a crop.
+    "multi-scale" (corner crops of sides 1, 7/8, 3/4 and 21/32 of the short side), "jittered" (near
+    the border, of sides that differ by up to 25%), "center". `flip` mirrors half of the clips:
+    leave it out where left and right tell classes apart. `jitter` is the deviation of the color
+    change along each principal component, 0 for none. Frames are rescaled to `short_side` px first;
+    `crop` px is the side of a crop.
     """
 
     crops: Crops = "random"
@@ -73,6 +83,8 @@ class Augmentation:
             case "multi-scale":
                 sides = [side * short_side // SCALES[0] for side in SCALES]
                 view = corner_view(size, random, sides=sides, short_side=short_side)
+            case "jittered":
+                view = jittered_view(size, random, crop=self.crop, short_side=short_side)
             case "center":
                 view = center_view(size, crop=self.crop, short_side=short_side)
                 view = replace(view, flip=bool(random.integers(2)))

@@ -8,7 +8,7 @@ video of N frames has F = N - step fields; a clip of L fields covers the frames 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
@@ -22,6 +22,8 @@ STREAMS: tuple[Stream, ...] = ("spatial", "temporal")
 SHORT_SIDE = 256  # px of the rescaled frame that crops are cut from (Simonyan & Zisserman 2014)
 CROP = 224  # px, the networks' input
 MOMENTS = 25  # test clips of a video, equally spaced
+JITTER = 0.25  # of the sides of a jittered crop
+BORDER = 0.25  # of the free room that may lie between a jittered crop and the border
 SCALES = (256, 224, 192, 168)  # px, sides of multi-scale crops (Wang et al. 2015, arXiv:1507.02159)
 
 
@@ -184,6 +186,24 @@ def _center_views(size: tuple[int, int], *, crop: int, short_side: int) -> list[
     return [center_view(size, crop=crop, short_side=short_side)]
 
 
+def _center_and_flip(size: tuple[int, int], *, crop: int, short_side: int) -> list[View]:
+    center = center_view(size, crop=crop, short_side=short_side)
+    return [center, replace(center, flip=True)]
+
+
+def whole_views(
+    size: tuple[int, int], *, crop: int = CROP, short_side: int = SHORT_SIDE
+) -> list[View]:
+    """The whole rescaled frame of a video of `size` (H, W), and its flip.
+
+    Each side is held between that of a crop and twice that (the 2016 authors' program: 224 and 448
+    px), where the shape of the frame changes.
+    """
+    frame = rescaled_size(size, short_side)
+    height, width = (min(max(side, crop), 2 * crop) for side in frame)
+    return [View((height, width), 0, 0, height, width, flip) for flip in (False, True)]
+
+
 @dataclass(frozen=True)
 class ViewSet:
     """The views of a moment: how many, their crops in words, and what makes them."""
@@ -197,6 +217,8 @@ class ViewSet:
 VIEWS = {
     "ten": ViewSet(10, "corners and center and their flips", ten_views),
     "center": ViewSet(1, "the center alone", _center_views),
+    "flip": ViewSet(2, "the center and its flip", _center_and_flip),
+    "whole": ViewSet(2, "the whole frame, fully convolutionally, and its flip", whole_views),
 }
 
 
@@ -245,6 +267,30 @@ def corner_view(
     height, width = pairs[int(random.integers(len(pairs)))]
     places = _corners(frame, height, width)
     top, left = places[int(random.integers(len(places)))]
+    return View(frame, top, left, height, width, bool(random.integers(2)))
+
+
+def jittered_view(
+    size: tuple[int, int],
+    random: np.random.Generator,
+    *,
+    crop: int = CROP,
+    short_side: int = SHORT_SIDE,
+) -> View:
+    """A crop near the border whose sides are `crop` px +-25%, each by itself; flipped in half.
+
+    A quarter at most of the free room of an axis lies between the crop and the nearer border
+    (Feichtenhofer et al. 2016, section 4). What is cut is to be rescaled, so shapes change.
+    """
+    frame = rescaled_size(size, short_side)
+    _corners(frame, crop, crop)
+    places, sides = [], []
+    for whole in frame:
+        side = min(round(crop * random.uniform(1 - JITTER, 1 + JITTER)), whole)
+        offset = int(random.integers(int((whole - side) * BORDER) + 1))
+        places.append(whole - side - offset if random.integers(2) else offset)
+        sides.append(side)
+    (top, left), (height, width) = places, sides
     return View(frame, top, left, height, width, bool(random.integers(2)))
 
 

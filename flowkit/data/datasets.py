@@ -19,6 +19,7 @@ from flowkit.data.clips import (
     CROP,
     MOMENTS,
     SHORT_SIDE,
+    Clip,
     View,
     moment_views,
     random_clips,
@@ -27,10 +28,11 @@ from flowkit.data.clips import (
 )
 from flowkit.data.inputs import TEMPORAL, Inputs, check_inputs, spaced_places
 from flowkit.data.kept_memory import KeptMemory
+from flowkit.data.moments import Moments
 from flowkit.data.plane_batches import PlaneClip, read_groups
 from flowkit.data.record_folders import Missing, RecordFolder, match_records
 from flowkit.data.splits import Split, Video
-from flowkit.data.stacks import flow_stack, flow_stacks
+from flowkit.data.stacks import StackForm, flow_stack, flow_stacks
 from flowkit.errors import RecordError, SplitError
 from flowkit.records.reading import Record
 
@@ -43,6 +45,9 @@ class TrainingClips(Dataset[dict[str, Any]]):
     ``"temporal"``, float32 (2L, crop, crop) in px, as far as `inputs` names them, and ``"label"``.
     Both are of one clip: the frame is its middle one, and without a stack any frame of the video.
     `skipped` counts videos passed over for want of a record.
+
+    With `several` moments, a sample has T of each: ``"spatial"`` is (T, 3, crop, crop) and
+    ``"temporal"`` (T, 2L, crop, crop), all changed alike.
 
     With several `segments`, draw `d` is the samples ``d * segments`` to ``(d + 1) * segments - 1``:
     a clip out of each equal part of one video, in order, all changed alike.
@@ -59,12 +64,13 @@ class TrainingClips(Dataset[dict[str, Any]]):
         inputs: Inputs = TEMPORAL,
         augmentation: Augmentation | None = None,
         segments: int = 1,
+        several: Moments | None = None,
         part: str = "train",
         seed: int = 0,
         missing: Missing = "error",
         as_planes: bool = False,
     ) -> None:
-        self.inputs = check_inputs(inputs)
+        self.inputs, self.several = check_inputs(inputs), several
         self.augmentation = augmentation or Augmentation()
         self.segments, self.seed, self.as_planes = segments, seed, as_planes
         self.videos, self.records, self.skipped = _open_all(split, part, records, missing)
@@ -85,31 +91,34 @@ class TrainingClips(Dataset[dict[str, Any]]):
         alike = self.by_label[int(random.integers(len(self.by_label)))]
         place = alike[int(random.integers(len(alike)))]
         record, form = self.records[place], self.inputs.get("temporal")
+        clips: list[Clip] = []
         if form is None:
-            frame = random_frames(record.frame_count, random, self.segments)[segment]
+            frames = random_frames(record.frame_count, random, self.segments)[segment : segment + 1]
         else:
-            count = record.frame_count - form.step
-            clip = random_clips(
-                self.videos[place].id,
-                count,
-                form.length,
-                random,
-                segments=self.segments,
-                step=form.step,
-            )[segment]
-            frame = clip.frame(count)
+            count, video = record.frame_count - form.step, self.videos[place].id
+            if self.several is not None:
+                clips = self.several.draw(video, count, form, random)
+            else:
+                clips = random_clips(
+                    video, count, form.length, random, segments=self.segments, step=form.step
+                )[segment : segment + 1]
+            frames = [clip.frame(count) for clip in clips]
         view, color = self.augmentation.draw(record.size, random)
         size = (self.augmentation.crop, self.augmentation.crop)
         sample: dict[str, Any] = {"label": self.labels[place]}
         if "spatial" in self.inputs:
-            image = record.frame(frame)
-            sample["spatial"] = torch.from_numpy(frame_input(image, view, size, color))
+            images = [frame_input(record.frame(one), view, size, color) for one in frames]
+            sample["spatial"] = self._of_moments(images)
         if form is not None and self.as_planes:
-            sample["temporal"] = PlaneClip(record, clip, view, form)
+            sample["temporal"] = [PlaneClip(record, clip, view, form) for clip in clips]
         elif form is not None:
-            stacked = flow_stack(record, clip, view, form=form, size=size)
-            sample["temporal"] = torch.from_numpy(stacked)
+            stacks = [flow_stack(record, clip, view, form=form, size=size) for clip in clips]
+            sample["temporal"] = self._of_moments(stacks)
         return sample
+
+    def _of_moments(self, seen: list[np.ndarray]) -> torch.Tensor:
+        """What is seen at each moment: (T, C, h, w), or of the one of a stream alone (C, h, w)."""
+        return torch.from_numpy(seen[0] if self.several is None else np.stack(seen))
 
 
 class TestClips(Dataset[dict[str, Any]]):
@@ -118,8 +127,8 @@ class TestClips(Dataset[dict[str, Any]]):
     Item `i` is moment ``i % moments`` of video ``i // moments``: a dict of ``"spatial"``, float32
     (V, 3, crop, crop), and ``"temporal"``, float32 (V, 2L, crop, crop) in px, as far as `inputs`
     names them, and ``"video"``, the place in `videos`. `views` is a name of `clips.VIEWS`: "ten"
-    (corners and center, and their flips) or "center" (V = 1). Errors as of `TrainingClips`,
-    UsageError for other views.
+    (corners and center, and their flips) or "center" (V = 1). With `several` moments of a sample
+    both are (V, T, ..., crop, crop). Errors as of `TrainingClips`, UsageError for other views.
     """
 
     __test__ = False  # no test of pytest's
@@ -135,10 +144,11 @@ class TestClips(Dataset[dict[str, Any]]):
         views: str = "ten",
         crop: int = CROP,
         short_side: int = SHORT_SIDE,
+        several: Moments | None = None,
         missing: Missing = "error",
     ) -> None:
         view_set(views)
-        self.inputs = check_inputs(inputs)
+        self.inputs, self.several = check_inputs(inputs), several
         self.moments, self.views, self.crop, self.short_side = moments, views, crop, short_side
         self.videos, self.records, self.skipped = _open_all(split, part, records, missing)
         _check_records(self.records, self.inputs)
@@ -158,17 +168,26 @@ class TestClips(Dataset[dict[str, Any]]):
         if not 0 <= place < len(self.videos):
             raise IndexError(f"expected an index within 0..{len(self) - 1}, got {index}")
         record, video = self.records[place], self.videos[place].id
-        looks = spaced_places(self.inputs, video, record.frame_count, self.moments)[moment]
+        looks = spaced_places(self.inputs, video, record.frame_count, self.moments, self.several)[
+            moment
+        ]
         views = self._views(record)
         sample: dict[str, Any] = {"video": place}
         for (stream, form), look in zip(self.inputs.items(), looks, strict=True):
-            if isinstance(look, int):
-                image, size = record.frame(look), (self.crop, self.crop)
-                seen = np.stack([frame_input(image, view, size) for view in views])
-            else:
-                seen = flow_stacks(record, look, views, form=form)
-            sample[stream] = torch.from_numpy(seen)
+            seen = [self._see(record, one, form, views) for one in look]  # of each moment
+            sample[stream] = torch.from_numpy(
+                seen[0] if self.several is None else np.stack(seen, 1)
+            )
         return sample
+
+    def _see(
+        self, record: Record, look: int | Clip, form: StackForm | None, views: list[View]
+    ) -> np.ndarray:
+        """A frame or the stack of a clip in all views: float32 (V, C, h, w)."""
+        if not isinstance(look, int):
+            return flow_stacks(record, look, views, form=form)
+        image, size = record.frame(look), (views[0].height, views[0].width)
+        return np.stack([frame_input(image, view, size) for view in views])
 
     def _views(self, record: Record) -> list[View]:
         return moment_views(self.views, record.size, crop=self.crop, short_side=self.short_side)
@@ -193,9 +212,9 @@ class Collate:
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """The batch."""
-        clips = [sample["temporal"] for sample in samples if "temporal" in sample]
-        if not clips or not isinstance(clips[0], PlaneClip):
+        if not isinstance(samples[0].get("temporal"), list):
             return default_collate(samples)
+        clips = [clip for sample in samples for clip in sample["temporal"]]
         others = [{k: v for k, v in sample.items() if k != "temporal"} for sample in samples]
         return default_collate(others) | {"temporal": read_groups(clips, self.memory)}
 

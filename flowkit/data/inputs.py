@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from flowkit.data.clips import STREAMS, Clip, Stream, spaced_clips, spaced_frames
+from flowkit.data.moments import Moments
 from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError
 
@@ -15,6 +16,8 @@ Inputs = Mapping[Stream, StackForm | None]
 TEMPORAL: Inputs = {"temporal": StackForm()}  # the default of data sets
 
 RGB_CHANNELS = 3
+# What an input looks at: frames or clips, one of each moment of a sample; of a stream alone, one.
+Look = tuple[int, ...] | tuple[Clip, ...]
 
 
 def check_inputs(inputs: Inputs) -> dict[Stream, StackForm | None]:
@@ -36,18 +39,36 @@ def input_channels(inputs: Inputs) -> dict[Stream, int]:
 
 
 def spaced_places(
-    inputs: Inputs, video: str, frame_count: int, moments: int
-) -> list[tuple[int | Clip, ...]]:
-    """Where each input looks at each moment of a video, in the inputs' order: a frame or a clip."""
-    columns: list[list[int] | list[Clip]] = [
-        spaced_frames(frame_count, moments)
+    inputs: Inputs, video: str, frame_count: int, moments: int, several: Moments | None = None
+) -> list[tuple[Look, ...]]:
+    """Where each input looks at each of `moments` of a video, in the inputs' order.
+
+    With `several`, each is a sample of some moments around it, and frames are the middle ones of
+    the clips.
+    """
+    form = inputs.get("temporal")
+    if several is not None and form is not None:
+        count = frame_count - form.step
+        samples = several.spaced(video, count, form, moments)
+        return [sample_looks(inputs, clips, count) for clips in samples]
+    columns: list[list[Look]] = [
+        [(frame,) for frame in spaced_frames(frame_count, moments)]
         if form is None
-        else spaced_clips(
-            video, frame_count - form.step, form.length, moments=moments, step=form.step
-        )
+        else [
+            (clip,)
+            for clip in spaced_clips(
+                video, frame_count - form.step, form.length, moments=moments, step=form.step
+            )
+        ]
         for form in inputs.values()
     ]
     return list(zip(*columns, strict=True))
+
+
+def sample_looks(inputs: Inputs, clips: tuple[Clip, ...], field_count: int) -> tuple[Look, ...]:
+    """What each input looks at of a sample: its clips, or the middle frame of each."""
+    frames = tuple(clip.frame(field_count) for clip in clips)
+    return tuple(frames if form is None else clips for form in inputs.values())
 
 
 def inputs_to_json(inputs: Inputs) -> dict[str, Any]:

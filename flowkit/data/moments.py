@@ -17,17 +17,21 @@ TEST_GAP = 15  # frames; the largest of the 2016 authors' program
 class Moments:
     """`frames` moments of a video, from `least_gap` to `largest_gap` frames apart.
 
-    Moment c is the frame c and the clip whose middle frame it is. UsageError for numbers below 1
-    or a range that falls.
+    Moment c is the frame c and the clip whose middle frame it is. In training the gap is drawn from
+    the range, else it is `test_gap`. UsageError for numbers below 1 or a range that falls.
     """
 
     frames: int = 1
     least_gap: int = 1
     largest_gap: int = 10
+    test_gap: int = TEST_GAP
 
     def __post_init__(self) -> None:
-        if self.frames < 1:
-            raise UsageError(f"expected at least one frame (moment) of a sample, got {self.frames}")
+        if self.frames < 1 or self.test_gap < 1:
+            raise UsageError(
+                "expected at least one frame (moment) of a sample and a gap of at least 1, "
+                f"got {self.frames} and {self.test_gap}"
+            )
         if not 1 <= self.least_gap <= self.largest_gap:
             raise UsageError(
                 "expected a gap of A-B frames with 1 <= A <= B, "
@@ -49,15 +53,15 @@ class Moments:
         return self._run(video, first, gap, form)
 
     def spaced(
-        self, video: str, field_count: int, form: StackForm, count: int, gap: int = TEST_GAP
+        self, video: str, field_count: int, form: StackForm, count: int
     ) -> list[tuple[Clip, ...]]:
-        """`count` samples at equal spacing, their moments `gap` frames apart, or less if need be.
+        """`count` samples at equal spacing, of moments `test_gap` frames apart, or less if need be.
 
         Each is the one that fits whose middle moment is nearest to that of `spaced_clips`; of one
         moment it is the same clip.
         """
         starts = clip_starts(video, field_count, form.length, form.step)
-        gap = _fitting_gap(starts, self.frames, gap)
+        gap = _fitting_gap(starts, self.frames, self.test_gap)
         last = max(starts - 1 - (self.frames - 1) * gap, 0)
         before = (self.frames - 1) // 2 * gap
         middles = spaced_clips(video, field_count, form.length, moments=count, step=form.step)

@@ -128,8 +128,9 @@ class Wanted(NamedTuple):
     def add(self, inputs: Inputs, moments: int) -> None:
         """Want what the inputs of a stream look at."""
         for places in spaced_places(inputs, "video", self.frame_count, moments):
-            for look, form in zip(places, inputs.values(), strict=True):
-                self._add_place(look, form)
+            for looks, form in zip(places, inputs.values(), strict=True):
+                for look in looks:
+                    self._add_place(look, form)
 
     def _add_place(self, look: int | Clip, form: StackForm | None) -> None:
         if isinstance(look, int) or form is None:

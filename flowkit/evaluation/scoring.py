@@ -23,9 +23,9 @@ import numpy as np
 import torch
 
 from flowkit.data.augment import frame_input
-from flowkit.data.clips import MOMENTS, Clip, View, moment_views, view_set
+from flowkit.data.clips import MOMENTS, View, moment_views, view_set
 from flowkit.data.datasets import TestClips
-from flowkit.data.inputs import spaced_places
+from flowkit.data.inputs import Look, spaced_places
 from flowkit.data.origins import origin_of
 from flowkit.data.record_folders import Missing, RecordFolder
 from flowkit.data.splits import Split, Video, read_split
@@ -68,7 +68,7 @@ class TestViews:
             raise UsageError(f"expected an average of softmax or logits, got {self.average!r}")
 
 
-Places = tuple[int | Clip, ...]  # where each input of a network looks: at a frame, or at a clip
+Places = tuple[Look, ...]  # what each input of a network looks at
 
 
 class _Pass(NamedTuple):
@@ -101,6 +101,7 @@ class Scorer:
         self.checkpoint, net = load_net(path)
         self.task, self.known = next(iter(self.checkpoint.tasks.items()))
         self.views, self.pass_inputs = views or TestViews(), pass_inputs
+        self.several = None
         self.weights = _digest_weights(net)
         self.device = torch.device(device)
         self.net = net.to(self.device)
@@ -138,7 +139,9 @@ class Scorer:
 
     def places(self, video: str, frame_count: int) -> list[Places]:
         """Where a video of so many frames is looked at, by moment; short ones repeat some."""
-        return spaced_places(self.checkpoint.inputs, video, frame_count, self.views.moments)
+        return spaced_places(
+            self.checkpoint.inputs, video, frame_count, self.views.moments, self.several
+        )
 
     def score(
         self, records: Iterable[Record], classes: Sequence[str] | None = None, *, readers: int = 1
@@ -183,15 +186,21 @@ class Scorer:
     def _passes(self, record: Record) -> Iterator[_Pass]:
         """The distinct places of a record by the number that are read and asked together."""
         places = list(Counter(self.places(record.name, record.frame_count)).items())
-        size = max(1, self.pass_inputs // len(self._views(record)))
+        size = max(1, self.pass_inputs // (len(self._views(record)) * self._frames))
         for first in range(0, len(places), size):
             last = first + size
             yield _Pass(record, places[first:last], is_last=last >= len(places))
 
+    @property
+    def _frames(self) -> int:
+        """The moments of a sample: 1, of joined towers maybe more."""
+        return 1 if self.several is None else self.several.frames
+
     def _read(self, one: _Pass) -> list[torch.Tensor]:
         """The whole rescaled frames or flow stacks of a pass: float32 (places, C, H, W) per input.
 
-        The views are cut on the device: ten of them have six times as many values.
+        Joined towers take (places, T, C, H, W). The views are cut on the device: ten of them have
+        six times as many values.
         """
         record = one.record
         frame = self._views(record)[0].frame
@@ -202,9 +211,11 @@ class Scorer:
                 frame_input(record.frame(look), whole, frame)
                 if isinstance(look, int)
                 else flow_stack(record, look, whole, form=form)
-                for look in (places[number] for places, _ in one.places)
+                for places, _ in one.places
+                for look in places[number]
             ]
-            read.append(torch.from_numpy(np.stack(seen)))
+            found = torch.from_numpy(np.stack(seen))
+            read.append(found if self.several is None else found.unflatten(0, (-1, self._frames)))
         return read
 
     @torch.inference_mode()
@@ -215,7 +226,7 @@ class Scorer:
         for whole, form in zip(inputs, self.checkpoint.inputs.values(), strict=True):
             whole = whole.to(self.device)
             cut = torch.stack([_cut(whole, view, is_flow=form is not None) for view in views], 1)
-            cuts.append(cut.flatten(0, 1).split(self.pass_inputs))
+            cuts.append(cut.flatten(0, 1).split(max(1, self.pass_inputs // self._frames)))
         logits = torch.cat([self.net(*parts) for parts in zip(*cuts, strict=True)])
         values = self.net.split_logits(logits)[self.task][:, columns].double()
         if self.views.average == "softmax":
@@ -225,7 +236,7 @@ class Scorer:
 
 
 def _cut(whole: torch.Tensor, view: View, *, is_flow: bool) -> torch.Tensor:
-    """One view of whole frames or stacks: (B, C, H, W) -> (B, C, h, w)."""
+    """One view of whole frames or stacks: (..., C, H, W) -> (..., C, h, w)."""
     cut = whole[..., view.top : view.top + view.height, view.left : view.left + view.width]
     if not view.flip:
         return cut

@@ -154,7 +154,7 @@ def _join(pieces: list[dict[str, Any]], memory: KeptMemory) -> dict[str, Any]:
             )
             places = [first + place for place in group.places]
             groups.append(group._replace(places=places, codes=codes))
-        first += len(piece["label"])
+        first = sum(len(group.places) for group in groups)
     joined: dict[str, Any] = {key: torch.cat([one[key] for one in pieces]) for key in pieces[0]}
     return joined | {"temporal": groups}
 

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from flowkit.data.augment import Augmentation
 from flowkit.data.datasets import TrainingClips
 from flowkit.data.inputs import Inputs
+from flowkit.data.moments import Moments
 from flowkit.data.record_folders import Missing, RecordFolder
 from flowkit.data.splits import Split, Video, train_on_all
 from flowkit.documents import listed
@@ -72,9 +73,10 @@ class StepClips(Dataset[dict[str, Any]]):
         augmentation: Augmentation,
         seed: int,
         segments: int = 1,
+        several: Moments | None = None,
         missing: Missing = "error",
     ) -> None:
-        self.inputs, self.seed, self.segments = inputs, seed, segments
+        self.inputs, self.seed, self.segments, self.several = inputs, seed, segments, several
         self.short_side, self.as_planes = augmentation.short_side, False
         self.sources: list[list[tuple[int, TrainingClips]]] = []  # of each task: (classes, clips)
         for place, task in enumerate(tasks):
@@ -89,6 +91,7 @@ class StepClips(Dataset[dict[str, Any]]):
                     inputs=inputs,
                     augmentation=augmentation,
                     segments=segments,
+                    several=several,
                     seed=int(np.random.SeedSequence((seed, place, number)).generate_state(1)[0]),
                     missing=missing,
                 )
@@ -134,7 +137,8 @@ class StepClips(Dataset[dict[str, Any]]):
         if form.mode == "flow":  # planes are cut where they are not rescaled
             side = self.short_side
             sizes = {(side, side) if min(size) == side else size for size in sizes}
-        return form.channels * max(height * width for height, width in sizes)
+        moments = 1 if self.several is None else self.several.frames
+        return moments * form.channels * max(height * width for height, width in sizes)
 
     @property
     def counts(self) -> list[int]:
