@@ -102,6 +102,48 @@ def test_farneback_cpu(data):
     assert figures(done)["default"]["equal_values"] == 1
 
 
+@pytest.fixture
+def flow_sample(data, tmp_path, monkeypatch) -> Path:
+    """Two clips and the scenes, for the comparison of flow methods."""
+    import flow_methods
+
+    monkeypatch.setattr(flow_methods, "PAIRS", flow_methods.PAIRS[:2])
+    monkeypatch.setattr(flow_methods, "SIZE", SIZE)
+    flow_methods.write_sample(tmp_path / "sample.npz", flow_methods.make_sample(data))
+    return tmp_path / "sample.npz"
+
+
+def test_flow_methods(flow_sample, tmp_path):
+    from tvl1_cpu import SCENES
+
+    out = tmp_path / "report.json"
+    names = ["tvl1-opencv", "farneback", "brox-opencv-cuda", "dis:ultrafast"]
+    options = ("--seconds", 0, "--rounds", 2, "--out", out)
+    found = figures(run("flow_methods.py", flow_sample, "--methods", *names, *options))
+    assert found == json.loads(out.read_text()) and found["clips"] == 2
+    rows = {row["method"]: row for row in found["methods"]}
+    assert list(rows) == names and "OpenCV built with CUDA" in rows["brox-opencv-cuda"]["error"]
+    assert rows["tvl1-opencv"]["to_tvl1_px"] == {"mean": 0, "worst": 0}
+    assert rows["farneback"]["pairs_per_s"] > 0 and len(rows["dis:ultrafast"]["rounds"]) == 2
+    assert set(rows["farneback"]["ground_truth_px"]) == set(SCENES)
+    assert found["same"] == {"farneback to farneback-opencv": {"mean": 0, "worst": 0}}
+
+
+def test_flow_methods_without_time_say_so(flow_sample):
+    found = figures(run("flow_methods.py", flow_sample, "--methods", "dis", "--limit", 0))
+    assert found["methods"] == [{"method": "dis", "error": "no time was left"}]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_network_without_training_gives_fields(dtype):
+    from flow_methods import named
+
+    frames = moving_texture(4, size=(128, 136))
+    grays = [cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in frames]
+    fields = list(named(f"raft_small:{dtype}:2").fields([(grays[0], one) for one in grays[1:]]))
+    assert [(field.shape, field.dtype) for field in fields] == [((128, 136, 2), np.float32)] * 3
+
+
 def test_check_clips(data, tmp_path):
     assert run("check_clips.py", data).returncode == 1  # the tables of clips are not there
     for name, right in (("jhmdb10", 8), ("ucf101", 9)):
