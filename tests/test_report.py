@@ -287,6 +287,29 @@ def test_means_over_splits_stand_under_the_published_ones(three):
     assert re.search(r"^Temporal stream ConvNet +83\.7 +-  \(published\)$", text, re.MULTILINE)
 
 
+def test_rows_of_another_network_say_so_under_published_figures_and_only_there(tmp_path):
+    def reports_of(data_set):
+        files = []
+        for number in (1, 2):
+            streams = {
+                "spatial": make_scores(seed=number, split=f"{data_set}-{number}", nets=["small"]),
+                "temporal": make_scores(
+                    seed=10 + number, split=f"{data_set}-{number}", nets=["cnn-m-2048"]
+                ),
+                "idt": make_scores(seed=20 + number, split=f"{data_set}-{number}"),
+            }
+            streams["both"] = fuse(streams, Fusion("average"))
+            files += write_all(tmp_path / f"{data_set}-{number}", streams)
+        return evaluate_files(files)
+
+    reports = reports_of("ucf101")
+    text = as_text(reports)
+    noted = re.findall(r"^(\w+) .*  \(small: not the network of 2014\)$", text, re.MULTILINE)
+    assert noted == ["spatial", "both"]
+    assert page(reports).count("small: not the network of 2014") == 2
+    assert "not the network of 2014" not in as_text(reports_of("mine"))
+
+
 def test_published_rows_stand_only_beside_their_data_sets(streams):
     other = {name: replace(s, meta={**s.meta, "split": "mine-1"}) for name, s in streams.items()}
     assert not any(row.published for row in mean_table([evaluate(other)]))

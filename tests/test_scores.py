@@ -150,6 +150,8 @@ def test_a_bare_pickle_is_refused(path):
         ({"meta": {**META, "part": "val"}}, "expected a part of train, heldout, test, got 'val'"),
         ({"meta": {**META, "split": 1}}, "expected meta with a line of text as split, got 1"),
         ({"meta": {**META, "about": "\x1b[2J"}}, "expected meta with a line of text as about"),
+        ({"meta": {**META, "nets": "small"}}, "expected meta with a list of names as nets"),
+        ({"meta": {**META, "nets": ["\x1b[2J"]}}, "expected meta with a list of names as nets"),
     ],
 )
 def test_malformed_file_is_one_clear_line(path, changes, match):

@@ -171,6 +171,7 @@ class Scorer:
             "kind": views.average,
             "stream": "+".join(checkpoint.inputs),
             "about": f"{checkpoint.net}{form}, step {checkpoint.step:,}, {shown}",
+            "nets": [checkpoint.net],
             "checkpoint": {
                 "file": self.path.name,
                 "step": checkpoint.step,

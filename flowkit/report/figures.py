@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ PUBLISHED: tuple[tuple[str, float | None, float | None], ...] = (
     ("Two-stream model, fusion by SVM", 0.880, 0.594),
 )
 PUBLISHED_SETS = ("ucf101", "hmdb51")  # the columns of PUBLISHED
+PUBLISHED_NET = "cnn-m-2048"  # whose figures they are
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Method:
 
     `ranks`, int64 (N,), is the place that each video's own class takes, 0 for the most likely;
     `predicted`, int64 (N,), the most likely class and `confidence`, float64 (N,), its probability;
-    `class_right`, int64 (K,), the videos of each class classified correctly.
+    `class_right`, int64 (K,), the videos of each class classified correctly. `nets` are the
+    networks behind the scores, as far as these name any.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Method:
     predicted: np.ndarray
     confidence: np.ndarray
     class_right: np.ndarray
+    nets: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Method({self.name!r}, {len(self.ranks)} videos, top-1 {self.top1.value:.1%})"
@@ -276,11 +279,15 @@ def mistakes(report: Report) -> list[Mistake]:
 
 @dataclass(frozen=True)
 class MeanRow:
-    """A row of the table over splits: by data set, top-1 of each split, or a published mean."""
+    """A row of the table over splits: by data set, top-1 of each split, or a published mean.
+
+    `other_nets` are those of its networks that are not the one of the published rows above it.
+    """
 
     name: str
     published: bool
     by_set: dict[str, dict[str, float]]  # data set -> split -> top-1
+    other_nets: tuple[str, ...] = ()
 
     def mean(self, data_set: str) -> float | None:
         """The mean over the splits of a data set, None where there are none."""
@@ -292,13 +299,15 @@ def mean_table(reports: Iterable[Report]) -> list[MeanRow]:
     """Mean accuracy over splits by method and data set, laid out as the paper's table 4.
 
     A split called "ucf101-2" is split 2 of the data set "ucf101". Rows that the paper prints come
-    first where its data sets are among them.
+    first where its data sets are among them; rows of other networks than the paper's say so there.
     """
     rows: dict[str, MeanRow] = {}
+    nets: dict[str, set[str]] = {}
     for report in reports:
         for name, method in report.methods.items():
             row = rows.setdefault(name, MeanRow(name, False, {}))
             row.by_set.setdefault(data_set(report.split), {})[report.split] = method.top1.value
+            nets.setdefault(name, set()).update(method.nets)
     sets = {name for row in rows.values() for name in row.by_set}
     published = []
     for name, *rates in PUBLISHED:
@@ -309,7 +318,12 @@ def mean_table(reports: Iterable[Report]) -> list[MeanRow]:
         }
         if by_set:
             published.append(MeanRow(name, True, by_set))
-    return published + list(rows.values())
+    if not published:
+        return list(rows.values())
+    return published + [
+        replace(row, other_nets=tuple(sorted(nets[name] - {PUBLISHED_NET})))
+        for name, row in rows.items()
+    ]
 
 
 def data_set(split: str) -> str:
@@ -351,4 +365,5 @@ def _judge(name: str, scores: Scores, rows: np.ndarray, labels: np.ndarray) -> M
         predicted=order[:, 0],
         confidence=softmax(scores)[rows].max(axis=1),
         class_right=right,
+        nets=tuple(scores.meta.get("nets", ())),
     )

@@ -37,7 +37,7 @@ from flowkit.report.figures import (
     mean_table,
     mistakes,
 )
-from flowkit.report.text import interval, mean_text, p_text
+from flowkit.report.text import interval, mean_text, p_text, row_note
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -192,6 +192,7 @@ def _mean_values(reports: Sequence[Report], sets: Sequence[str]) -> dict[str, An
         {
             "name": row.name,
             "published": row.published,
+            "note": "" if row.published else row_note(row),
             "first": not row.published and k and table[k - 1].published,
             "cells": [cell for one in sets for cell in _mean_cells(row, one, splits[one])],
         }

@@ -160,8 +160,17 @@ def _mean_text(reports: Sequence[Report]) -> str:
     lines = [f"{'mean top-1 over splits':{names}}  " + "  ".join(f"{name:>12}" for name in sets)]
     for row in table:
         cells = "  ".join(f"{mean_text(row, name):>12}" for name in sets)
-        lines.append(f"{row.name:{names}}  {cells}" + ("  (published)" if row.published else ""))
+        lines.append(
+            f"{row.name:{names}}  {cells}" + (f"  ({note})" if (note := row_note(row)) else "")
+        )
     return "\n".join(lines)
+
+
+def row_note(row: MeanRow) -> str:
+    """What is to be known of a row of the table over splits, if anything, beside its figures."""
+    if row.published:
+        return "published"
+    return f"{', '.join(row.other_nets)}: not the network of 2014" if row.other_nets else ""
 
 
 def mean_text(row: MeanRow, name: str) -> str:

@@ -279,6 +279,11 @@ def _check_meta(meta: Mapping[str, Any]) -> None:
         text = meta.get(key, "")
         if not isinstance(text, str) or _has_controls(text):
             raise ScoresError(f"expected meta with a line of text as {key}, got {text!r:.100}")
+    nets = meta.get("nets", [])
+    if not isinstance(nets, list) or not all(
+        isinstance(n, str) and not _has_controls(n) for n in nets
+    ):
+        raise ScoresError(f"expected meta with a list of names as nets, got {nets!r:.100}")
 
 
 def _check_softmax(videos: Sequence[str], values: np.ndarray) -> None:

@@ -116,6 +116,8 @@ def fuse(streams: Mapping[str, Scores], fusion: Fusion) -> Scores:
         "about": describe(fusion, streams),
         "fusion": {"method": fusion.method, "streams": list(aligned), **weights, **fusion.fit},
     }
+    if nets := sorted({net for scores in aligned.values() for net in scores.meta.get("nets", [])}):
+        meta["nets"] = nets
     for key in ("part", "split"):
         known = [scores.meta[key] for scores in aligned.values() if scores.meta.get(key)]
         meta |= {key: known[0]} if known else {}
