@@ -11,7 +11,7 @@ import click
 from flowkit.errors import UsageError
 from flowkit_cli import output
 from flowkit_cli.options import cores, json_option
-from flowkit_cli.record_options import missing_option, record_options
+from flowkit_cli.record_options import missing_option, record_folder, record_options
 from flowkit_cli.scoring_options import scoring_options, test_views
 
 if TYPE_CHECKING:
@@ -91,13 +91,12 @@ def eval(  # the command's name
     flowkit eval runs/temporal/last.json --part test --moments 5 --views center
     flowkit eval --cv 5                   -> held-out scores of the whole training part
     """
-    from flowkit.data.record_folders import RecordFolder
     from flowkit.evaluation.scoring import Scorer, score_part
     from flowkit.training.distributed import choose_device
 
     if folds is not None and parts == ("test",):
         raise UsageError("--cv makes the held-out scores: --part test leaves them out")
-    folder = RecordFolder(records, options["layout"], options["bound"], options["zero"])
+    folder = record_folder(records, options)
     device = choose_device(options["device"])
     readers = options["workers"] or (1 if device.type == "cpu" else cores())
     for run in runs_given or _find_runs(runs):

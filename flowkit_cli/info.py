@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,7 @@ def info(records: tuple[Path, ...], as_json: bool) -> None:
             output.error(f"flowkit: error: {error}")
         for path in paths:
             try:
-                record = open_record(path)
+                record = open_record(path, max_frame_mpx=math.inf)
                 output.json_line(_event(record)) if as_json else output.result(_line(record))
             except FlowkitError as error:  # one odd record never hides the others
                 failed = True
@@ -67,14 +68,15 @@ def _line(record: Record) -> str:
         f"{one.count} {one.direction}" + (f" of step {one.step}" if one.step > 1 else "")
         for one in record.series
     )
-    scale = "own range" if request["bound"] is None else f"+-{request['bound']:g} px"
+    bound, method = request.get("bound"), request.get("method", {"name": "unknown method"})
+    scale = "own range" if bound is None else f"+-{bound:g} px"
     if request["format"] in ("npy", "flo"):
         scale = "float"
-    damage = sidecar["source"]["damage"]
+    damage = sidecar.get("source", {}).get("damage")
     return (
         f"{record.path}: {record.frame_count} frames {record.size[1]}x{record.size[0]}"
         + (f" at {record.fps:.4g} fps" if record.fps else "")
-        + f"; {fields} fields; {request['method']['name']}, {request['format']}, {scale}"
+        + f"; {fields} fields; {method['name']}, {request['format']}, {scale}"
         + ("" if record.has_frames else "; no frames stored")
         + (f"; damaged source: {damage}" if damage else "")
     )

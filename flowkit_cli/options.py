@@ -40,7 +40,7 @@ max_frame_option = click.option(
     default=MAX_FRAME_MPX,
     show_default=True,
     metavar="MP",
-    help="Fail a video whose frames have more megapixels, before any of them is decoded.",
+    help="Refuse frames of more megapixels, before any is decoded: it costs that video.",
 )
 
 root_option = click.option(

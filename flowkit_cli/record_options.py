@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flowkit.data.stacks import STACKINGS
 from flowkit.records.layout import read_layouts
+from flowkit_cli.options import max_frame_option
+
+if TYPE_CHECKING:
+    from flowkit.data.record_folders import RecordFolder
 
 length_option = click.option(
     "--L",
@@ -58,7 +63,8 @@ layout_option = click.option(
 
 
 def record_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options --layout, --bound and --zero of records that another tool wrote."""
+    """The options of a `RecordFolder`: --max-frame-mpx, and --layout, --bound and --zero."""
+    command = max_frame_option(command)
     command = click.option(
         "--zero",
         type=float,
@@ -73,3 +79,11 @@ def record_options(command: Callable[..., Any]) -> Callable[..., Any]:
         help="With --layout, the px that the ends of the codes stand for, usually 20.",
     )(command)
     return layout_option(command)
+
+
+def record_folder(root: Path, options: dict[str, Any]) -> RecordFolder:
+    """The folder of records at `root` that the options of `record_options` describe."""
+    from flowkit.data.record_folders import RecordFolder
+
+    named = ("layout", "bound", "zero", "max_frame_mpx")
+    return RecordFolder(root, **{name: options[name] for name in named})

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from flowkit_cli import output
-from flowkit_cli.options import json_option
+from flowkit_cli.options import json_option, max_frame_option
 
 
 @click.command()
@@ -42,6 +42,7 @@ from flowkit_cli.options import json_option
     show_default=True,
     help="How many of the most confident mistakes the page shows.",
 )
+@max_frame_option
 @json_option
 def report(
     scores: tuple[Path, ...],
@@ -50,6 +51,7 @@ def report(
     records: Path | None,
     method: str | None,
     mistakes: int,
+    max_frame_mpx: float,
     as_json: bool,
 ) -> None:
     """Report how well streams and fusions do, as text here and as a page with pictures.
@@ -77,7 +79,9 @@ def report(
     if records is None and Path("flow").is_dir():
         records = Path("flow")
     shown = dict.fromkeys(m.video for one in reports for m in find_mistakes(one)[:mistakes])
-    pictures, missing = read_pictures(records, shown) if records and shown else ({}, {})
+    pictures, missing = (
+        read_pictures(records, shown, max_frame_mpx) if records and shown else ({}, {})
+    )
     extras = Extras(
         curves={str(path.parent): read_curves(path.parent) for path in files},
         pictures=pictures,

@@ -185,6 +185,7 @@ def check(
     layout: str | None,
     bound: float | None,
     zero: float,
+    max_frame_mpx: float,
 ) -> None:
     """Check a split against the flow records: all there, none on two sides, long enough.
 
@@ -199,9 +200,8 @@ def check(
     from flowkit.data.splits import read_split
 
     read = read_split(split_file)
-    found = check_split(
-        read, RecordFolder(records, layout, bound, zero), length=length, missing=missing
-    )
+    folder = RecordFolder(records, layout, bound, zero, max_frame_mpx)
+    found = check_split(read, folder, length=length, missing=missing)
     output.result(f"{split_file}: {_summary(read)}")
     output.result(f"{_groups(read)}; none has videos in two parts")
     sizes = ", ".join(f"{count:,} of {w}x{h}" for (h, w), count in found.sizes.items())

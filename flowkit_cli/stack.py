@@ -49,6 +49,7 @@ def stack(
     layout: str | None,
     bound: float | None,
     zero: float,
+    max_frame_mpx: float,
     out: Path,
 ) -> None:
     """Write the flow stack of one clip of RECORD.
@@ -70,7 +71,7 @@ def stack(
 
     output.check_out("--out", out, "an array (.npy)", [record])
     form = StackForm(length, stacking, bidirectional, mean_subtract, step)
-    opened = RecordFolder(record.parent, layout, bound, zero).open(record)
+    opened = RecordFolder(record.parent, layout, bound, zero, max_frame_mpx).open(record)
     clip = chosen_clip(str(record), opened.field_count("forward", step), length, start, step=step)
     stacked = flow_stack(opened, clip, form=form)
     with replacing(out) as part, part.open("wb") as file:

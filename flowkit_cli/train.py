@@ -16,6 +16,7 @@ from flowkit_cli.record_options import (
     bidirectional_option,
     length_option,
     mean_subtract_option,
+    record_folder,
     stacking_option,
     step_option,
 )
@@ -347,11 +348,11 @@ def _read_place(
     place: str, options: dict[str, Any], split_file: Path | None, default: Path
 ) -> tuple[RecordFolder, Split]:
     """The records and the split of "RECORDS" or "RECORDS,SPLIT"; makes the default split."""
-    from flowkit.data.record_folders import IMAGES, RecordFolder, folder_ids
+    from flowkit.data.record_folders import IMAGES, folder_ids
     from flowkit.data.splits import folder_split, hold_out, read_split, train_on_all, write_split
 
     root, comma, file = place.partition(",")
-    records = RecordFolder(Path(root), options["layout"], options["bound"], options["zero"])
+    records = record_folder(Path(root), options)
     path = Path(file) if comma else split_file
     if path is None and not default.exists():
         ids = folder_ids(records)

@@ -9,6 +9,7 @@ import click
 
 from flowkit.errors import UsageError
 from flowkit_cli import output
+from flowkit_cli.options import max_frame_option
 
 
 @click.command()
@@ -63,6 +64,7 @@ from flowkit_cli import output
     type=click.Path(path_type=Path),
     help="What a track record (.npz) was made from; its frames are shown with the tracks on them.",
 )
+@max_frame_option
 def view(
     record: Path,
     out: Path,
@@ -70,6 +72,7 @@ def view(
     columns: int,
     fps: float | None,
     video: Path | None,
+    max_frame_mpx: float,
     **look: Any,
 ) -> None:
     """Show the flow of RECORD, a folder or a pack, beside its frames; or tracks on their video.
@@ -84,7 +87,7 @@ def view(
     flowkit view tracks/jump/a.npz --video videos/jump/a.avi --out a.mp4
     """
     if record.suffix == ".npz":
-        _view_tracks(record, video, out, fps)
+        _view_tracks(record, video, out, fps, max_frame_mpx)
         return
     if video is not None:
         raise UsageError("--video goes with a track record (.npz): a flow record has its frames")
@@ -93,11 +96,14 @@ def view(
 
     if out.suffix.lower() in ENDINGS:  # else an error of `write_view`
         output.check_out("--out", out, f"a {out.suffix.lower()}", [record])
-    write_view(open_record(record), out, Look(**look), moments=moments, columns=columns, fps=fps)
+    opened = open_record(record, max_frame_mpx=max_frame_mpx)
+    write_view(opened, out, Look(**look), moments=moments, columns=columns, fps=fps)
     output.wrote(f"{record} -> {out}")
 
 
-def _view_tracks(record: Path, video: Path | None, out: Path, fps: float | None) -> None:
+def _view_tracks(
+    record: Path, video: Path | None, out: Path, fps: float | None, max_frame_mpx: float
+) -> None:
     from flowkit.idt.drawing import write_track_video
     from flowkit.idt.records import open_tracks
 
@@ -109,5 +115,5 @@ def _view_tracks(record: Path, video: Path | None, out: Path, fps: float | None)
         )
     if out.suffix.lower() == ".mp4":  # else an error of `write_track_video`
         output.check_out("--out", out, "a .mp4", [record, video])
-    write_track_video(opened, video, out, fps=fps)
+    write_track_video(opened, video, out, fps=fps, max_frame_mpx=max_frame_mpx)
     output.wrote(f"{record} -> {out}")

@@ -1,6 +1,7 @@
 """Flow that other tools wrote: each layout and quantizer gives the px values that were meant."""
 
 import pickle
+import struct
 
 import cv2
 import numpy as np
@@ -317,6 +318,16 @@ def test_ranges_that_do_not_fit_are_refused(tmp_path):
     refused(path, "v_Run_g01_c01.bin: no ranges there", **options)
     write_ranges(tmp_path, count=4)
     refused(path, "4 finite floats for each of 5 fields, got 16", **options)
+
+
+def test_planes_too_large_are_refused_before_one_is_decoded(tmp_path, monkeypatch):
+    path = write_video(tmp_path, "mmaction2")
+    plane = path / "flow_x_00001.jpg"
+    data = cv2.imencode(".bmp", np.zeros((4, 4), np.uint8))[1].tobytes()
+    plane.write_bytes(data[:18] + struct.pack("<ii", 16000, 16000) + data[26:])
+    monkeypatch.setattr("flowkit.records.foreign.cv2.imdecode", None)
+    with pytest.raises(RecordError, match=r"16000x16000 px, more than 40 megapixels \(--max-frame"):
+        open_foreign(path, layout="mmaction2", bound=20)
 
 
 def test_damaged_planes_are_refused(tmp_path):

@@ -17,10 +17,11 @@ from flowkit.data.record_folders import RecordFolder
 from flowkit.data.split_lists import list_split
 from flowkit.data.splits import read_split
 from flowkit.data.stacks import StackForm, flow_stack
-from flowkit.errors import FlowkitError, SplitError, UsageError
+from flowkit.errors import FlowkitError, RecordError, SplitError, UsageError
 from flowkit_cli.info import info
 from flowkit_cli.split import split
 from flowkit_cli.stack import stack
+from flowkit_cli.view import view
 
 
 def run(command, *arguments):
@@ -65,6 +66,16 @@ def test_stack_writes_what_the_library_gives(folder):
             f"out/x.npy: float32 ({2 * form.length}, 6, 9), "
             f"frames {start} to {last} of flow/jump/v_g02_c01\n"
         )
+
+
+def test_frames_too_large_are_refused_by_name(folder):
+    limit = ("--max-frame-mpx", "5e-5")  # 54 px there are
+    place, more = "flow/jump/v_g02_c01", r"9x6 px, more than 5e-05 megapixels \(--max-frame-mpx"
+    refused(more, stack, place, "--out", "x.npy", *limit, error=RecordError)
+    refused(more, view, place, "--out", "x.png", *limit, error=RecordError)
+    run(split, "make", "flow", "--out", "s.json")
+    refused(more, split, "check", "s.json", *limit, error=RecordError)
+    assert run(info, place).exit_code == 0  # which decodes nothing
 
 
 def test_stack_refuses_what_cannot_be(folder):

@@ -12,7 +12,8 @@ import numpy as np
 from flowkit._cv2 import cv2
 from flowkit.errors import RecordError
 from flowkit.records.formats import decode_image
-from flowkit.video.image_folders import image_size
+from flowkit.records.reading import check_frame_size
+from flowkit.video.image_folders import MAX_FRAME_MPX, image_size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
@@ -22,6 +23,7 @@ class ImageRecord:
     """An image file as a record of one frame; nothing is read before it is asked for."""
 
     path: Path
+    max_frame_mpx: float = MAX_FRAME_MPX
     frame_count: int = 1
     fps: float | None = None
     series: tuple[()] = ()
@@ -39,10 +41,11 @@ class ImageRecord:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W), of its header; RecordError where it has none."""
+        """(H, W), of its header; RecordError where it has none, or more megapixels than allowed."""
         size = image_size(self.path.read_bytes())
         if size is None:
             raise RecordError(f"{self.path}: expected an image (JPEG, PNG or BMP)")
+        check_frame_size(str(self.path), size, self.max_frame_mpx)
         return size
 
     def frame(self, index: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from flowkit.documents import listed
 from flowkit.errors import RecordError, SplitError
 from flowkit.records.foreign import ZERO, find_foreign, open_foreign
 from flowkit.records.reading import Record, common_flow, find_records, open_record
+from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit.video.sources import find_videos
 
 Missing = Literal["error", "skip"]
@@ -24,13 +25,15 @@ class RecordFolder:
     """A folder of flow records, and what they are if flowkit did not write them.
 
     `layout`, `bound` and `zero` are those of `flowkit.records.foreign.open_foreign`; the layout
-    IMAGES is of images in class folders, each a video of one frame.
+    IMAGES is of images in class folders, each a video of one frame. What has frames of more than
+    `max_frame_mpx` megapixels is not opened.
     """
 
     root: Path
     layout: str | None = None
     bound: float | None = None
     zero: float = ZERO
+    max_frame_mpx: float = MAX_FRAME_MPX
 
     def find(self) -> dict[str, Path]:
         """The place of every record below the folder, by id; RecordError if there is none."""
@@ -53,10 +56,18 @@ class RecordFolder:
     def open(self, place: Path) -> Record:
         """Open what `find` found."""
         if self.layout == IMAGES:
-            return cast(Record, ImageRecord(place))  # as far as the spatial stream needs it
+            return cast(
+                Record, ImageRecord(place, self.max_frame_mpx)
+            )  # as far as the spatial stream needs it
         if self.layout is None:
-            return open_record(place)
-        return open_foreign(place, layout=self.layout, bound=self.bound, zero=self.zero)
+            return open_record(place, max_frame_mpx=self.max_frame_mpx)
+        return open_foreign(
+            place,
+            layout=self.layout,
+            bound=self.bound,
+            zero=self.zero,
+            max_frame_mpx=self.max_frame_mpx,
+        )
 
 
 def folder_ids(folder: RecordFolder) -> list[str]:

@@ -11,6 +11,7 @@ from flowkit._cv2 import cv2
 from flowkit.documents import replacing
 from flowkit.errors import UsageError, VideoError
 from flowkit.idt.records import TrackRecord
+from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit.video.reading import open_video
 from flowkit.video.writing import write_video
 
@@ -48,7 +49,14 @@ def draw_tracks(frames: Iterable[np.ndarray], tracks: np.ndarray) -> Iterator[np
         yield picture
 
 
-def write_track_video(record: TrackRecord, video: Path, out: Path, *, fps: float | None) -> None:
+def write_track_video(
+    record: TrackRecord,
+    video: Path,
+    out: Path,
+    *,
+    fps: float | None,
+    max_frame_mpx: float = MAX_FRAME_MPX,
+) -> None:
     """Write the frames of `video` with the record's tracks on them as an .mp4.
 
     UsageError where `out` is no .mp4; VideoError, and nothing written, where the video is not the
@@ -57,7 +65,8 @@ def write_track_video(record: TrackRecord, video: Path, out: Path, *, fps: float
     if out.suffix.lower() != ".mp4":
         raise UsageError(f"{out}: expected a name that ends in .mp4 for a video of tracks")
     tracks = record.tracks()
-    with open_video(video, keep_damaged=record.header["request"]["keep_damaged"]) as opened:
+    keep_damaged = record.header["request"]["keep_damaged"]
+    with open_video(video, keep_damaged=keep_damaged, max_frame_mpx=max_frame_mpx) as opened:
         size = tuple(record.header["size"])
         if opened.size != size:
             raise VideoError(

@@ -259,7 +259,7 @@ def _write_title(
         f"{width}x{height}",
         f"{record.frame_count} frames",
         *([f"{record.fps:.4g} fps"] if record.fps else []),
-        request["method"]["name"],
+        request.get("method", {"name": "unknown method"})["name"],
         f"{series.direction} step {series.step}",
         record.format + (f" within ±{request['bound']:g} px" if request.get("bound") else ""),
     ]

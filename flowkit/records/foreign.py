@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from flowkit._cv2 import cv2
-from flowkit.documents import is_record
+from flowkit.documents import is_record, read_plain_file
 from flowkit.errors import RecordError, UsageError
 from flowkit.quantize import CODES
 from flowkit.records.layout import LAYOUTS, Layout, read_layouts
-from flowkit.records.reading import Record, StoredSeries
+from flowkit.records.reading import Record, StoredSeries, check_frame_size
 from flowkit.series import Direction
+from flowkit.video.image_folders import MAX_FRAME_MPX, image_size
 
 ZERO = CODES / 2  # the zero of tools that round: theirs lies between two codes
 COLOR_LEVELS = 4  # between the channels of a gray plane saved in color, at most
@@ -70,6 +71,7 @@ def open_foreign(
     bound: float | None = None,
     zero: float = ZERO,
     step: int = 1,
+    max_frame_mpx: float = MAX_FRAME_MPX,
 ) -> ForeignRecord:
     """Open the planes of one video as a record of fields over `step` frames.
 
@@ -81,8 +83,9 @@ def open_foreign(
     ROOT/u/VIDEO.bin. denseflow's names say the steps themselves: those of its backward fields,
     flow_x_m2_00002.jpg, are numbered by the frame that they start from.
 
-    RecordError where files are missing, counts do not agree, or flowkit wrote the planes itself
-    (its step is 2 bound / 254); UsageError for an unknown layout or one that needs a bound.
+    RecordError where files are missing, counts do not agree, the planes have more than
+    `max_frame_mpx` megapixels, or flowkit wrote them itself (its step is 2 bound / 254); UsageError
+    for an unknown layout or one that needs a bound.
     """
     path = Path(path)
     files = _layout(layout)
@@ -110,7 +113,7 @@ def open_foreign(
     first = found[0]
     return ForeignRecord(
         path=path,
-        size=_size(_place(path, first.templates[0] % first.first)),
+        size=_size(_place(path, first.templates[0] % first.first), max_frame_mpx),
         fps=None,
         frame_count=lengths.pop(),
         format=first.templates[0][-3:],
@@ -300,10 +303,12 @@ def _stored_ranges(path: Path, count: int) -> np.ndarray:
     return ranges.reshape(count, 2, 2)
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """The size (H, W) of a plane; RecordError if it is damaged, or no gray one."""
-    data = np.fromfile(path, np.uint8)
-    plane = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
+def _size(path: Path, max_frame_mpx: float) -> tuple[int, int]:
+    """The size (H, W) of a plane; RecordError if it is too large, damaged, or no gray one."""
+    data = read_plain_file(path, error=RecordError)
+    if (declared := image_size(data)) is not None:
+        check_frame_size(str(path), declared, max_frame_mpx)
+    plane = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if declared else None
     if plane is None:
         raise RecordError(f"{path}: damaged image")
     if plane.ndim == 3 and np.ptp(plane[..., :3], axis=2).max() > COLOR_LEVELS:

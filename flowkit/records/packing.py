@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path, PurePosixPath
 
@@ -19,7 +20,7 @@ def pack_record(folder: Path) -> Path:
     The folder goes when the pack is on the disk and has been read back. RecordError if a file is
     missing, or one is there that the sidecar does not name.
     """
-    files = member_files(open_record(folder))
+    files = member_files(open_record(folder, max_frame_mpx=math.inf))
     expected = {name for name, _ in files}
     if any(name.startswith("..") for name in expected):
         raise RecordError(f"{folder}: a record in another layout than flowkit's cannot be packed")
@@ -49,7 +50,7 @@ def unpack_record(pack: Path) -> Path:
     The pack goes when the folder is on the disk and has been read back.
     """
     members = zips.list_members(pack)
-    open_record(pack)
+    open_record(pack, max_frame_mpx=math.inf)
     if any(PurePosixPath(name).name != name for name in members):
         raise RecordError(f"{pack}: a member's name holds a folder; expected plain file names")
     claim_of(pack)

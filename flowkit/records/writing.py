@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from time import perf_counter
@@ -161,7 +162,8 @@ class RecordWriter:
             raise RecordError(f"files vanished while they were written: {listed(sorted(lost))}")
         if self.storage.pack:
             packed = self.temporary / self.parts[-1]
-            zips.write_pack(packed, member_files(open_record(self.temporary / self.folder)))
+            made = open_record(self.temporary / self.folder, max_frame_mpx=math.inf)
+            zips.write_pack(packed, member_files(made))
             sync(packed)
             return
         if self.storage.layout == "twostreamfusion":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowkit.errors import ScoresError
+from flowkit.video.image_folders import MAX_FRAME_MPX
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,14 +37,16 @@ class Pictures:
 
 
 def read_pictures(
-    records: str | os.PathLike[str], videos: Iterable[str]
+    records: str | os.PathLike[str],
+    videos: Iterable[str],
+    max_frame_mpx: float = MAX_FRAME_MPX,
 ) -> tuple[dict[str, Pictures], dict[str, str]]:
     """Pictures of the videos that have a sound record below the folder; why others have none."""
     from flowkit.data.record_folders import RecordFolder, match_records
     from flowkit.data.splits import Video
     from flowkit.errors import RecordError
 
-    folder = RecordFolder(Path(records))
+    folder = RecordFolder(Path(records), max_frame_mpx=max_frame_mpx)
     wanted = [Video(video, "", "") for video in videos]
     places = match_records(wanted, folder.find(), missing="skip")
     pictures, reasons = {}, {}
