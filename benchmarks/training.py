@@ -1,10 +1,11 @@
 """Clips a second of a training: of the loader alone, of the network alone, and of both together.
 
-usage: python benchmarks/training.py [--device cuda] [--net cnn-m-2048] [--workers 8]
+usage: python benchmarks/training.py [RECORDS] [--device cuda] [--net cnn-m-2048] [--workers 8]
                                      [--batch 256] [--steps 20] [--format jpg] [--out FILE.json]
 
-Made records of 256x340 px, L = 10, crop 224. The network alone is fed one random batch that lies on
-the device already; the share says how much of that rate the real loader keeps.
+The records of a folder, or made ones of 256x340 px; L = 10, crop 224. The network alone is fed one
+random batch that lies on the device already; the share says how much of that rate the real loader
+keeps.
 """
 
 from __future__ import annotations
@@ -32,18 +33,19 @@ from flowkit.training.sampling import Task
 from flowkit.training.trainer import Training, prepare
 
 SIZE, FIELDS, VIDEOS = (256, 340), 20, 16
+GRID, NOISE = (4, 6), 0.02  # of made fields: planes of 5 KB, as TV-L1's have with their own ranges
 CLASSES = ("a", "b")
 WARM_UP = 2  # steps that do not count
 
 
 def write_records(root: Path, format: str) -> RecordFolder:
-    """Smooth fields of a few px under some noise, which costs a decoder what real flow costs."""
+    """Smooth fields of a few px under little noise, whose planes are as large as real flow's."""
     random = np.random.default_rng(0)
     one = Series("forward", 1)
     for number in range(VIDEOS):
-        coarse = torch.from_numpy(random.normal(0, 3, (FIELDS, 2, 16, 22)))
+        coarse = torch.from_numpy(random.normal(0, 3, (FIELDS, 2, *GRID)))
         fields = torch.nn.functional.interpolate(coarse, size=SIZE, mode="bilinear")
-        fields = fields.permute(0, 2, 3, 1).numpy() + random.normal(0, 0.1, (FIELDS, *SIZE, 2))
+        fields = fields.permute(0, 2, 3, 1).numpy() + random.normal(0, NOISE, (FIELDS, *SIZE, 2))
         id = f"{CLASSES[number % 2]}/v{number}"
         with RecordWriter(root, id, Storage(format=format, rgb=False), (one,)) as writer:
             for _ in range(FIELDS + 1):
@@ -88,6 +90,7 @@ def rates(training: Training, steps: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("records", type=Path, nargs="?")
     parser.add_argument("--device")
     parser.add_argument("--net", default="cnn-m-2048")
     parser.add_argument("--workers", type=int, default=1)
@@ -100,8 +103,10 @@ def main() -> None:
     options = parser.parse_args()
     device = choose_device(options.device)
     with tempfile.TemporaryDirectory() as folder:
-        records = write_records(Path(folder), options.format)
-        videos = tuple(Video(id, id[0], id) for id in sorted(records.find()))
+        given = options.records and RecordFolder(options.records)
+        records = given or write_records(Path(folder), options.format)
+        ids = sorted(records.find())
+        videos = tuple(Video(id, CLASSES[place % 2], id) for place, id in enumerate(ids))
         job = Job(
             {"temporal": StackForm(10)},
             options.net,
@@ -117,7 +122,7 @@ def main() -> None:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "net": options.net,
-        "format": options.format,
+        "records": str(options.records or f"made, {options.format}"),
         "batch": options.batch,
         "clips_a_pass": training.micro_batch,
         "workers": options.workers,
