@@ -10,7 +10,6 @@ import mmap
 import os
 import pickle
 import socket
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -100,32 +99,17 @@ class RemoteFlow:
 
 
 class _Line:
-    """A connection for one video, and its pairs on their way, which are numbered from 0."""
+    """A connection for one video: pairs, numbered from 0, go there, and results come back."""
 
     def __init__(self, address: str, layout: Layout) -> None:
         self.layout = layout
-        handle = os.memfd_create("flowkit")
-        try:
-            os.ftruncate(handle, layout.total_bytes)
-            self.frames, self.results = layout.view(mmap.mmap(handle, layout.total_bytes))
-            with socket.socket(socket.AF_UNIX) as connected:
-                connected.connect(f"\0{address}")
-                socket.send_fds(connected, [pickle.dumps(layout)], [handle])
-                self.socket = Connection(connected.detach())
-        except OSError as error:
-            if isinstance(error, ConnectionError):
-                raise _died() from error
-            raise
-        finally:
-            os.close(handle)
-        self.sent = self.given = 0  # pairs
-        self.group: list[tuple[int, int, int]] = []  # to be sent: numbers of a pair and its frames
-        self.computed: dict[int, Ranges | None] = {}
-        self.pairs: dict[int, tuple[int, int]] = {}  # on their way: number of a pair -> its frames
-        self.places: dict[int, int] = {}  # of a frame, known by its identity
-        self.held: dict[int, np.ndarray] = {}  # which keeps the frame in a place alive
-        self.uses = [0] * layout.frames  # pairs on their way that a place is part of
-        self.oldest = deque(range(layout.frames))
+        self.socket, memory = _connect(address, layout)
+        frames, self.results = layout.view(memory)
+        self.places = _Places(frames)
+        self.sent = self.given = 0  # pairs taken on their way, and results handed on
+        self.group: list[tuple[int, int, int]] = []  # not yet sent: a pair, places of its frames
+        self.places_of: dict[int, tuple[int, int]] = {}  # a pair on its way -> those of its frames
+        self.computed: dict[int, Ranges | None] = {}  # a pair that is back -> its ranges
 
     def close(self) -> None:
         self.socket.close()
@@ -139,40 +123,21 @@ class _Line:
             )
         if self.sent - self.given == self.layout.window:
             return False
-        first = self._place(pair[0])
+        first = self.places.take(pair[0])
         if first is None:
             return False
-        self.uses[first] += 1
-        second = self._place(pair[1])
+        second = self.places.take(pair[1])
         if second is None:
-            self.uses[first] -= 1
+            self.places.leave(first)
             return False
-        self.uses[second] += 1
-        self.pairs[self.sent] = first, second
+        self.places_of[self.sent] = first, second
         self.group.append((self.sent, first, second))
         self.sent += 1
         if len(self.group) == GROUP:
-            self._flush()
+            self._send_group()
         return True
 
-    def _place(self, frame: np.ndarray) -> int | None:
-        """Where the frame is, after copying it to a place that no pair on its way needs."""
-        if id(frame) in self.places:
-            return self.places[id(frame)]
-        for _ in range(len(self.oldest)):
-            place = self.oldest[0]
-            self.oldest.rotate(-1)
-            if self.uses[place] == 0:
-                break
-        else:
-            return None
-        if place in self.held:
-            del self.places[id(self.held[place])]
-        self.frames[place][:] = frame
-        self.held[place], self.places[id(frame)] = frame, place
-        return place
-
-    def _flush(self) -> None:
+    def _send_group(self) -> None:
         try:
             self.socket.send(self.group)
         except OSError as error:
@@ -182,22 +147,81 @@ class _Line:
     def next_result(self) -> Computed:
         """The result of the next pair in order; waits for it."""
         if self.group and self.given not in self.computed:
-            self._flush()
+            self._send_group()
         while self.given not in self.computed:
-            try:
-                answer: Answer = self.socket.recv()
-            except (EOFError, OSError) as error:
-                raise _died() from error
-            if isinstance(answer, str):
-                raise FlowkitError(answer)
-            for number, ranges in answer:
-                self.computed[number] = ranges
-                for place in self.pairs.pop(number):
-                    self.uses[place] -= 1
+            self._receive()
         ranges = self.computed.pop(self.given)
         result = self.results[self.given % self.layout.window]
         self.given += 1
         return result if ranges is None else (result, ranges)
+
+    def _receive(self) -> None:
+        """Wait for the answer to pairs of any numbers, whose frames then are free."""
+        try:
+            answer: Answer = self.socket.recv()
+        except (EOFError, OSError) as error:
+            raise _died() from error
+        if isinstance(answer, str):
+            raise FlowkitError(answer)
+        for number, ranges in answer:
+            self.computed[number] = ranges
+            for place in self.places_of.pop(number):
+                self.places.leave(place)
+
+
+class _Places:
+    """The places for frames in shared memory: which frame lies in each, and how many pairs need it.
+
+    A frame is known by its identity, so that one that two pairs share is copied once.
+    """
+
+    def __init__(self, memory: list[np.ndarray]) -> None:
+        self.memory = memory
+        self.frames: list[np.ndarray | None] = [None] * len(memory)  # kept alive: no id comes twice
+        self.place_of: dict[int, int] = {}  # the id of a frame -> its place
+        self.uses = [0] * len(memory)
+        self.next = 0  # the place that was written longest ago
+
+    def take(self, frame: np.ndarray) -> int | None:
+        """The place of the frame, which one more pair needs; None where all others are needed."""
+        place = self.place_of.get(id(frame))
+        if place is None:
+            place = self._free()
+            if place is None:
+                return None
+            self.place_of.pop(id(self.frames[place]), None)
+            self.memory[place][:] = frame
+            self.frames[place], self.place_of[id(frame)] = frame, place
+        self.uses[place] += 1
+        return place
+
+    def leave(self, place: int) -> None:
+        """One pair less needs the frame that lies there."""
+        self.uses[place] -= 1
+
+    def _free(self) -> int | None:
+        count = len(self.memory)
+        for place in (*range(self.next, count), *range(self.next)):
+            if self.uses[place] == 0:
+                self.next = (place + 1) % count
+                return place
+        return None
+
+
+def _connect(address: str, layout: Layout) -> tuple[Connection, mmap.mmap]:
+    """A connection to the flow process at `address`, and memory that both map from now on."""
+    handle = os.memfd_create("flowkit")
+    try:
+        os.ftruncate(handle, layout.total_bytes)
+        memory = mmap.mmap(handle, layout.total_bytes)
+        with socket.socket(socket.AF_UNIX) as connected:
+            connected.connect(f"\0{address}")
+            socket.send_fds(connected, [pickle.dumps(layout)], [handle])
+            return Connection(connected.detach()), memory
+    except ConnectionError as error:
+        raise _died() from error
+    finally:
+        os.close(handle)
 
 
 def _died() -> FlowProcessDied:

@@ -15,6 +15,8 @@ from flowkit.flow.parameters import MedianTVL1Parameters
 if TYPE_CHECKING:
     import numpy as np
 
+    from flowkit.flow.tvl1_kernels import Room
+
 SMALLEST_SIDE = 16  # px: OpenCV drops a level of the pyramid with a shorter side
 COMPILE_SECONDS = 6  # measured on one core
 
@@ -118,6 +120,7 @@ class TVL1(MedianTVL1Parameters):
         import numpy as np
 
         from flowkit._cv2 import cv2
+        from flowkit.flow.tvl1_kernels import Numbers
 
         u = np.zeros_like(levels0[-1])
         v = np.zeros_like(levels0[-1])
@@ -131,15 +134,17 @@ class TVL1(MedianTVL1Parameters):
                 image1,
                 u,
                 v,
-                *workspace.at(height, width),
-                np.float32(self.theta),
-                np.float32(self.lambda_ * self.theta),
-                np.float32(self.tau / self.theta),
-                np.float32(self.epsilon**2 * image0.size),
-                self.warps,
-                self.outer_iterations,
-                self.inner_iterations,
-                self.median_filtering,
+                workspace.at(height, width),
+                Numbers(
+                    theta=np.float32(self.theta),
+                    limit=np.float32(self.lambda_ * self.theta),
+                    taut=np.float32(self.tau / self.theta),
+                    stop=np.float32(self.epsilon**2 * image0.size),
+                    warps=self.warps,
+                    outer_iterations=self.outer_iterations,
+                    inner_iterations=self.inner_iterations,
+                    median=self.median_filtering,
+                ),
             )
         return cv2.merge([u, v])  # (H, W), (H, W) -> (H, W, 2)
 
@@ -176,19 +181,19 @@ class _Workspace:
         self._rows = _aligned(kernels.ROWS * columns)
         self._starts = np.zeros(columns, np.int32)
 
-    def at(self, height: int, width: int) -> tuple[np.ndarray, ...]:
-        """The arrays that `solve_scale` works in on a scale of this size."""
+    def at(self, height: int, width: int) -> Room:
+        """What `solve_scale` works in on a scale of this size."""
         rows, columns = self._kernels.plane_shape(height, width)
         border = 2 * self._kernels.BORDER
 
         def view(flat: np.ndarray, *shape: int) -> np.ndarray:
             return flat[: math.prod(shape)].reshape(shape)
 
-        return (
-            view(self._planes, self._kernels.PLANES, rows, columns),
-            view(self._samples, height + border, width + border, 4),
-            view(self._rows, self._kernels.ROWS, columns),
-            self._starts[:columns],
+        return self._kernels.Room(
+            planes=view(self._planes, self._kernels.PLANES, rows, columns),
+            samples=view(self._samples, height + border, width + border, 4),
+            rows=view(self._rows, self._kernels.ROWS, columns),
+            starts=self._starts[:columns],
         )
 
 

@@ -17,6 +17,8 @@ be stale by the file of `solve_scale` alone.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -421,19 +423,38 @@ def iterate(
     return sums.sum()
 
 
+class Room(NamedTuple):
+    """What `solve_scale` works in at a scale of (H, W), of any content."""
+
+    planes: np.ndarray  # float32 (PLANES, *plane_shape)
+    samples: np.ndarray  # float32 (H + 2 BORDER, W + 2 BORDER, 4)
+    rows: np.ndarray  # float32 (ROWS, columns of a plane)
+    starts: np.ndarray  # int32 (columns of a plane)
+
+
+class Numbers(NamedTuple):
+    """What `solve_scale` is told of the method."""
+
+    theta: np.float32
+    limit: np.float32  # lambda theta
+    taut: np.float32  # tau / theta
+    stop: np.float32  # epsilon^2 W H
+    warps: int
+    outer_iterations: int
+    inner_iterations: int
+    median: int  # 5 or, for none, 1
+
+
 @whole
-def solve_scale(
-    image0, image1, flow_u, flow_v, planes, samples, rows, starts,
-    theta, limit, taut, stop, warps, outer_iterations, inner_iterations, median,
-):  # fmt: skip
+def solve_scale(image0, image1, flow_u, flow_v, room, numbers):
     """The field of one scale, in place: flow_u and flow_v hold its start, then its result.
 
-    image0, image1, flow_u, flow_v: float32 (H, W). Room to work in, of any content: planes float32
-    (PLANES, *plane_shape), samples float32 (H + 2 BORDER, W + 2 BORDER, 4), rows float32 (ROWS,
-    columns of a plane), starts int32 (columns of a plane). `limit` is lambda theta, `taut` is
-    tau / theta, `stop` epsilon^2 W H; `median` is 5 or, for none, 1.
+    image0, image1, flow_u, flow_v: float32 (H, W); room: a Room; numbers: a Numbers.
     Returns the number of iterations. Allocates nothing and does not hold the GIL.
     """
+    planes, samples, rows, starts = room
+    theta, limit, taut, stop = numbers[:4]
+    warps, outer_iterations, inner_iterations, median = numbers[4:]
     height, width = image0.shape
     chunks = -(-width // LANES)
     stride = samples.shape[1] * 4
@@ -491,6 +512,7 @@ def solve_scale(
 _image = types.float32[:, ::1]
 _cube = types.float32[:, :, ::1]
 SIGNATURE = (
-    *[_image] * 4, _cube, _cube, _image, types.int32[::1],
-    *[types.float32] * 4, *[types.int64] * 4,
-)  # fmt: skip
+    *[_image] * 4,
+    types.NamedTuple((_cube, _cube, _image, types.int32[::1]), Room),
+    types.NamedTuple((types.float32,) * 4 + (types.int64,) * 4, Numbers),
+)
