@@ -709,6 +709,15 @@ def test_a_missing_device_is_named():
         assert ranks == ALONE
 
 
+def test_processes_take_the_gpu_of_their_rank_or_share_the_one_that_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [str(choose_device(None, rank)) for rank in (0, 1)] == ["cuda:0", "cuda:1"]
+    assert [str(choose_device("cuda:1", rank)) for rank in (0, 1)] == ["cuda:1", "cuda:1"]
+    with pytest.raises(UsageError, match="cuda:2: this machine has 2"):
+        choose_device("cuda", 2)
+
+
 # ---- memory
 
 

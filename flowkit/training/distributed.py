@@ -58,8 +58,8 @@ def join_ranks(device: str | None = None) -> Iterator[Ranks]:
     """Join the processes that torchrun started, if it did; leave them at the end of the block.
 
     `device` is "cpu", "cuda" or "cuda:1"; None takes a CUDA device where there is one. Each of
-    torchrun's processes takes the device of its local rank. UsageError where there is no such
-    device.
+    torchrun's processes takes the device of its local rank, or, where a number is given, all of
+    them that one. UsageError where there is no such device.
     """
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")) if size > 1 else None)
@@ -68,7 +68,8 @@ def join_ranks(device: str | None = None) -> Iterator[Ranks]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    shared = device is not None and ":" in device  # which NCCL refuses
+    dist.init_process_group("nccl" if chosen.type == "cuda" and not shared else "gloo")
     try:
         yield Ranks(rank, size, chosen)
     finally:
@@ -86,7 +87,7 @@ def choose_device(name: str | None, local_rank: int | None = None) -> torch.devi
         raise UsageError(f"expected a device such as cpu, cuda or cuda:1, got {name!r}") from error
     if device.type not in ("cpu", "cuda"):
         raise UsageError(f"expected a device such as cpu, cuda or cuda:1, got {name!r}")
-    if device.type == "cuda" and local_rank is not None:
+    if device.type == "cuda" and device.index is None and local_rank is not None:
         device = torch.device("cuda", local_rank)
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UsageError(f"{device}: this machine has {count} CUDA devices that torch can use")
