@@ -104,7 +104,7 @@ class Bomb:
 
 def test_pickled_objects_are_never_loaded(path):
     save(path, videos=np.array([Bomb(), Bomb()], dtype=object))
-    assert_refused(path, r"videos holds pickled Python objects.*numpy\.array\(names, dtype=str\)")
+    assert_refused(path, r"Object arrays cannot be loaded.*numpy\.array\(names, dtype=str\)")
 
 
 def test_a_bare_pickle_is_refused(path):
@@ -199,12 +199,12 @@ def header(shape, descr="<f4", version=(1, 0)):
 @pytest.mark.parametrize(
     ("data", "match"),
     [
-        (header((10**12, 10**6)), r"said to be float32 \(1000000000000, 1000000\), but 0 bytes"),
-        (header((-2, -2)) + bytes(16), "but 16 bytes are there"),
-        (header((2, 2)) + bytes(15), "but 15 bytes are there"),
-        (header((2, 2)) + bytes(17), "but 17 bytes are there"),
-        (header((2, 2), "|O") + bytes(32), "pickled Python objects"),
-        (header((2, 2), version=(9, 9)) + bytes(16), "1.0 or 2.0, got"),
+        (header((10**12, 10**6)), "expected scores to be a whole array"),
+        (header((-2, -2)) + bytes(16), "expected scores to be a whole array"),
+        (header((2, 2)) + bytes(15), "expected scores to be a whole array"),
+        (header((2, 2)) + bytes(17), "in scores, got 145 bytes"),
+        (header((2, 2), "|O") + bytes(32), "Object arrays cannot be loaded"),
+        (header((2, 2), version=(9, 9)) + bytes(16), "format version"),
         (b"no array", "magic string is not correct"),
         (b"", "EOF: reading magic string"),
     ],
@@ -219,7 +219,9 @@ def test_text_that_is_no_unicode_is_refused(path):
 
 
 def test_text_of_no_width_and_absurd_length_is_refused(path):
-    assert_refused(with_member(path, "videos", header((10**12,), "<U0")), "0 bytes are there")
+    assert_refused(
+        with_member(path, "videos", header((10**12,), "<U0")), "in videos, got 128 bytes"
+    )
 
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(path, monkeypatch):
