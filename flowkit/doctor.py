@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SIZE = (256, 340)  # (H, W) of the made pair: what two-stream networks are fed with
 SHIFT = (2, 1)  # px down and right, from one made frame to the next
-SECONDS = 0.6  # of a measurement, at least
+SECONDS = 0.6  # least time of a measurement
 DRIVER = Path("/proc/driver/nvidia/version")
 ROOM = 10 << 30  # bytes on the disk below which a note is due: some 100,000 frames with their flow
 FILES = 1_000_000  # inodes below which a note is due: some 300,000 frames with their flow
@@ -76,7 +76,7 @@ class OpenCV:
 
     tvl1: bool  # contrib's DualTVL1OpticalFlow
     cuda_flow: tuple[str, ...]  # flow classes of cv2.cuda
-    cuda_devices: int  # that this build can use
+    cuda_devices: int  # number of devices that this build can use
     packages: tuple[str, ...]
 
 
@@ -187,7 +187,7 @@ def measure_speed(method: FlowMethod) -> float:
     from flowkit.flow.pairs import consecutive
 
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # as many workers as cores are at work in an extraction
+    cv2.setNumThreads(1)  # one thread, as each worker of an extraction has
     try:
         _drain(method.fields(consecutive(made_frames(2))))
         count = 1

@@ -19,10 +19,10 @@ from zlib_ng.zlib_ng import crc32  # 10 times as fast as zlib's
 
 from flowkit.errors import FlowkitError, ReadError
 
-SIDECAR = "record.json"  # in the folder of a flow record, written last
+SIDECAR = "record.json"  # the file of a flow record that is written last
 RECORD_FORMAT = "flowkit flow record"  # what its sidecar says that it is
 NAMED = 5  # names that an error lists; it counts the others
-MOST_BYTES = 256 << 20  # of a document: the ranges of two million fields
+MOST_BYTES = 256 << 20  # bytes of a document: the ranges of two million fields
 MOST_NESTED = 16  # objects and lists inside each other: flowkit's documents have 4
 SEAL = re.compile(rb',\n "crc32": "([0-9a-f]{8})"\n}\n\Z')  # the end of a document
 SHORT = 60  # letters of a value that an error shows
@@ -103,7 +103,7 @@ def sync_all(folder: Path) -> None:
     By one call for the whole file system: 900 small files take 0.05 s, one by one 6 s.
     """
     syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-    if syncfs is None:  # not on Linux
+    if syncfs is None:  # only Linux has it
         for parent, _, files in os.walk(folder):
             for name in files:
                 sync(Path(parent, name))
@@ -262,7 +262,7 @@ def read_plain_file(
     try:
         handle, size = _open_plain(path, most, error)
         try:
-            return os.read(handle, size)  # at once: a clip of a record is 20 files
+            return os.read(handle, size)  # one call per file: a clip of a record is 20 files
         finally:
             os.close(handle)
     except OSError as wrong:

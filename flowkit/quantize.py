@@ -27,7 +27,7 @@ def own_range(component: np.ndarray) -> tuple[float, float]:
     if not (math.isfinite(lo) and math.isfinite(hi)):
         raise ValueError("expected finite displacements, got NaN or infinity in a field")
     if lo < 0 < hi:
-        zero = -lo / (hi - lo) * CODES  # where zero would fall, between two codes
+        zero = -lo / (hi - lo) * CODES  # the place of zero, between two codes
         below = min(max(math.floor(zero), 1), CODES - 1)
         above = min(max(math.ceil(zero), 1), CODES - 1)
         step, code = min((max(-lo / k, hi / (CODES - k)), k) for k in (below, above))

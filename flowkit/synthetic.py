@@ -28,7 +28,8 @@ SIZES = ((120, 160), (180, 240), (240, 320))  # (H, W), by group: a size tells n
 FRAME_COUNTS = (24, 40)  # fewest and most
 FPS = 25
 CLIPS_PER_GROUP = 2  # clips of one group share their scene, as UCF-101's do
-FILES = (("mp4", "libx264"), ("avi", "mpeg4"), ("mp4", "mpeg4"), ("avi", "mjpeg"))  # in turn
+# Containers and codecs that the videos have in turn
+FILES = (("mp4", "libx264"), ("avi", "mpeg4"), ("mp4", "mpeg4"), ("avi", "mjpeg"))
 CANVAS = 512  # px, square: the largest frame at its farthest, fastest and smallest stays inside
 SPEEDS = (1.0, 4.0)  # px per frame: translation, and the corners' motion is about as fast
 SPINS = (0.010, 0.025)  # rad a frame
@@ -166,7 +167,7 @@ def _canvas(texture: str, scene: np.random.Generator) -> np.ndarray:
     pattern = np.tanh(3 * (along if texture == "stripes" else along * across))  # soft edges
     noise = scene.standard_normal((CANVAS, CANVAS), dtype=np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), 2.5)
-    mixture = 0.5 + 0.28 * pattern + 0.14 * noise / noise.std()  # about 0 to 1
+    mixture = 0.5 + 0.28 * pattern + 0.14 * noise / noise.std()  # gray, about 0 to 1
     dark, bright = scene.uniform(20, 60, 3), scene.uniform(150, 190, 3)
     bright[TINTS[texture]] += 45
     colors = dark + np.clip(mixture, 0, 1)[..., None] * (bright - dark)  # (CANVAS, CANVAS, 3)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from flowkit.flow.method import FlowMethod
 
 GPU_METHODS = {"tvl1": "tvl1-cuda", "farneback": "farneback-cuda"}  # what --gpu makes of --method
-WORKERS_PER_CORE = 1.5  # with --gpu: some wait for the GPU
+WORKERS_PER_CORE = 1.5  # workers per core with --gpu: some wait for the GPU
 
 
 @click.command(cls=MethodCommand)

@@ -19,7 +19,7 @@ class ExtractTotals(Totals):
 
     def __init__(self, *, skipped: int, todo: int, workers: int) -> None:
         super().__init__("field", skipped=skipped, todo=todo, workers=workers)
-        self.seconds: dict[str, float] = {}  # of all workers, by stage
+        self.seconds: dict[str, float] = {}  # seconds of all workers, by stage
         self.usages: dict[int, Usage] | None = None
         self.notes: list[str] = []
 

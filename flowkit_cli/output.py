@@ -19,9 +19,11 @@ import click
 from flowkit.documents import is_record, sync
 from flowkit.errors import UsageError
 
-QUIET_LINE_S = 30  # between two lines of progress where no terminal shows a bar
-CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029]  # of ASCII and Latin-1; line ends
-TURNS = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]  # to right-to-left writing, and back
+QUIET_LINE_S = 30  # seconds between two lines of progress where no terminal shows a bar
+# Controls of ASCII and Latin-1; line ends
+CONTROLS = [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x2029]
+# Marks of right-to-left writing and of its end
+TURNS = [*range(0x202A, 0x202F), *range(0x2066, 0x206A)]
 ESCAPED = {
     code: {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(chr(code))
     or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")
@@ -123,7 +125,8 @@ def _is_failures(path: Path) -> bool:
         return all(b"\t" in line for line in file.read(1 << 16).splitlines())
 
 
-KINDS: dict[str, Callable[[Path], bool]] = {  # of files that commands write, by what is in them
+# Kinds of files that commands write, told by what is in them
+KINDS: dict[str, Callable[[Path], bool]] = {
     "a page (.html)": _begins(b"<!doctype html"),
     "flowkit's .npz": _is_zip_with("meta.npy"),
     "an array (.npy)": _begins(b"\x93numpy"),
@@ -200,7 +203,7 @@ class ProgressBar:
         tqdm.monitor_interval = 0  # no thread beside this one: workers are forked
         self.total, self.quiet = total, bool(quiet)
         self.videos = self.failed = 0
-        self.frames = 0  # of all videos
+        self.frames = 0  # frames of all videos
         self._frames_of: dict[str, int] = {}
         self.start = self.last_line = time.monotonic()
         self.bar = tqdm(total=total, unit="video", disable=True if quiet else None, smoothing=0.05)

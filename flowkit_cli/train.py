@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from flowkit.training.loop import Start
     from flowkit.training.sampling import Task
 
-LINE_S = 30  # between two lines of progress, but for those with held-out accuracy
+LINE_S = 30  # seconds between two lines of progress, but for those with held-out accuracy
 
 
 @click.group()
@@ -356,7 +356,7 @@ def _read_place(
     path = Path(file) if comma else split_file
     if path is None and not default.exists():
         ids = folder_ids(records)
-        are_images = records.layout == IMAGES  # of which all train, but for the held-out part
+        are_images = records.layout == IMAGES  # all images train, but for the held-out part
         made = train_on_all(folder_split(ids, by_video=True)) if are_images else folder_split(ids)
         if options["heldout"]:
             made = hold_out(made)

@@ -95,7 +95,7 @@ def svm(
     )
     for part, file in files.items():
         if part not in scores:
-            file.unlink(missing_ok=True)  # of an earlier split: it would not fit the test part
+            file.unlink(missing_ok=True)  # scores of an earlier split would not fit the test part
             continue
         write_scores(file, scores[part])
         right = (scores[part].values.argmax(axis=1) == scores[part].labels).mean()

@@ -94,7 +94,7 @@ def view(
     from flowkit.pictures.sheets import ENDINGS, Look, write_view
     from flowkit.records.reading import open_record
 
-    if out.suffix.lower() in ENDINGS:  # else an error of `write_view`
+    if out.suffix.lower() in ENDINGS:  # other endings are an error of `write_view`
         output.check_out("--out", out, f"a {out.suffix.lower()}", [record])
     opened = open_record(record, max_frame_mpx=max_frame_mpx)
     write_view(opened, out, Look(**look), moments=moments, columns=columns, fps=fps)
@@ -113,7 +113,7 @@ def _view_tracks(
             f"{record}: a track record has no frames: give the video "
             f"({opened.header['source']['name']}) as --video"
         )
-    if out.suffix.lower() == ".mp4":  # else an error of `write_track_video`
+    if out.suffix.lower() == ".mp4":  # other endings are an error of `write_track_video`
         output.check_out("--out", out, "a .mp4", [record, video])
     write_track_video(opened, video, out, fps=fps, max_frame_mpx=max_frame_mpx)
     output.wrote(f"{record} -> {out}")

@@ -33,7 +33,7 @@ PCA_DIRECTIONS = np.array(
 )
 RGB_MEAN = np.array(
     [0.485, 0.456, 0.406], np.float32
-)  # of ImageNet, as torchvision's weights expect
+)  # principal components of ImageNet's colors, as torchvision's weights expect
 RGB_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 

@@ -22,8 +22,8 @@ STREAMS: tuple[Stream, ...] = ("spatial", "temporal")
 SHORT_SIDE = 256  # px of the rescaled frame that crops are cut from (Simonyan & Zisserman 2014)
 CROP = 224  # px, the networks' input
 MOMENTS = 25  # test clips of a video, equally spaced
-JITTER = 0.25  # of the sides of a jittered crop
-BORDER = 0.25  # of the free room that may lie between a jittered crop and the border
+JITTER = 0.25  # largest relative change of a jittered crop's sides
+BORDER = 0.25  # largest share of the free room between a jittered crop and the border
 SCALES = (256, 224, 192, 168)  # px, sides of multi-scale crops (Wang et al. 2015, arXiv:1507.02159)
 
 

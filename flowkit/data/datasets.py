@@ -174,7 +174,7 @@ class TestClips(Dataset[dict[str, Any]]):
         views = self._views(record)
         sample: dict[str, Any] = {"video": place}
         for (stream, form), look in zip(self.inputs.items(), looks, strict=True):
-            seen = [self._see(record, one, form, views) for one in look]  # of each moment
+            seen = [self._see(record, one, form, views) for one in look]  # views of each moment
             sample[stream] = torch.from_numpy(
                 seen[0] if self.several is None else np.stack(seen, 1)
             )
@@ -250,4 +250,4 @@ def _check_records(records: Sequence[Record], inputs: Inputs) -> None:
             if record.frame_count <= form.step:
                 raise RecordError(f"{record.path}: expected at least {form.step + 1} frames")
     if form is not None and form.mode == "trajectory":
-        trajectories.compile_kernel()  # before workers are forked, which then need not
+        trajectories.compile_kernel()  # compiled once, before workers are forked

@@ -21,7 +21,7 @@ from torch.utils.data import get_worker_info
 log = logging.getLogger("flowkit")
 
 ALIGNMENT = 64  # bytes
-MOST_BYTES = 2 << 30  # of all slots together
+MOST_BYTES = 2 << 30  # bytes of all slots together
 
 
 class Kept(NamedTuple):
@@ -44,7 +44,7 @@ class KeptMemory:
         self.slot_bytes = -(-slot_bytes // ALIGNMENT) * ALIGNMENT
         self._memory = mmap.mmap(-1, workers * slots * self.slot_bytes)
         self._bytes = torch.frombuffer(self._memory, dtype=torch.uint8)
-        self._turn = 0  # of this worker
+        self._turn = 0  # batches that this worker has made
         self._at = self._end = 0  # what is left of its slot
 
     # --- in a worker ---

@@ -42,7 +42,7 @@ class PlaneGroup(NamedTuple):
     there are the `means` of the whole ones.
     """
 
-    places: list[int]  # in the batch
+    places: list[int]  # rows of the batch
     codes: torch.Tensor | Kept  # uint8 (n, halves, fields, 2, H, W)
     ranges: torch.Tensor  # float32 (n, halves, fields, 2, 2): lo and hi of each plane in px
     views: list[View]

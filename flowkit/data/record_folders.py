@@ -58,7 +58,7 @@ class RecordFolder:
         if self.layout == IMAGES:
             return cast(
                 Record, ImageRecord(place, self.max_frame_mpx)
-            )  # as far as the spatial stream needs it
+            )  # what the spatial stream needs of a record
         if self.layout is None:
             return open_record(place, max_frame_mpx=self.max_frame_mpx)
         return open_foreign(

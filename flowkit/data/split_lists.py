@@ -23,8 +23,9 @@ from flowkit.video.sources import (
     unquote,
 )
 
-COUNT_COLUMNS = ("count", "frames", "num_frames", "n_frames", "total_frames")  # of a .csv
-MOST_DIGITS = 18  # of a number: Python refuses to read one of 4,300
+# Names of a .csv's column of frame counts
+COUNT_COLUMNS = ("count", "frames", "num_frames", "n_frames", "total_frames")
+MOST_DIGITS = 18  # digits of a number: Python refuses to read 4,300
 LABEL_COLUMNS = ("label", "class_id", "class")
 
 

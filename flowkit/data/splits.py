@@ -24,7 +24,8 @@ from flowkit.errors import SplitError
 FORMAT = "flowkit split"
 VERSION = 1
 PARTS = ("train", "heldout", "test")
-Parts = Literal["above", "below", "none"]  # where folders called train and test lie
+# Where folders called train and test lie: beside the class folders
+Parts = Literal["above", "below", "none"]
 PART_WORDS = {  # folders that are likely no classes -> the part that they say
     "train": "train", "training": "train", "trainset": "train",
     "val": "heldout", "valid": "heldout", "validation": "heldout", "validate": "heldout",
@@ -188,7 +189,7 @@ def _divided_split(ids: Sequence[str], where: Literal["above", "below"], by_vide
             form = "PART/CLASS/VIDEO" if where == "above" else "CLASS/PART/VIDEO"
             raise SplitError(f"{id}: expected {form}, a part called train, val, test or so")
         divided[part].append(_video_of(id, class_name, by_video))
-    if not divided["test"]:  # of two parts, train and val, the second is what is tested on
+    if not divided["test"]:  # a set of train and val is tested on val
         divided["test"], divided["heldout"] = divided["heldout"], []
     classes = sorted({video.class_name for videos in divided.values() for video in videos})
     return Split(

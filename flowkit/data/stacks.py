@@ -307,7 +307,7 @@ def _resize_stack(stacked: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The stack (2L, h, w) at another size (H, W), its values scaled as vectors are; bilinear."""
     from flowkit._cv2 import cv2
 
-    scales = (size[1] / stacked.shape[2], size[0] / stacked.shape[1])  # of x, of y
+    scales = (size[1] / stacked.shape[2], size[0] / stacked.shape[1])  # scales of x and of y
     resized = np.empty((len(stacked), *size), np.float32)
     for channel, plane in enumerate(stacked):
         at_size = cv2.resize(plane, (size[1], size[0]), interpolation=cv2.INTER_LINEAR)

@@ -84,7 +84,7 @@ def compile_kernel() -> Any:
         row = np.empty((6, width), np.float32)
         qx, qy, x, y = row[0], row[1], row[2], row[3]  # offset from the start; displacement
         rest_x, rest_y = row[4], row[5]
-        place = np.empty((3, width), np.int32)  # in floats of a field
+        place = np.empty((3, width), np.int32)  # index of a float32 in a field
         at, to_x, to_y = place[0], place[1], place[2]
         zero, one = float32(0), uint32(1)
         for v in range(top, top + height):
@@ -92,7 +92,8 @@ def compile_kernel() -> Any:
             up, down = float32(-v), float32(rows - 1 - v)
             qx[:], qy[:], x[:], y[:] = 0, 0, 0, 0
             for k in range(length):
-                for j in range(width):  # this loop and the next, apart, are vectorized
+                # A loop of its own, so that it is vectorized, as the next is
+                for j in range(width):
                     u = int32(left + j)
                     to_right = min(max(qx[j] + x[j], float32(-u)), float32(last - u))
                     to_below = min(max(qy[j] + y[j], up), down)

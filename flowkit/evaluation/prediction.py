@@ -59,7 +59,7 @@ class Predictor:
         self.scorers, self.fusion = dict(scorers), fusion
         known = [scorer.known for scorer in self.scorers.values()]
         if fusion is not None and FUSIONS[fusion.method].is_linear:
-            self.classes = fusion.classes  # of more, such as were added in training, no others
+            self.classes = fusion.classes  # classes that were only added in training are left out
         elif all(set(classes) == set(known[0]) for classes in known):
             self.classes = known[0]
         else:

@@ -40,7 +40,7 @@ from flowkit.training.loop import SPLIT_FILE
 log = logging.getLogger(__name__)
 
 PASS_INPUTS = 50  # views of one forward pass
-SAVE_S = 60.0  # between two writings of what is done so far
+SAVE_S = 60.0  # seconds between two writings of what is done so far
 
 Part = Literal["test", "heldout"]
 

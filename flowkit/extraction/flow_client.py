@@ -44,7 +44,7 @@ class Layout:
 
     @property
     def frames(self) -> int:
-        return self.window + 2  # as many as consecutive pairs have, and one that is read meanwhile
+        return self.window + 2  # those of consecutive pairs, and one that is read meanwhile
 
     @property
     def result_bytes(self) -> int:
@@ -107,7 +107,8 @@ class _Line:
         frames, self.results = layout.view(memory)
         self.places = _Places(frames)
         self.sent = self.given = 0  # pairs taken on their way, and results handed on
-        self.group: list[tuple[int, int, int]] = []  # not yet sent: a pair, places of its frames
+        # Pairs to be sent: number, places of the two frames
+        self.group: list[tuple[int, int, int]] = []
         self.places_of: dict[int, tuple[int, int]] = {}  # a pair on its way -> those of its frames
         self.computed: dict[int, Ranges | None] = {}  # a pair that is back -> its ranges
 

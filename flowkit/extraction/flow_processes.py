@@ -35,8 +35,8 @@ log = logging.getLogger("flowkit")
 
 LOAD_S = 300.0  # a GPU is open within this, its kernels compiled
 WAIT_S = 0.5  # longest wait: a signal that comes just before it does not end it
-USAGE_S = 5.0  # in which a process says what it did
-STARTS = 2  # of a process on each GPU: one that dies again would go on doing so
+USAGE_S = 5.0  # longest time in which a process says what it did
+STARTS = 2  # starts of a process on each GPU: one that dies again would go on doing so
 
 
 @dataclass(eq=False)
@@ -47,7 +47,7 @@ class _Seat:
     running: set[int] = field(default_factory=set)  # videos, by their number
     starts: int = 0
     address: str = ""
-    death: str = ""  # of the latest process that died
+    death: str = ""  # how the latest process died
     last_words: str = ""
     shortage: str = ""
     usage: Usage | None = None
@@ -175,11 +175,11 @@ class FlowProcesses:
         seat.address = f"flowkit-{os.getpid()}-{secrets.token_hex(16)}"
         seat.starts += 1
         seat.last_words = ""
-        with signals_held():  # as it begins, and until it is listed
+        with signals_held():  # the child begins with them held, and ours wait until it is listed
             seat.process, seat.control = start_child(
                 "flowkit.extraction.flow_server:serve", self.environments[seat.gpu]
             )
-        with suppress(OSError):  # it is dead, and `_wait_for` will tell
+        with suppress(OSError):  # a dead process: `_wait_for` will tell
             seat.control.send_bytes(dump_for_child((seat.address, self.work)))
 
     def _wait_for(self, seat: _Seat) -> str:

@@ -30,9 +30,10 @@ from flowkit.flow.cuda.batches import BATCH_PX, SLOTS, Size, batches, fetch_fiel
 from flowkit.flow.pairs import Pair
 from flowkit.workers.children import live_for, load_from_parent, one_line
 
-HELLO_BYTES = 4096  # of a client's first message
+HELLO_BYTES = 4096  # most bytes of a client's first message
 PEER = struct.Struct("3i")  # process, user and group at the other end of a socket, unix(7)
-SWITCH_S = 0.0005  # in which a thread gives way to another: launches must not wait for messages
+# Seconds until a thread gives way to another: launches must not wait for messages
+SWITCH_S = 0.0005
 STATUS_LOST = 70  # exit status of a process that cannot go on: EX_SOFTWARE
 
 
@@ -77,7 +78,7 @@ class Client:
     sending: threading.Lock = field(default_factory=threading.Lock)
 
     def send(self, answer: Answer) -> None:
-        with self.sending, suppress(OSError):  # it is dead, and the main thread will see it
+        with self.sending, suppress(OSError):  # a dead client: the main thread will see it
             if self.alive:
                 self.socket.send(answer)
 
@@ -100,13 +101,13 @@ class FlowServer:
         self.changed = threading.Condition()
         self.waiting: dict[Size, deque[Asked]] = {}
         self.rooms: dict[Size, int] = {}
-        self.most_px: float = float("inf")  # of a batch, after memory ran out
+        self.most_px: float = float("inf")  # pixels of a batch, less after memory ran out
         self.usage = Usage()
         self.at_work, self.first_at, self.began_at = 0, 0.0, 0.0
 
     def say(self, message: Any) -> None:
         """To the parent, from any thread."""
-        with self.saying, suppress(OSError):  # it is gone, and the main thread will see it
+        with self.saying, suppress(OSError):  # a dead parent: the main thread will see it
             self._say(message)
 
     # --- the main thread ---
@@ -252,7 +253,8 @@ def serve(handle: int, parent: int) -> None:
     if not live_for(parent):
         return
     sys.setswitchinterval(SWITCH_S)
-    with suppress(EOFError, OSError), Connection(handle) as control:  # they mean: no parent
+    # Errors mean that there is no parent
+    with suppress(EOFError, OSError), Connection(handle) as control:
         message = control.recv_bytes()
         try:
             (address, work), _ = load_from_parent(message)

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 SMALLEST_SIDE = 32  # px: OpenCV makes no smaller version of the frame with a shorter side
-EDGE_WEIGHTS = (0.14, 0.14, 0.4472, 0.4472, 0.4472)  # of the outer five pixels, outermost first
+# Weights of the outer five pixels, outermost first
+EDGE_WEIGHTS = (0.14, 0.14, 0.4472, 0.4472, 0.4472)
 SMALLEST_SIGMA = 1.1920929e-07  # FLT_EPSILON: below it OpenCV chooses the expansion's sigma
-EXPAND_SECONDS, SOLVE_SECONDS = 2, 4  # to compile, measured on one core
+EXPAND_SECONDS, SOLVE_SECONDS = 2, 4  # seconds to compile, measured on one core
 
 
 @dataclass(frozen=True)
@@ -270,7 +271,7 @@ def _no_window() -> np.ndarray:
     return np.zeros(0, np.float32)
 
 
-@lru_cache(maxsize=64)  # of the levels of a few videos: they are the same for every pair
+@lru_cache(maxsize=64)  # levels of a few videos: they are the same for every pair
 def _edge_weights(height: int, width: int, columns: int) -> np.ndarray:
     """The weights of the pixels, float32 (min(height, 11), columns), one row for all inner ones.
 

@@ -22,7 +22,8 @@ from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.extending import intrinsic
 
 LANES = 16  # float32 in the widest vector register (AVX-512)
-PLANES = 5  # of an expansion: y, x, y^2, x^2, xy; of a matrix row: G11, G12, G22, h1, h2
+# Planes of an expansion: y, x, y^2, x^2, xy; those of a matrix row: G11, G12, G22, h1, h2
+PLANES = 5
 SPARE = 8  # floats behind an interleaved expansion: the last pixel is read eight at a time
 REGULARIZATION = 1e-3  # added to the determinant
 

@@ -150,7 +150,7 @@ class DIS:
                 adapts = self._check_size(*size)
                 algorithm = self._algorithm()
             yield algorithm.calc(first, second, None)
-            if adapts:  # and the object keeps what it chose, so that the next pair would differ
+            if adapts:  # the object would keep what it chose, so that the next pair would differ
                 algorithm = self._algorithm()
 
     def _check_size(self, height: int, width: int) -> bool:

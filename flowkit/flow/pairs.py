@@ -95,7 +95,7 @@ def series_fields(
     `compute` is a method's ``fields``, or anything that gives one result per pair, in their order;
     it may read ahead. `wanted` names the indices t of each series to compute, None all of them.
     """
-    handed: deque[tuple[Series, int]] = deque()  # to `compute`, without a result yet
+    handed: deque[tuple[Series, int]] = deque()  # pairs handed to `compute`, without a result yet
 
     def pairs() -> Iterator[Pair]:
         for one, index, first, second in series_pairs(frames, series, color=color):

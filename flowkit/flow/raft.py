@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-BATCH_BYTES = 1 << 30  # of correlations: those of a pair grow with the square of its pixels
-MOST_PAIRS = 8  # of a batch: larger ones are hardly faster
+BATCH_BYTES = 1 << 30  # bytes of correlations: those of a pair grow with the square of its pixels
+MOST_PAIRS = 8  # pairs in a batch: larger ones are hardly faster
 STRIDE = 8  # px of a cell of the feature maps
 SMALLEST_SIDE = 128  # px: a correlation pyramid of four levels needs 16 cells
 WHERE = (

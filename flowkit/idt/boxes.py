@@ -10,7 +10,7 @@ import numpy as np
 from flowkit.errors import UsageError
 
 Boxes = Mapping[int, np.ndarray]  # frame -> its boxes, float (N, 4): x1, y1, x2, y2 in px
-NUMBERS = 5  # of a box: x1, y1, x2, y2 in px, and a confidence
+NUMBERS = 5  # numbers of a box: x1, y1, x2, y2 in px, and a confidence
 
 
 def box_file(place: Path, id: str) -> Path:

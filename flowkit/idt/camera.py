@@ -11,11 +11,11 @@ from flowkit._cv2 import cv2
 from flowkit.idt import kernels
 from flowkit.idt.parameters import Matches
 
-CORNERS = 1000  # at most
+CORNERS = 1000  # most corners in a frame
 CORNER_QUALITY = 0.001  # least eigenvalue against the frame's largest
 CORNER_DISTANCE = 3.0  # px between two corners
 SIFT_WINDOW = 25.0  # px along x and along y within which keypoints are matched
-LEAST_MATCHES, LEAST_INLIERS = 51, 26  # for a homography to be believed
+LEAST_MATCHES, LEAST_INLIERS = 51, 26  # fewest of each for a homography to be believed
 INLIER = 1.0  # px
 MARGIN = 5.0  # px inside the frame that a warped pixel must come from
 

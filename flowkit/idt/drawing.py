@@ -16,8 +16,8 @@ from flowkit.video.reading import open_video
 from flowkit.video.writing import write_video
 
 LINE, HEAD = (0, 255, 0), (0, 0, 255)  # BGR
-FPS = 25.0  # where the video states none
-FRACTION_BITS = 4  # of the coordinates that OpenCV draws at
+FPS = 25.0  # frames per second where the video states none
+FRACTION_BITS = 4  # fractional bits of the coordinates that OpenCV draws at
 
 
 def paths(tracks: np.ndarray) -> np.ndarray:

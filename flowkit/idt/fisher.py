@@ -15,15 +15,16 @@ import numpy as np
 
 from flowkit.errors import UsageError
 
-ROWS = 1024  # of descriptors that are looked at together: what the cache holds
+ROWS = 1024  # descriptors that are looked at together: what the cache holds
 KMEANS_ROUNDS = 10
-SEED_ROWS = 64  # for each Gaussian, among which k-means++ chooses the first centers
-EM_ROUNDS = 100  # at most
+SEED_ROWS = 64  # rows for each Gaussian, among which k-means++ chooses the first centers
+EM_ROUNDS = 100  # most rounds of expectation maximization
 STILL = 1e-3  # the change of the mean log-likelihood that ends it, as scikit-learn has it
-VARIANCE_FLOOR = 1e-4  # of the variance of all descriptors
-LEAST_LOG = np.float32(-50)  # of a share: lesser ones make products denormal, which is slow
-LEAST_VARIANCE = 1e-12  # where all descriptors are alike
-LEAST_WEIGHT = 1e-9  # of a Gaussian, by which gradients are divided
+VARIANCE_FLOOR = 1e-4  # least variance, as a share of that of all descriptors
+# Least logarithm of a share: lesser ones make products denormal, which is slow
+LEAST_LOG = np.float32(-50)
+LEAST_VARIANCE = 1e-12  # least variance where all descriptors are alike
+LEAST_WEIGHT = 1e-9  # least weight of a Gaussian, by which gradients are divided
 
 
 class Statistics(NamedTuple):

@@ -23,7 +23,7 @@ TURN_3 = np.float32(-0.3258083974640975 * 180 / np.pi)
 TURN_5 = np.float32(0.1555786518463281 * 180 / np.pi)
 TURN_7 = np.float32(-0.04432655554792128 * 180 / np.pi)
 TINY = np.float32(2.220446049250313e-16)
-LONG_PART = np.float32(0.7)  # of a track's length in one step: no track
+LONG_PART = np.float32(0.7)  # share of a track's length in one step that makes it no track
 
 pixel = njit(error_model="numpy", forceinline=True)
 row = njit(error_model="numpy")

@@ -25,7 +25,7 @@ META = "meta"  # the member that holds the header, as JSON
 DESCRIPTORS = ("trajectory", "hog", "hof", "mbhx", "mbhy")
 LAST_PART = np.float32(0.999)  # largest relative position in the authors' text
 TEXT_LINE_BYTES = 1 << 20  # more than any line has
-TEXT_ROWS = 1024  # that are formatted at once
+TEXT_ROWS = 1024  # rows of text that are formatted at once
 
 
 def record_path(out: Path, id: str) -> Path:

@@ -18,9 +18,9 @@ from flowkit.idt.boxes import Boxes, box_mask
 from flowkit.idt.camera import Camera, warp_back
 from flowkit.idt.parameters import TrackParameters
 
-STRIDE = np.float32(np.sqrt(2))  # of two scales
-POLY_N, POLY_SIGMA = 7, 1.5  # of the polynomial expansion
-WINDOW, ITERATIONS = 10, 2  # of the flow at every scale; the window is a Gaussian
+STRIDE = np.float32(np.sqrt(2))  # ratio of two scales
+POLY_N, POLY_SIGMA = 7, 1.5  # window and Gaussian of the polynomial expansion, px
+WINDOW, ITERATIONS = 10, 2  # window, a Gaussian, in px and iterations of the flow at every scale
 MEDIAN = 5  # px, over the field of every scale
 COMPILE_SECONDS = 12  # measured on one core
 FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
@@ -208,7 +208,7 @@ class _Level:
     width: int
     scale: np.float32
     parameters: TrackParameters
-    count: int = 0  # of living tracks
+    count: int = 0  # number of living tracks
     order: np.ndarray = field(init=False)
     ages: np.ndarray = field(init=False)
     points: np.ndarray = field(init=False)

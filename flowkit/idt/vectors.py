@@ -23,7 +23,7 @@ from flowkit.workers.engine import Done, Failed
 from flowkit.workers.pool import run_pool
 
 CODEBOOK_FORMAT, VECTOR_FORMAT, VERSION = "flowkit fisher codebook", "flowkit fisher vector", 1
-CODEBOOK = "codebook.npz"  # in the folder of the vectors
+CODEBOOK = "codebook.npz"  # the codebook's file in the folder of the vectors
 PARTS = ("mean", "components", "weights", "means", "variances")
 
 log = logging.getLogger("flowkit")
@@ -269,7 +269,8 @@ def _digest_record(place: Path) -> str:
     return hashlib.sha256(header.encode()).hexdigest()[:16]
 
 
-_latest: tuple[Path, Codebooks] | None = None  # of a worker, which encodes many videos
+# The latest one that this worker read: it encodes many videos
+_latest: tuple[Path, Codebooks] | None = None
 
 
 def _read_once(path: Path) -> Codebooks:

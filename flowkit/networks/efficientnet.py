@@ -39,7 +39,8 @@ STEM_CHANNELS, FEATURES = 32, 1280
 CHANNEL_STEP = 8  # widths are rounded to multiples of it
 # PyTorch's momentum of 0.1 and not TensorFlow's 0.01, for trainings of a few hundred steps.
 NORM_EPS, NORM_MOMENTUM = 1e-3, 0.1
-PIXEL_MEAN, PIXEL_STD = 127, 128  # of RGB in 0..255, as the weights were trained on it
+# Mean and deviation of RGB in 0..255, as the weights were trained on it
+PIXEL_MEAN, PIXEL_STD = 127, 128
 # Displacement that stands for a pixel of 1, in parts of the input's side: 0.7 px of 112. Tried on
 # held-out groups of ten classes, a last layer on frozen features was worse with 0.35 px and 2 px.
 FLOW_UNIT = 1 / 160

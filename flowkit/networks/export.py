@@ -26,9 +26,10 @@ FORMATS = ("onnx", "torchscript")
 ENDINGS = {"onnx": ".onnx", "torchscript": ".pt"}
 ONNX_LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 INPUT, OUTPUT = "input", "logits"
-DESCRIPTION = "flowkit.json"  # in the file: the key of what the checkpoint says
+DESCRIPTION = "flowkit.json"  # key, in the file, of what the checkpoint says
 CHECKED_BATCHES = (1, 3)  # inputs; neither is the batch of the tracing, which must not matter
-TOLERANCE = 1e-4  # of the largest logit: float32 sums in another order
+# Largest difference, as a share of the largest logit: float32 sums in another order
+TOLERANCE = 1e-4
 
 
 def export_net(

@@ -13,7 +13,7 @@ from flowkit.errors import CheckpointError, InstallError
 from flowkit.workers.engine import Done, Failed
 from flowkit.workers.pool import run_pool
 
-TIMEOUT_S = 600.0  # for 370 MB from a cold network disk
+TIMEOUT_S = 600.0  # seconds for 370 MB from a cold network disk
 
 
 class MatConvNet(NamedTuple):
@@ -77,4 +77,4 @@ def _normalization(data: Mapping[str, Any]) -> Any:
 
 
 def _old_names(layer: Any) -> tuple[Any, Any]:
-    return layer.filters, layer.biases  # before MatConvNet 1.0 beta 8
+    return layer.filters, layer.biases  # names before MatConvNet 1.0 beta 8

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flowkit.errors import UsageError
 
-PREFIX = "timm/"  # of the names of timm's networks
+PREFIX = "timm/"  # prefix of the names of timm's networks
 TIMM_FACTS = "flowkit.networks.timm_nets:timm_facts"  # imported for them alone
 
 

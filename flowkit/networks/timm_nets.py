@@ -71,7 +71,7 @@ def timm_weights(name: str) -> tuple[dict[str, torch.Tensor], str]:
     log.warning("%s: taken from timm's cache or downloaded from %s", name, where)
     try:
         net = _timm().create_model(_model(name), pretrained=True)
-    except (OSError, RuntimeError, ValueError, ImportError) as error:  # of a hub's client
+    except (OSError, RuntimeError, ValueError, ImportError) as error:  # those of a hub's client
         reason = str(error).partition("\n")[0]
         raise UsageError(
             f"{name}: its weights are neither in timm's cache nor could they be fetched from "

@@ -244,7 +244,7 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: expected a file of tensors alone, for nothing else is loaded ({reason})"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]  # as training scripts save it
+        state = state["state_dict"]  # training scripts save it so
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and torch.is_tensor(value) for name, value in state.items()
     ):

@@ -51,7 +51,7 @@ def draw_classes(top: Sequence[tuple[str, float]], width: int) -> np.ndarray:
     """
     strip = Image.new("RGB", (width, 2 * MARGIN + LINE * len(top)), PAPER)
     draw, font = ImageDraw.Draw(strip), load_font(TEXT_PX)
-    bars = width // 2  # where they begin
+    bars = width // 2  # left end of the bars, px
     for number, (name, probability) in enumerate(top):
         y = MARGIN + number * LINE
         ink = FAINT_INK if number else INK

@@ -36,7 +36,8 @@ from flowkit.video.writing import write_video
 STYLES = ("color", "arrows")
 ENDINGS = (".mp4", ".gif", ".png")
 
-PERCENTILE = 99  # of a record's magnitudes: a few wild vectors do not fade all others
+# Percentile of a record's magnitudes that has the full color: a few wild vectors fade no others
+PERCENTILE = 99
 SCALE_FIELDS = 64  # equally spaced fields that the percentile is taken over, at most
 SCALE_PIXELS = 20_000  # a field, at most, on a regular grid
 SHEET_SIDE = 320  # px, longer side of a panel on the contact sheet
@@ -44,7 +45,7 @@ VIDEO_SIDES = (320, 960)  # px, least and most for the longer side of a panel in
 MARGIN = 16  # px
 PAGE_WIDTH = 480  # px, at least: room for the title
 SHEET_LEGEND, VIDEO_LEGEND = 96, 72  # px
-FPS = 25.0  # where neither the record nor the caller knows
+FPS = 25.0  # frames per second where neither the record nor the caller knows
 GIF_SHORTEST_S = 0.02  # browsers slow down what is shorter
 TITLE_PX, TEXT_PX = 18, 12
 

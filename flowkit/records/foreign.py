@@ -27,7 +27,7 @@ from flowkit.series import Direction
 from flowkit.video.image_folders import MAX_FRAME_MPX, image_size
 
 ZERO = CODES / 2  # the zero of tools that round: theirs lies between two codes
-COLOR_LEVELS = 4  # between the channels of a gray plane saved in color, at most
+COLOR_LEVELS = 4  # largest difference between the channels of a gray plane saved in color
 SHOWN = 3  # files that an error names
 
 
@@ -252,7 +252,7 @@ def _stored_series(
 def _count(path: Path, template: str, first: int) -> int:
     """How many files a template has; they are numbered from `first` without a gap."""
     folder, name = _place(path, template % first).parent, Path(template).name
-    number = name.rindex("%0")  # of "%05d"
+    number = name.rindex("%0")  # place of the "%05d"
     before, after = (re.escape(part % ()) for part in (name[:number], name[number + 4 :]))
     matches = map(re.compile(f"{before}([0-9]+){after}").fullmatch, _names(folder))
     numbers = sorted(int(one[1]) for one in matches if one and name % int(one[1]) == one[0])

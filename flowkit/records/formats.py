@@ -18,7 +18,7 @@ LZ4_LEVEL = 3  # the lowest of the high compression coder: 9 takes 7 times as lo
 LZ4_BLOCK = 1 << 22  # bytes, BLOCKSIZE_MAX4MB
 
 Ranges = list[tuple[float, float]]  # (lo, hi) of x, then of y
-Data = bytes | memoryview  # of one file
+Data = bytes | memoryview  # content of one file
 
 
 def encode_field(

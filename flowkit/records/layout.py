@@ -21,7 +21,7 @@ class Format:
     is what reading gives back: formats of the same word decode to the same fields.
     """
 
-    text: str  # for help
+    text: str  # what help says of it
     components: tuple[str, ...]
     values: str
 
@@ -50,13 +50,13 @@ class Layout:
     of each kind has number `first`; frame 0 would have `frame_zero`.
     """
 
-    text: str  # for help
+    text: str  # what help says of it
     planes: tuple[tuple[str, str], ...] = ()
     images: str = ""
     first: int = 1
     frame_zero: int = 1
     ranges: str | None = None  # a file of min x, max x, min y, max y of each field
-    frame_per_field: bool = False  # as many images as fields, each the second frame of its pair
+    frame_per_field: bool = False  # one image per field, the second frame of its pair
     named_steps: bool = False  # _p2 and _m2 before the number: 2 frames on, 2 frames back
     written: bool = False
 
@@ -144,7 +144,7 @@ class Storage:
 
 def record_folder(id: str, storage: Storage) -> PurePosixPath:
     """The folder of a record below the output folder; a pack has ``.zip`` behind it instead."""
-    if storage.layout == "twostreamfusion":  # which knows no class folders
+    if storage.layout == "twostreamfusion":  # a layout without class folders
         return PurePosixPath("records", PurePosixPath(id).name)
     return PurePosixPath(id)
 

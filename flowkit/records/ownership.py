@@ -27,7 +27,8 @@ from flowkit.records.unfinished import WorkFolder
 UNFINISHED = "unfinished.json"
 UNFINISHED_FORMAT, UNFINISHED_VERSION = "flowkit unfinished record", 1
 FILE_TEMPLATE = re.compile(r"((?:[^%/]|%%)*)%0[1-9]d((?:[^%/]|%%)*)")
-FOLDER_TEMPLATE = re.compile(r"\.\./\.\./([^/]+)/([^/]+)/([^/]+)")  # beside the record's folder
+# Files beside the record's folder
+FOLDER_TEMPLATE = re.compile(r"\.\./\.\./([^/]+)/([^/]+)/([^/]+)")
 
 
 @dataclass
@@ -114,7 +115,7 @@ def remove_record(path: Path) -> None:
     with WorkFolder(path.parent) as work:
         if len(claim.folders) > 1:
             take_mark_away(path, work.path, [])
-        move_away(reversed(claim.parts()), work.path)  # that with the mark last
+        move_away(reversed(claim.parts()), work.path)  # the part with the mark goes last
         sync(path.parent)
 
 

@@ -31,7 +31,7 @@ def pack_record(folder: Path) -> Path:
     pack = folder.with_name(folder.name + ".zip")
     remove_dead(folder.parent)
     with one_at_a_time(folder.parent), WorkFolder(folder.parent) as work:
-        if not pack.exists():  # else one that was stopped before its last step
+        if not pack.exists():  # a pack that is there was stopped before its last step
             zips.write_pack(work.path / "pack", files)
             sync(work.path / "pack")
             _expect_alike(work.path / "pack", files)
@@ -57,7 +57,7 @@ def unpack_record(pack: Path) -> Path:
     folder = pack.with_suffix("")
     remove_dead(pack.parent)
     with one_at_a_time(pack.parent), WorkFolder(pack.parent) as work:
-        if not folder.exists():  # else one that was stopped before its last step
+        if not folder.exists():  # a pack that is there was stopped before its last step
             part = work.path / "folder"
             part.mkdir()
             for name, place in members.items():

@@ -26,9 +26,10 @@ from flowkit.records.sidecar import parse_sidecar
 from flowkit.series import Direction
 from flowkit.video.image_folders import MAX_FRAME_MPX
 
-KEYS = {"format", "version", "size", "frames", "fps", "request", "series"}  # of every sidecar
+KEYS = {"format", "version", "size", "frames", "fps", "request", "series"}  # keys of every sidecar
 END_OF_ZIP = 22  # bytes behind the names of the members: no comment
-MOST_BYTES_PER_PX = 16  # of a file of a record: floats have 8, colors as JPEG 6 at most
+# Most bytes per px of a record's file: floats have 8, colors as JPEG 6 at most
+MOST_BYTES_PER_PX = 16
 MOST_HEADER = 1 << 16  # bytes of a file before its pixels
 
 
@@ -340,7 +341,8 @@ def _read_file(path: str, most: int) -> bytes:
         raise RecordError(f"{path}: file is missing") from None
 
 
-FLOW_KEYS = ("method", "resize", "bound", "format", "quality")  # of a record's request
+# Keys of a record's request that tell what its flow is
+FLOW_KEYS = ("method", "resize", "bound", "format", "quality")
 
 
 def flow_of(record: Record) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from flowkit.errors import RecordError, UsageError
 from flowkit.records.layout import Storage, field_templates, image_template
 from flowkit.series import Direction, Series
 
-VERSION = 1  # of the sidecar and of what it describes
+VERSION = 1  # version of the sidecar and of what it describes
 MOST_FRAMES = 10_000_000  # 4 days of video
 MOST_SIDE = 1 << 20  # px
 MOST_PX = 3e38  # a displacement: what float32 holds

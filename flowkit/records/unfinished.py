@@ -19,8 +19,9 @@ from typing import Literal
 INCOMPLETE = ".incomplete"  # the folder in an output folder that holds a folder for each work
 LOCK = "lock"  # the file in each that its owner has locked, and touches now and then
 MARK = b"flowkit: unfinished work\n"  # what that file says
-DEAD_S = 600.0  # without a heartbeat: longer than any network disk hangs, and any field takes
-BEAT_S = 10.0  # between two heartbeats
+# Seconds without a heartbeat: longer than any network disk hangs, and any field takes
+DEAD_S = 600.0
+BEAT_S = 10.0  # seconds between two heartbeats
 
 State = Literal["in progress", "young", "dead", "foreign"]
 
@@ -61,7 +62,7 @@ def find_work(out: Path) -> Iterator[tuple[Path, State]]:
     """What lies in the INCOMPLETE folder of `out`, in the order of names, and how it is."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         for entry in sorted((out / INCOMPLETE).iterdir()):
-            with contextlib.suppress(FileNotFoundError):  # it is finished meanwhile
+            with contextlib.suppress(FileNotFoundError):  # work that is finished meanwhile
                 yield entry, _state(entry)
 
 
@@ -118,8 +119,9 @@ def _remove(folder: Path) -> None:
         for entry in os.scandir(folder):
             if entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path, ignore_errors=True)
-            elif entry.name != LOCK:  # which is the mark of what is left, should this be killed
+            # The lock stays last: it marks what is left, should this be killed
+            elif entry.name != LOCK:
                 os.unlink(entry.path)
     shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
-        folder.parent.rmdir()  # where no other work is under way
+        folder.parent.rmdir()  # only where no other work is under way

@@ -27,7 +27,7 @@ from flowkit.video.image_folders import MAX_FRAME_MPX
 MOST_MISSING = 1000  # files of one kind that are counted
 
 Kind = Literal["sound", "complete", "broken", "unfinished", "in progress", "unreadable", "foreign"]
-STATES = {  # of unfinished work, in words
+STATES = {  # states of unfinished work, in words
     "in progress": "in progress: a run is at work on it",
     "young": "unfinished: its run stopped less than 10 minutes ago, or is at work elsewhere",
     "dead": "left by a run that was stopped",
@@ -99,7 +99,8 @@ def verify_record(
         try:
             check_frame_size(str(path), record.size, max_frame_mpx)
         except RecordError as error:
-            return Verdict(path, (str(error),), "unreadable")  # for it may be as it was asked for
+            # A file that cannot be read may be as it was asked for
+            return Verdict(path, (str(error),), "unreadable")
         sidecar = read_sidecar_bytes(path)
         checks = read_checks(record.sidecar)
         problems = list(_misfits(record, checks))

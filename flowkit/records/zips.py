@@ -93,7 +93,8 @@ def _read_directory(path: Path, file: BinaryIO) -> tuple[list[zipfile.ZipInfo], 
         with zipfile.ZipFile(file) as pack:
             return pack.infolist(), pack.start_dir
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # to seek before its start
+        # EINVAL: a place before the start of the file
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise
         raise RecordError(f"{path}: expected a stored zip ({error})") from error
 
@@ -103,7 +104,7 @@ def _directory(members: list[zipfile.ZipInfo], place: int) -> bytes:
     with tempfile.TemporaryFile() as file:  # a hole up to there: it takes no room
         with zipfile.ZipFile(file, "w") as pack:
             pack.filelist, pack.start_dir = members, place
-            pack.comment = b""  # else an archive that nothing was added to is not written
+            pack.comment = b""  # a comment makes zipfile write an archive that nothing was added to
         file.seek(place)
         return file.read()
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from flowkit.records.reading import Record
 
 SIDE = 240  # px, longer side of a picture
-LOG = "log.csv"  # in a run's folder, a row for every few steps
+LOG = "log.csv"  # the file of a run with a row for every few steps
 MEASURES = ("loss", "accuracy")  # a column whose name has one of these is a curve
-POINTS = 400  # of a curve on the page, at most
+POINTS = 400  # most points of a curve on the page
 
 
 @dataclass(frozen=True)

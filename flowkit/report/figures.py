@@ -19,7 +19,7 @@ from flowkit.documents import listed
 from flowkit.errors import ScoresError
 from flowkit.scores.files import Scores, align, name_streams, read_scores, softmax
 
-Z = 1.959963984540054  # of a two-sided 95% interval
+Z = 1.959963984540054  # quantile of a two-sided 95% interval
 TOP = 5
 
 # Simonyan & Zisserman 2014, table 4: mean accuracy over three splits, UCF-101 and HMDB-51.
@@ -35,7 +35,7 @@ PUBLISHED: tuple[tuple[str, float | None, float | None], ...] = (
     ("Two-stream model, fusion by SVM", 0.880, 0.594),
 )
 PUBLISHED_SETS = ("ucf101", "hmdb51")  # the columns of PUBLISHED
-PUBLISHED_NET = "cnn-m-2048"  # whose figures they are
+PUBLISHED_NET = "cnn-m-2048"  # the network whose figures they are
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ def compare(one: Method, other: Method, videos: Sequence[str]) -> Comparison:
 def mcnemar(gained: int, lost: int) -> float:
     """The p-value that `gained` and `lost` of gained + lost fair coin flips are so uneven."""
     flips, tail, ways = gained + lost, 0, 1
-    for k in range(min(gained, lost) + 1):  # in whole numbers, so that nothing is rounded away
+    for k in range(min(gained, lost) + 1):  # whole numbers, so that nothing is rounded away
         tail += ways  # flips choose k
         ways = ways * (flips - k) // (k + 1)
     return min(1.0, 2 * tail / 2**flips)

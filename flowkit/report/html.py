@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 SHOWN_CONFUSIONS = 12
 TOP5_HEADLINE = 4 * TOP  # classes from which top-5 is a headline: chance is right once in four
 PARTS = {"test": "test part", "heldout": "held-out part", "train": "training part"}
-SET_NAMES = {"ucf101": "UCF-101", "hmdb51": "HMDB-51"}  # as they are written
+SET_NAMES = {"ucf101": "UCF-101", "hmdb51": "HMDB-51"}  # names of data sets as they are written
 
 
 @dataclass(frozen=True)

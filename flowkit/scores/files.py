@@ -27,7 +27,8 @@ PARTS = ("train", "heldout", "test")
 # How `flowkit eval` places the moments of a video, in `meta["views"]`. Without it they are those of
 # an earlier rule: equally spaced starts of stacks, at whose middles the spatial stream looked.
 PLACED = "over all frames"
-SUM_TOLERANCE = 0.01  # of a row of softmax scores: half precision keeps 3 digits
+# Largest error of the sum of a row of softmax scores: half precision keeps 3 digits
+SUM_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +178,7 @@ def read_scores(path: str | os.PathLike[str]) -> Scores:
         maker="flowkit eval",
     )
     check_version(
-        {"format": FORMAT, **meta},  # which scores files need not say
+        {"format": FORMAT, **meta},  # a key that scores files need not have
         FORMAT,
         VERSION,
         where=str(path),

@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 
 SVMS = ("crammer-singer", "ovr")
 C_GRID = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)  # tried by cross-validation; the paper gives no C
-UNJUDGED_C = 1.0  # where cross-validation is impossible
-FOLDS = 5  # of the cross-validation, at most; fewer where a class has fewer source groups
+UNJUDGED_C = 1.0  # C where cross-validation is impossible
+FOLDS = 5  # most folds of the cross-validation; fewer where a class has fewer source groups
 PASSES = 20_000  # over the rows, at most, for the linear solvers
-STEPS = 20_000  # of expectation maximization, at most
+STEPS = 20_000  # most steps of expectation maximization
 STILL = 1e-10  # the largest change of a weight in a step that ends it
 LEAST = 1e-12  # a probability of zero, for a likelihood
 

@@ -30,7 +30,7 @@ class Rule:
     `needs`: "nothing", "weights" (given or fitted), or "rows" to fit on.
     """
 
-    text: str  # for help
+    text: str  # what help says of it
     needs: str = "nothing"
     combine: Callable[[np.ndarray, Fusion, list[str]], np.ndarray] | None = None
 
@@ -206,7 +206,7 @@ def _max(stacked: np.ndarray, fusion: Fusion, names: list[str]) -> np.ndarray:
 def _vote(stacked: np.ndarray, fusion: Fusion, names: list[str]) -> np.ndarray:
     """Votes differ by whole numbers and means by less: the mean only breaks ties."""
     votes = stacked == stacked.max(axis=2, keepdims=True)
-    votes = votes / votes.sum(axis=2, keepdims=True)  # between equals, a vote is shared
+    votes = votes / votes.sum(axis=2, keepdims=True)  # equal classes share a vote
     return (votes.sum(axis=0) + stacked.mean(axis=0)) / (len(names) + 1)
 
 

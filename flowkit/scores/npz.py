@@ -15,8 +15,8 @@ import numpy as np
 from flowkit.documents import listed, open_plain_file, parse_json, replacing
 from flowkit.errors import ReadError, ScoresError
 
-MAX_BYTES = 1 << 31  # of all arrays of a file, unpacked: 4 million videos of 100 classes
-LAST_CODE = 0x10FFFF  # of Unicode; NumPy crashes on what is above
+MAX_BYTES = 1 << 31  # bytes of all arrays of a file, unpacked: 4 million videos of 100 classes
+LAST_CODE = 0x10FFFF  # largest code of Unicode; NumPy crashes on what is above
 
 
 def write_arrays(
@@ -83,7 +83,8 @@ def _parse_array(data: bytes, name: str, kind: str) -> np.ndarray:
     file = io.BytesIO(data)
     try:
         array = np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, MemoryError) as error:  # of several lines, with advice to unpickle
+    # The text has several lines, with advice to unpickle
+    except (ValueError, MemoryError) as error:
         reason = str(error).partition("\n")[0]
         if "Object arrays" in reason and kind == "text":
             reason += "; save it as numpy.array(names, dtype=str)"

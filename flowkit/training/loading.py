@@ -21,7 +21,7 @@ from flowkit.training.sampling import MicroBatches, StepClips
 PIECE = 32  # samples that a worker reads at a time, at most
 PREFETCH = 2  # batches or pieces of each worker on their way
 HELD = 2  # passes whose planes are in use: one is computed, the next is copied to the device
-GRACE_S = 60  # that a loader process lives on after SIGTERM, for the step to end
+GRACE_S = 60  # seconds that a loader process lives on after SIGTERM, for the step to end
 
 Batches = Iterator[dict[str, Any]]
 
@@ -180,7 +180,8 @@ def loading(
             collate_fn=Collate(memory),
             worker_init_fn=_start_worker,
             pin_memory=device.type == "cuda",
-            generator=torch.Generator(),  # or it would take a number from the global one
+            # A generator of its own: the default takes a number from the global one
+            generator=torch.Generator(),
             **order,
         )
     )

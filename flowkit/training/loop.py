@@ -38,8 +38,8 @@ STOPPED_FILE = "stopped"  # there where a signal stopped the run: torchrun's exi
 SPLIT_FILE = "split.json"  # the split that a run was trained on, in its folder
 log = logging.getLogger(__name__)
 
-LOG_STEPS = 20  # between two rows of the log, or fewer
-LOG_S = 10.0  # where steps are slow, seconds between two rows
+LOG_STEPS = 20  # most steps between two rows of the log
+LOG_S = 10.0  # seconds between two rows where steps are slow
 
 
 def split_file(name: str) -> str:
@@ -124,7 +124,7 @@ class Rehearsal:
     passes: int
     bytes: int
     seconds_per_step: float
-    seconds: float  # of the whole training, held-out part included
+    seconds: float  # seconds of the whole training, held-out part included
 
 
 def rehearse(job: Job, ranks: Ranks, machine: Machine) -> Rehearsal:

@@ -11,9 +11,10 @@ import torch
 from flowkit.errors import UsageError
 from flowkit.networks.streams import StreamNet, count_parameters
 
-COPIES = 3  # of the weights, 4 bytes each, in training: they, their gradients, their momentum
+COPIES = 3  # copies of the weights in training, 4 bytes each: they, their gradients, their momentum
 Shapes = Sequence[tuple[int, int, int]]  # (C, h, w) of each input of a network
-SHARE = 0.6  # of a CPU's free memory that a pass may take: the loader and the system need the rest
+# Share of a CPU's free memory that a pass may take: the loader and the system need the rest
+SHARE = 0.6
 
 
 def activation_bytes(net: StreamNet, shapes: Shapes) -> int:
@@ -23,7 +24,7 @@ def activation_bytes(net: StreamNet, shapes: Shapes) -> int:
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         saved[storage._cdata] = storage.nbytes()
-        kept.append(tensor)  # or its place would be taken again
+        kept.append(tensor)  # a tensor that is not kept would give its place to the next
         return tensor
 
     kept: list[torch.Tensor] = []
@@ -45,7 +46,7 @@ def fitting_micro_batch(
     if device.type == "cuda":
         return _try_micro_batch(net, shapes, share, device, bf16=bf16)
     free = SHARE * _free_bytes() - 4 * COPIES * count_parameters(net)
-    each = 2 * activation_bytes(net, shapes)  # and the gradients of the activations
+    each = 2 * activation_bytes(net, shapes)  # activations and their gradients
     size = share
     while size > 1 and size * each > free:
         size = -(-size // 2)

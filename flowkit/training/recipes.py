@@ -51,7 +51,7 @@ class Recipe:
     drop_at: tuple[int, ...] = (50_000, 70_000)
     drop_factor: float = 0.1
     momentum: float = 0.9
-    weight_decay: float = 5e-4  # not stated in the paper; Krizhevsky et al. 2012's
+    weight_decay: float = 5e-4  # that of Krizhevsky et al. 2012; the paper states none
     dropout: float = 0.9
     frozen_statistics: bool = False
     warmup_steps: int = 0

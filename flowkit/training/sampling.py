@@ -78,7 +78,8 @@ class StepClips(Dataset[dict[str, Any]]):
     ) -> None:
         self.inputs, self.seed, self.segments, self.several = inputs, seed, segments, several
         self.short_side, self.as_planes = augmentation.short_side, False
-        self.sources: list[list[tuple[int, TrainingClips]]] = []  # of each task: (classes, clips)
+        # A list of (classes, clips) for each task
+        self.sources: list[list[tuple[int, TrainingClips]]] = []
         for place, task in enumerate(tasks):
             sets = [(task.split, task.records, task.split.classes)]
             if task.added:

@@ -129,7 +129,8 @@ class Training:
             with self._autocast():
                 logits = self.model(*inputs)
             segments = self.job.recipe.segments
-            logits = logits.float().unflatten(0, (-1, segments)).mean(1)  # of a video
+            # Mean over the segments of a video
+            logits = logits.float().unflatten(0, (-1, segments)).mean(1)
             parts = self.net.split_logits(logits).values()
             sums = [
                 cross_entropy(part, own, ignore_index=OTHER_TASK, reduction="sum")
@@ -271,7 +272,7 @@ def prepare(job: Job, ranks: Ranks, machine: Machine, *, resume: Path | None = N
         missing=job.missing,
     )
     if ranks.device.type == "cuda":
-        clips.send_planes()  # and let the device make the stacks
+        clips.send_planes()  # planes go to the device, which makes the stacks
     heldout = _heldout_clips(job)
     flow = clips.find_flow() if "temporal" in job.inputs else None
     net = (job if checkpoint is None else checkpoint).build()

@@ -81,7 +81,8 @@ def _mp4_end(file: BinaryIO, size: int) -> int:
     while end < size:
         file.seek(end)
         head = file.read(16)
-        if head[4:8] not in MP4_BOXES or (end and head[4:8] == b"ftyp"):  # or the next file
+        # A second ftyp begins the next file
+        if head[4:8] not in MP4_BOXES or (end and head[4:8] == b"ftyp"):
             break
         length = int.from_bytes(head[:4], "big")
         if length == 1:  # the true one follows in 64 bits

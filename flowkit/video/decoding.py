@@ -31,7 +31,7 @@ from av.video.stream import VideoStream
 from flowkit.errors import VideoError
 from flowkit.video.image_folders import MAX_FRAME_MPX
 
-MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # as FFmpeg calls the family
+MP4 = "mov,mp4,m4a,3gp,3g2,mj2"  # FFmpeg's name of the family
 
 # Formats whose files hold their own frames. FFmpeg's others are left out whatever a file is called:
 # playlists and descriptions name further files, addresses or patterns of names (concat, hls, dash,
@@ -177,7 +177,7 @@ def _decode(
         frames: list[VideoFrame] = []
         with listening() as log:
             try:
-                packet = next(packets, None)  # it also ends after an error
+                packet = next(packets, None)  # None also after an error
                 at_end = packet is None
                 if packet is None:
                     frames = stream.decode(None)  # what the decoder still holds

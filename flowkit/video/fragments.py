@@ -15,8 +15,8 @@ HAS_DEFAULT_DURATION, HAS_DURATIONS = 0x8, 0x100
 class Run(NamedTuple):
     """What one fragment has of a track; times in ticks of the track, `start` None if not stated."""
 
-    order: int  # of the fragment in the file
-    number: int  # that it states
+    order: int  # place of the fragment in the file, from 0
+    number: int  # the number that it states
     track: int
     start: int | None
     samples: int
@@ -29,7 +29,7 @@ def missing_fragments(file: BinaryIO, end: int) -> list[str]:
     Their numbers rise, but not always by one: tracks recorded together may be put into a file each.
     So a break in the numbers counts where the time of the track breaks, too, or is not stated.
     """
-    latest: dict[int, Run] = {}  # of each track
+    latest: dict[int, Run] = {}  # the latest run of each track
     breaks = []
     for run in _runs(file, end):
         before = latest.get(run.track)
@@ -75,7 +75,7 @@ def _run(
     track = samples = ticks = ticks_each = 0
     start = None
     for kind, at, last in _boxes(file, body, stop):
-        flags = _number(file, at) & 0xFFFFFF  # below a byte for the version
+        flags = _number(file, at) & 0xFFFFFF  # the byte above them is the version
         if kind == b"tfhd":
             track = _number(file, at + 4)
             ticks_each = defaults.get(track, 0)
@@ -104,7 +104,7 @@ def _boxes(
         length, name, body = _number(file, at), file.read(4), at + 8
         if length == 1:  # the true one follows in 64 bits
             length, body = _number(file, at + 8, width=8), at + 16
-        elif length == 0:  # it reaches to the end
+        elif length == 0:  # 0 means to the end of the file
             length = stop - at
         if length < body - at:
             return

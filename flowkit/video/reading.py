@@ -64,7 +64,7 @@ class Video:
         self.fps = fps
         self.account: Account | None = None
         self.damage: str | None = None
-        self._images = images  # it owns the file
+        self._images = images  # the owner of the file, kept alive
         self._frames: Iterator[np.ndarray] | None = chain((first,), images)
         self._findings = findings
         self._keep_damaged = keep_damaged

@@ -25,8 +25,9 @@ VIDEO_EXTENSIONS = frozenset({
     ".265", ".hevc",
 })  # fmt: skip
 LIST_EXTENSIONS = frozenset({".txt", ".lst", ".list", ".csv", ".tsv"})
-ESCAPES = re.compile(r"\\(n|t|r|\\|x[0-9a-f]{2}|u[0-9a-f]{4})")  # in a file of --failures
-COLUMNS = ("path", "file", "filename", "file_name", "video", "video_path")  # of a .csv: the paths
+ESCAPES = re.compile(r"\\(n|t|r|\\|x[0-9a-f]{2}|u[0-9a-f]{4})")  # escapes in a file of --failures
+# Names of a .csv's column of paths
+COLUMNS = ("path", "file", "filename", "file_name", "video", "video_path")
 MARKS = {  # byte order marks; that of UTF-32 begins like that of UTF-16
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF32_LE: "utf-32",

@@ -30,7 +30,7 @@ def write_video(
     # an absolute path, for a relative one with a colon would be read as a protocol
     with av.open(os.path.abspath(path), "w", format=container_format) as container:
         rate = Fraction(fps).limit_denominator(65535)
-        if codec == "libx264":  # with macroblock trees its output varies from run to run
+        if codec == "libx264":  # its output varies from run to run with macroblock trees
             options = {"mbtree": "0", **options}
         stream = container.add_stream(codec, rate=rate, options=options)
         assert isinstance(stream, av.VideoStream), f"{codec} is no video codec"

@@ -43,12 +43,12 @@ CHILD_ENVIRONMENT = {
 }
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal to get when the parent dies
 REAP_S = 10.0  # SIGKILL acts at once, but not on a process stuck in the kernel (a dead NFS server)
-POLL_S = 0.002  # from one look whether a forked child has ended to the next
+POLL_S = 0.002  # seconds between two looks whether a forked child has ended
 UNFORKABLE = ("torch", "cuda.bindings.driver")  # modules after whose import CUDA may be in use
 
-_importing_script = False  # in a child: it runs the parent's script for what that defines
-_forked = False  # in a child: it is a copy of its parent, script and all
-_sockets: weakref.WeakSet[Connection] = weakref.WeakSet()  # to this process's children
+_importing_script = False  # True in a child that runs the parent's script for what that defines
+_forked = False  # True in a child that is a copy of its parent, script and all
+_sockets: weakref.WeakSet[Connection] = weakref.WeakSet()  # the ends of this process's children
 
 
 class ForkedProcess:
@@ -112,7 +112,7 @@ def may_fork() -> bool:
         sys.platform == "linux"
         and threading.active_count() == 1
         and not any(name in sys.modules for name in UNFORKABLE)
-        and "/libcuda.so" not in Path("/proc/self/maps").read_text()  # as an OpenCV with CUDA loads
+        and "/libcuda.so" not in Path("/proc/self/maps").read_text()  # an OpenCV with CUDA loads it
     )
 
 
@@ -127,7 +127,7 @@ def _fork(entry: str, other_end: Connection, settings: dict[str, str]) -> Forked
     call = getattr(import_module(module), function)
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):  # None, or closed
-            stream.flush()  # else the child would have what waits there, too
+            stream.flush()  # what waits there would be written by the child, too
     with threadpool_limits(1), warnings.catch_warnings(action="ignore"):  # Python 3.12 counts, too
         pid = os.fork()
         if pid == 0:
@@ -152,7 +152,7 @@ def _live_as_copy(
     try:
         _forked = True
         for socket in _sockets:
-            socket.close()  # so that the end of one is seen by whom it concerns
+            socket.close()  # a copy would hide the end of the process at the other end
         os.environ.update(settings)
         if numba := sys.modules.get("numba.np.ufunc.parallel"):
             numba.NUM_THREADS = 1  # type: ignore[attr-defined]  # read from the environment before
@@ -219,7 +219,7 @@ def live_for(parent: int) -> bool:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, EXIT_STATUS)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    return os.getppid() == parent  # else it died before prctl
+    return os.getppid() == parent  # a parent that died before prctl is another one now
 
 
 def one_line(error: BaseException) -> str:
@@ -266,7 +266,7 @@ def unpickle(payload: bytes, script: dict[str, str]) -> Any:
                 "put it in a file"
             )
         _importing_script = True
-        spawn.prepare(script)  # as __mp_main__, once
+        spawn.prepare(script)  # imports the script, once, as __mp_main__
         _importing_script = False
     return pickle.loads(payload)
 

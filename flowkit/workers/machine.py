@@ -19,9 +19,9 @@ class Hardware:
     """Cores and bytes; `usable_cores` is how many worker processes are worth starting."""
 
     system: str
-    cores: int  # of the machine
-    allowed_cores: int  # that this process may run on (affinity)
-    quota_cores: float | None  # whose time its control group grants; None: no limit
+    cores: int  # cores of the machine
+    allowed_cores: int  # cores that this process may run on (affinity)
+    quota_cores: float | None  # cores whose time its control group grants; None: no limit
     usable_cores: int
     memory_bytes: int  # the control group's, where that is less
     free_bytes: int

@@ -92,7 +92,7 @@ def _outcomes(
     load: bytes, jobs: Iterator[_Job], workers: int, timeout_s: float
 ) -> Generator[Event]:
     running: list[_Worker] = []  # a worker without an item is ended
-    loaded = False  # has any worker got as far as loading the task?
+    loaded = False  # True once a worker has loaded the task
 
     def start(job: _Job) -> None:
         with signals_held():  # the worker begins with them held, and none is started but not listed
@@ -138,7 +138,7 @@ class _Worker:
 
     def __init__(self, load: bytes, job: _Job) -> None:
         self.job = job
-        self.usable = True  # for a further item
+        self.usable = True  # True while it may have a further item
         self.started = time.monotonic()
         self.deadline = self.started + LOAD_S
         self.process, self.socket = start_child("flowkit.workers.pool:work")
@@ -170,7 +170,7 @@ class _Worker:
             if isinstance(outcome, Failed) and outcome.exception.endswith("MemoryError"):
                 self.usable = False
             return outcome
-        if self.process.poll() is not None:  # though a child of it may keep the socket open
+        if self.process.poll() is not None:  # a child of a dead worker may keep the socket open
             return self._failed("crash", _death(self.process))
         if time.monotonic() < self.deadline:
             return None
@@ -209,7 +209,8 @@ def work(handle: int, parent: int) -> None:
     """The life of a worker: `parent` is the process at the other end of the socket `handle`."""
     if not live_for(parent):
         return
-    with suppress(EOFError, OSError), Connection(handle) as socket:  # they mean: no parent
+    # Errors mean that there is no parent
+    with suppress(EOFError, OSError), Connection(handle) as socket:
         message = socket.recv_bytes()
         try:
             task, script = load_from_parent(message)

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-EXIT_STATUS = {  # of a program that the signal stopped: 75 is EX_TEMPFAIL, "run it again"
+EXIT_STATUS = {  # status of a program that the signal stopped: 75 is EX_TEMPFAIL, "run it again"
     signal.SIGINT: 130,
     signal.SIGTERM: 75,
     signal.SIGHUP: 75,
 }
 DELAY_S = 30.0  # the longest that Stopped waits for a better moment
-RETRY_S = 0.05  # from one look whether the moment is better to the next
+RETRY_S = 0.05  # seconds between two looks whether the moment is better
 
-_held = False  # is the main thread where Stopped would lose a process that it just started?
+_held = False  # True where Stopped would lose a process that the main thread just started
 
 
 class Stopped(BaseException):
@@ -99,7 +99,7 @@ def signals_held() -> Iterator[None]:
     global _held
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     try:
-        _held = True  # for signals that come by way of another thread, which does not block them
+        _held = True  # signals may come by way of another thread, which does not block them
         signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_STATUS)
         yield
     finally:
