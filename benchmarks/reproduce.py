@@ -11,7 +11,8 @@ JSON in FOLDER, and a later run goes on with the others; the table is made of th
 Nothing is chosen by the test part: a cell asks it once, after its training. Rows of the last layer
 train it on features of the fixed trunk, computed once (center crops of MOMENTS clips a video), on
 the whole training part; their held-out accuracy is of five folds of its source groups. Other rows
-hold one fold out and keep its best step.
+hold one fold out and keep its best step. A training that is done leaves trained.json in its run:
+copied here from another machine, a run is scored and not trained again.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -46,7 +48,7 @@ from flowkit.networks.weights import FirstLayer
 from flowkit.records.reading import flow_of
 from flowkit.report.figures import mcnemar, wilson
 from flowkit.scores.files import Scores, read_scores, write_scores
-from flowkit.scores.fitting import fit_linear
+from flowkit.scores.fitting import fit_linear, fit_weights
 from flowkit.scores.fusion import Fusion, fuse
 from flowkit.training.distributed import Ranks, choose_device
 from flowkit.training.jobs import Job, Machine
@@ -118,7 +120,8 @@ CELLS = {
     ),
 }
 STREAM_CELLS = {"spatial": "spatial-last-layer", "temporal": "temporal-L10"}  # that are fused
-FUSED = {"average": "85.9", "svm": "87.0 (multi-task)"}  # with what the paper prints
+FUSED = {"average": "85.9", "weighted": "", "svm": "87.0 (multi-task)"}  # with the paper's figures
+TRAINED = "trained.json"  # in a run: where it was trained, and in how many seconds
 
 TRAJECTORY_CELLS = ("idt", "fused-idt")  # which benchmarks/idt_jhmdb10.py --results writes
 
@@ -304,16 +307,25 @@ def run_training(job: Job, folder: Path, device: torch.device, profile: Profile)
     """Train as `flowkit train` does, one fold held out; the scores of its best step there."""
     (task,) = job.tasks
     part = hold_out(task.split, folds=FOLDS)
-    job = replace(job, tasks=(Task("main", part, task.records),))
-    for progress in train(job, folder, Ranks(0, 1, device), profile.machine, start="resume"):
-        if progress.heldout_accuracy is not None:
-            print(f"  step {progress.step}: held out {progress.heldout_accuracy:.3f}", flush=True)
+    if not (folder / TRAINED).exists():
+        began = time.time()
+        job = replace(job, tasks=(Task("main", part, task.records),))
+        for progress in train(job, folder, Ranks(0, 1, device), profile.machine, start="resume"):
+            if (found := progress.heldout_accuracy) is not None:
+                print(f"  step {progress.step}: held out {found:.3f}", flush=True)
+        done = {"device": name_of(device), "seconds": round(time.time() - began)}
+        write_json(folder / TRAINED, done)
     out = folder / "scores-heldout.npz"
     for _ in score_part(
         Scorer(folder, views=profile.views, device=device), part, task.records, "heldout", out
     ):
         pass
     return read_scores(out)
+
+
+def name_of(device: torch.device) -> str:
+    """The GPU's name, or "CPU"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 def accuracy(scores: Scores) -> dict[str, Any]:
@@ -334,12 +346,14 @@ def run_cell(
     """Train and score a cell; what its JSON says."""
     profile, device = PROFILES[options.profile], choose_device(options.device)
     job, folder, began = make_job(cell, split, records, profile), options.runs / name, time.time()
+    trained = {"device": name_of(device)}
     if cell.mode == "last-layer":
         trunk = f"{cell.stream}-{cell.first_layer}-{cell.form}-{records.root.name}"
         file = options.runs / "features" / f"{hash_text(trunk):x}.npy"
         heldout = run_last_layer(job, folder, device, file)
     else:
         heldout = run_training(job, folder, device, profile)
+        trained = json.loads((folder / TRAINED).read_text())
     write_scores(folder / "scores-heldout.npz", heldout)
     out = folder / "scores-test.npz"
     scorer = Scorer(folder, views=profile.views, device=device)
@@ -364,6 +378,7 @@ def run_cell(
         "split": split.name,
         "profile": options.profile,
         "seconds": round(time.time() - began),
+        **trained,
     }
 
 
@@ -373,14 +388,18 @@ def hash_text(text: str) -> int:
 
 
 def fuse_cells(runs: Path, results: Path) -> None:
-    """Fuse the two streams: by their average, and by an SVM on held-out scores of every fold."""
+    """Fuse the two streams: by their average, and by what is fitted on held-out scores."""
     folders = {stream: runs / cell for stream, cell in STREAM_CELLS.items()}
     if not all((folder / "scores-test.npz").exists() for folder in folders.values()):
         return
     test = {s: read_scores(f / "scores-test.npz") for s, f in folders.items()}
     heldout = {s: read_scores(f / "scores-heldout.npz") for s, f in folders.items()}
     videos = next(iter(test.values())).videos
-    fusions = {"average": Fusion("average"), "svm": fit_linear("svm", heldout, test_videos=videos)}
+    fusions = {
+        "average": Fusion("average"),
+        "weighted": fit_weights(heldout, test_videos=videos),
+        "svm": fit_linear("svm", heldout, test_videos=videos),
+    }
     for name, fusion in fusions.items():
         fused = fuse(test, fusion)
         write_scores(runs / f"fused-{name}" / "scores-test.npz", fused)
@@ -396,7 +415,10 @@ def fuse_cells(runs: Path, results: Path) -> None:
 
 
 def read_cells(results: Path, runs: Path) -> Iterator[dict[str, Any]]:
-    """The finished cells in the order of the tables, each compared with the one above it."""
+    """The finished cells in the order of the tables, each compared with the one above it.
+
+    Those of segments are compared with the same stream's without.
+    """
     names = [*CELLS, *(f"fused-{name}" for name in FUSED), *TRAJECTORY_CELLS]
     names += sorted(f.stem for f in results.glob("flow-*.json"))
     above: Scores | None = None
@@ -406,8 +428,9 @@ def read_cells(results: Path, runs: Path) -> Iterator[dict[str, Any]]:
         if not file.exists():
             continue
         cell = json.loads(file.read_text())
-        scored = runs / name / "scores-test.npz"
-        own = read_scores(scored) if scored.exists() else None
+        if cell["table"] == "segments":
+            above, table = read_test(runs, STREAM_CELLS[cell["stream"]]), "segments"
+        own = read_test(runs, name)
         if own is not None and above is not None and cell["table"] == table:
             mine, theirs = (s.values.argmax(1) == s.labels for s in (own, above))
             cell["mcnemar_p"] = round(
@@ -418,24 +441,76 @@ def read_cells(results: Path, runs: Path) -> Iterator[dict[str, Any]]:
         yield cell
 
 
+def read_test(runs: Path, name: str) -> Scores | None:
+    """The scores of a run's test videos, None where they are not here."""
+    file = runs / name / "scores-test.npz"
+    return read_scores(file) if file.exists() else None
+
+
 def table_of(cells: list[dict[str, Any]]) -> str:
     """The cells as Markdown, the paper's figures beside them."""
     lines = [
-        "| table | row | network | test accuracy | 95% | held out | p against the row above | "
-        "paper, UCF-101 split 1 |",
-        "|---|---|---|---|---|---|---|---|",
+        "| table | row | network | input, px | trained on | test accuracy | 95% | held out | "
+        "p against the row above | paper, UCF-101 split 1 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
         low, high = (100 * one for one in cell["test"]["interval_95"])
         heldout = cell.get("heldout")
         told = f"{100 * heldout['accuracy']:.1f} of {heldout['videos']}" if heldout else ""
-        stream = "" if cell["stream"] == "fused" else f"{cell['stream']}, "
         lines.append(
-            f"| {cell['table']} | {stream}{cell['row']} | {cell.get('net', '')} | "
+            f"| {cell['table']} | {row_name(cell)} | {cell.get('net', '')} | "
+            f"{cell.get('input_px', '')} | {cell.get('device', '')} | "
             f"{100 * cell['test']['accuracy']:.1f} | {low:.1f} to {high:.1f} | {told} | "
             f"{cell.get('mcnemar_p', '')} | {cell['paper']} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def row_name(cell: dict[str, Any]) -> str:
+    """A row in words, its stream first."""
+    return cell["row"] if cell["stream"] == "fused" else f"{cell['stream']}, {cell['row']}"
+
+
+def picture_of(cells: list[dict[str, Any]]) -> str:
+    """The table as SVG: accuracies on their 95% intervals, the paper's figures as open circles."""
+    left, width, row_height, top = 430, 400, 22, 34  # px
+    low = min(cell["test"]["interval_95"][0] for cell in cells)
+    first = int(10 * low) / 10  # of the axis, which ends at 1
+
+    def x(share: float) -> str:
+        return f"{left + width * (share - first) / (1 - first):.1f}"
+
+    height = top + row_height * len(cells) + 10
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 70}" height="{height}" '
+        'font-family="system-ui, sans-serif" font-size="13" fill="#16202c">'
+        '<rect width="100%" height="100%" fill="white"/>'
+        f'<text x="8" y="20">top-1 of test videos, 95%; open: the paper on UCF-101</text>'
+    ]
+    for tenth in range(round(10 * first), 11):
+        parts.append(
+            f'<line x1="{x(tenth / 10)}" x2="{x(tenth / 10)}" y1="{top - 6}" y2="{height - 8}" '
+            f'stroke="#dfe4ea"/><text x="{x(tenth / 10)}" y="20" text-anchor="middle">'
+            f"{10 * tenth}%</text>"
+        )
+    for number, cell in enumerate(cells):
+        y, share = top + row_height * (number + 0.5), cell["test"]["accuracy"]
+        ends = [x(one) for one in cell["test"]["interval_95"]]
+        paper = cell["paper"].partition(" ")[0]
+        parts.append(
+            f'<text x="8" y="{y + 4}">{escape(cell["table"])}</text>'
+            f'<text x="{left - 14}" y="{y + 4}" text-anchor="end">{escape(row_name(cell))}</text>'
+            f'<line x1="{ends[0]}" x2="{ends[1]}" y1="{y}" y2="{y}" stroke="#0a8f78" '
+            f'stroke-width="2"/><circle cx="{x(share)}" cy="{y}" r="4.5" fill="#0a8f78"/>'
+            f'<text x="{left + width + 14}" y="{y + 4}">{100 * share:.1f}</text>'
+        )
+        if paper:
+            parts.append(
+                f'<circle cx="{x(float(paper) / 100)}" cy="{y}" r="4" fill="none" '
+                'stroke="#5b6775" stroke-width="1.5"/>'
+            )
+    return "".join(parts) + "</svg>\n"
 
 
 def write_json(file: Path, value: Any) -> None:
@@ -476,6 +551,7 @@ def main() -> None:
     profile = PROFILES[options.profile]
     text = f"{table_of(done)}\n{split.name}, profile {options.profile}: {profile.cut}.\n"
     (options.results / "table.md").write_text(text)
+    (options.results / "table.svg").write_text(picture_of(done))
     print(text, end="")
     best = {
         stream: {"cell": name, **cell["test"]}
