@@ -174,10 +174,10 @@ def test_a_full_disk_leaves_nothing_and_begins_no_further_video(tmp_path, monkey
             except OSError as error:
                 yield Failed(index, str(error), "error", 0.0, "OSError", error.errno)
 
-    def full(self, name, data):
-        if "2.jpg" in name and self.folder.name == "1":
+    def full(self, files, index, kind):
+        if index == 1 and self.folder.name == "1":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, name, data)
+        write(self, files, index, kind)
 
     write = RecordWriter._write
     monkeypatch.setattr(RecordWriter, "_write", full)

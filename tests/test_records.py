@@ -144,6 +144,41 @@ def test_pack_and_unpack_are_each_others_inverse(tmp_path):
     assert pack_record(path).read_bytes() == packed
 
 
+MANY = (FORWARD, Series("backward", 1), Series("forward", 2))
+
+
+def write_in_order(out, order, *, pack):
+    """A record of 5 frames and three series whose parts, (index, kind), are given in an order."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (5, *SIZE, 3), np.uint8)
+    storage, most = Storage(pack=pack), 0
+    with RecordWriter(out, "a", storage, MANY) as writer:
+        for index, kind in order:
+            if kind == 0:
+                writer.add_frame(frames[index])
+            else:
+                writer.add_field(MANY[kind - 1], smooth_field(5 * kind + index))
+            most = max(most, len(writer.waiting))
+        writer.commit({"request": storage.identity(), "fps": 25.0})
+    return most
+
+
+def test_a_pack_is_the_same_bytes_in_whatever_order_it_is_written(tmp_path):
+    counts = [5, 4, 4, 3]
+    parts = [(index, kind) for kind, count in enumerate(counts) for index in range(count)]
+    orders = {  # name -> the parts in their order, and how many wait at most
+        "by time": (sorted(parts, key=lambda p: (p[0] + (p[1] > 0) + (p[1] == 3), p[1])), 4),
+        "frames first": (parts, 10),
+        "fields first": (sorted(parts, key=lambda part: -part[1]), 11),
+    }
+    write_in_order(tmp_path / "folder", parts, pack=False)
+    expected = pack_record(tmp_path / "folder" / "a").read_bytes()
+    for name, (order, most) in orders.items():
+        assert write_in_order(tmp_path / name, order, pack=True) <= most, name
+        assert (tmp_path / name / "a.zip").read_bytes() == expected, name
+    assert verify_record(tmp_path / "by time" / "a.zip").kind == "sound"
+
+
 def test_packing_refuses_a_folder_with_other_files(tmp_path):
     path = write_record(tmp_path)
     (path / "notes.txt").write_text("mine")

@@ -76,13 +76,15 @@ def unpack_record(pack: Path) -> Path:
 
 
 def member_files(record: Record) -> list[tuple[str, Path]]:
-    """The files of a record in the order of a pack: frames, each series by time, the sidecar."""
-    names = []
-    if record.images is not None:
-        names += [record.images % (index + 1) for index in range(record.frame_count)]
-    for one in record.series:
-        for index in range(one.count):
-            names += [template % (index + 1) for template in one.files.values()]
+    """The files of a record in the order of a pack: by time, as `RecordWriter` has it."""
+    counts = {} if record.images is None else {record.images: record.frame_count}
+    counts |= {template: one.count for one in record.series for template in one.files.values()}
+    names = [
+        template % (index + 1)
+        for index in range(max(counts.values()))
+        for template, count in counts.items()
+        if index < count
+    ]
     return [(name, record.path / name) for name in [*names, SIDECAR]]
 
 

@@ -49,8 +49,8 @@ class Checks(NamedTuple):
         self.size.append(len(data))
 
 
-def write_sidecar(path: Path, sidecar: dict[str, Any], checks: Mapping[str, Checks]) -> None:
-    """Write a sidecar with the checksums of the record's files, by template, and its own."""
+def sidecar_bytes(sidecar: dict[str, Any], checks: Mapping[str, Checks]) -> bytes:
+    """A sidecar as a file, with the checksums of the record's files, by template, and its own."""
     checksums = {
         template: {
             key: "".join(f"{one:08x}" for one in values)
@@ -59,8 +59,7 @@ def write_sidecar(path: Path, sidecar: dict[str, Any], checks: Mapping[str, Chec
         for template, numbers in checks.items()
     }
     head = {"format": FORMAT, "version": VERSION}
-    text = json.dumps({**head, **sidecar, "checksums": checksums}, indent=1)
-    path.write_bytes(seal(text))
+    return seal(json.dumps({**head, **sidecar, "checksums": checksums}, indent=1))
 
 
 def parse_sidecar(data: bytes, path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 from time import perf_counter
@@ -29,9 +28,8 @@ from flowkit.records.ownership import (
     readable_claim,
     take_mark_away,
 )
-from flowkit.records.packing import member_files
-from flowkit.records.reading import SIDECAR, may_be_pack, open_record, read_sidecar
-from flowkit.records.sidecar import Checks, write_sidecar
+from flowkit.records.reading import SIDECAR, may_be_pack, read_sidecar
+from flowkit.records.sidecar import Checks, sidecar_bytes
 from flowkit.records.unfinished import WorkFolder
 from flowkit.series import Series
 
@@ -41,6 +39,9 @@ class RecordWriter:
 
     Until `commit` nothing is in the record's place; leaving the context removes what was written.
     `seconds` adds up the time spent in "encode" and in "write". `owner`: see `WorkFolder`.
+
+    A pack is written as it comes, into one file: frame i, then field i of each series, whatever the
+    order in which these are given; what comes too soon waits in memory.
     """
 
     def __init__(
@@ -65,14 +66,23 @@ class RecordWriter:
         self.seconds = {"encode": 0.0, "write": 0.0}
         self.work = WorkFolder(out, owner)
         self.temporary = self.work.path / "out"  # its files lie in it as they will below `out`
+        self.packed = self.temporary / self.parts[-1]
+        self.pack: zips.PackWriter | None = None
+        self.turn = 0  # of what a pack has next: a frame, or a field of a series
+        self.waiting: dict[int, list[tuple[str, bytes]]] = {}
 
     def __enter__(self) -> RecordWriter:
         self.work.__enter__()
-        for name in [SIDECAR, *(template % 1 for template in self._counts())]:
-            self._path(name).parent.mkdir(parents=True, exist_ok=True)
+        files = [self._path(name % 1) for name in self._counts()] + [self._path(SIDECAR)]
+        for file in [self.packed] if self.storage.pack else files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        if self.storage.pack:
+            self.pack = zips.PackWriter(self.packed)
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self.pack is not None:
+            self.pack.close()
         self.work.__exit__(*exc)
 
     def add_frame(self, frame: np.ndarray) -> None:
@@ -84,7 +94,7 @@ class RecordWriter:
             data = formats.encode_image(frame, "jpg", self.storage.rgb_quality)
             self.seconds["encode"] += perf_counter() - start
             self.checks[self.images].add(data)
-            self._write(self.images % self.frame_count, data)
+            self._write([(self.images % self.frame_count, data)], self.frame_count - 1, 0)
 
     def add_field(self, one: Series, field: np.ndarray) -> None:
         """Take the next field of a series, float32 (H, W, 2) px."""
@@ -106,10 +116,13 @@ class RecordWriter:
         self._add_files(one, files, ranges)
 
     def _add_files(self, one: Series, files: list[bytes], ranges: formats.Ranges | None) -> None:
+        index = len(self.ranges[one])
         self.ranges[one].append(ranges)
+        named = []
         for template, data in zip(self.templates[one].values(), files, strict=True):
             self.checks[template].add(data)
-            self._write(template % len(self.ranges[one]), data)
+            named.append((template % (index + 1), data))
+        self._write(named, index, self.storage.rgb + self.series.index(one))
 
     def commit(self, description: dict[str, Any], *, overwrite: bool = False) -> bool:
         """Write the sidecar, with `description` in it, and move the record into its place.
@@ -126,9 +139,8 @@ class RecordWriter:
             "images": self.images if self.storage.rgb else None,
             "series": [self._describe(one) for one in self.series],
         }
-        write_sidecar(self._path(SIDECAR), sidecar, self.checks)
         try:
-            self._finish_files()
+            self._finish_files(sidecar_bytes(sidecar, self.checks))
             place = self.out / self.folder
             make_folders(place.parent)
             with one_at_a_time(place.parent):
@@ -149,8 +161,12 @@ class RecordWriter:
             "ranges": ranges if self.storage.is_planes else None,
         }
 
-    def _finish_files(self) -> None:
-        """Count the files, write those that hold others or their ranges, and sync all."""
+    def _finish_files(self, sidecar: bytes) -> None:
+        """Count the files, write the sidecar and tables of ranges, and sync all."""
+        if self.pack is not None:
+            self._finish_pack(self.pack, sidecar)
+            return
+        self._path(SIDECAR).write_bytes(sidecar)
         names = [t % (k + 1) for t, count in self._counts().items() for k in range(count)]
         files = set(map(self._path, names))
         there = {
@@ -160,17 +176,21 @@ class RecordWriter:
         }
         if lost := files - there:
             raise RecordError(f"files vanished while they were written: {listed(sorted(lost))}")
-        if self.storage.pack:
-            packed = self.temporary / self.parts[-1]
-            made = open_record(self.temporary / self.folder, max_frame_mpx=math.inf)
-            zips.write_pack(packed, member_files(made))
-            sync(packed)
-            return
         if self.storage.layout == "twostreamfusion":
             for one in self.series:
                 x = self._path(self.templates[one]["x"] % 1).parent
                 np.array(self.ranges[one], "<f4").tofile(range_table(x))
         sync_all(self.temporary)
+
+    def _finish_pack(self, pack: zips.PackWriter, sidecar: bytes) -> None:
+        for _, files in sorted(self.waiting.items()):
+            for name, data in files:
+                pack.add(name, data)
+        pack.add(SIDECAR, sidecar)
+        pack.finish()
+        if not self.packed.exists():
+            raise RecordError(f"files vanished while they were written: {self.packed}")
+        sync(self.packed)
 
     def _is_there(self, place: Path, sidecar: dict[str, Any]) -> bool:
         """Whether the record stands there; RecordError where one of another request does."""
@@ -233,9 +253,18 @@ class RecordWriter:
         """Where the file `name`, relative to the record's folder, is written for now."""
         return Path(os.path.normpath(self.temporary / self.folder / name))
 
-    def _write(self, name: str, data: bytes) -> None:
+    def _write(self, files: list[tuple[str, bytes]], index: int, kind: int) -> None:
+        """Write the files of frame or field `index`; `kind` counts frames and series from 0."""
         start = perf_counter()
-        self._path(name).write_bytes(data)
+        if self.pack is None:
+            for name, data in files:
+                self._path(name).write_bytes(data)
+        else:
+            self.waiting[index * (self.storage.rgb + len(self.series)) + kind] = files
+            while self.turn in self.waiting:
+                for name, data in self.waiting.pop(self.turn):
+                    self.pack.add(name, data)
+                self.turn += 1
         self.work.beat()
         self.seconds["write"] += perf_counter() - start
 

@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -26,13 +27,53 @@ ATTRIBUTES = 0o644 << 16  # a plain file's, of every member
 Place = tuple[int, int, int, int]  # a member's first byte, end, size of its data, CRC-32
 
 
+class PackWriter:
+    """Writes a stored zip at `path`, a member at a time: one open file, its directory at the end.
+
+    Before `finish` it is no zip that anything reads.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb", buffering=0)  # a full disk is told of by the write itself
+        self._members: list[tuple[str, int, int]] = []  # name, CRC-32, size in bytes
+        self._size = 0
+
+    def add(self, name: str, data: bytes) -> None:
+        """Write the next member."""
+        self._members.append((name, crc32(data), len(data)))
+        self._write(_stored_member(*self._members[-1], self._size).FileHeader() + data)
+
+    def finish(self) -> None:
+        """Write the directory, and close the file."""
+        self._write(_directory(self._members))
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, finished or not."""
+        self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._size += len(data)
+
+
 def write_pack(path: Path, files: Iterable[tuple[str, Path]]) -> None:
     """Write `files`, pairs of member name and file, into a stored zip at `path`, in their order."""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as pack:
+    with closing(PackWriter(path)) as pack:
         for name, file in files:
-            info = zipfile.ZipInfo(name, EPOCH)
-            info.external_attr = ATTRIBUTES
-            pack.writestr(info, file.read_bytes())
+            pack.add(name, file.read_bytes())
+        pack.finish()
+
+
+def _stored_member(name: str, crc: int, size: int, place: int) -> zipfile.ZipInfo:
+    """A member of `write_pack`, which begins at byte `place`."""
+    member = zipfile.ZipInfo(name, EPOCH)
+    member.external_attr, member.CRC = ATTRIBUTES, crc
+    member.file_size = member.compress_size = size
+    member.header_offset = place
+    return member
 
 
 def list_members(path: Path) -> dict[str, Place]:
@@ -69,20 +110,16 @@ def is_as_written(path: Path) -> bool:
         infos, _ = _read_directory(path, file)
         if not any((one.date_time, one.external_attr) == (EPOCH, ATTRIBUTES) for one in infos):
             return False
-        place, members = 0, []
+        place, members = 0, list[tuple[str, int, int]]()
         for info in infos:
-            member = zipfile.ZipInfo(info.filename, EPOCH)
-            member.external_attr, member.CRC = ATTRIBUTES, info.CRC
-            member.file_size = member.compress_size = info.file_size
-            member.header_offset = place
-            header = member.FileHeader()
+            members.append((info.filename, info.CRC, info.file_size))
+            header = _stored_member(*members[-1], place).FileHeader()
             file.seek(place)
             if file.read(len(header)) != header:
                 raise changed
             place += len(header) + info.file_size
-            members.append(member)
         file.seek(place)
-        if file.read() != _directory(members, place):
+        if file.read() != _directory(members):
             raise changed
     return True
 
@@ -99,11 +136,15 @@ def _read_directory(path: Path, file: BinaryIO) -> tuple[list[zipfile.ZipInfo], 
         raise RecordError(f"{path}: expected a stored zip ({error})") from error
 
 
-def _directory(members: list[zipfile.ZipInfo], place: int) -> bytes:
-    """What `write_pack` writes behind its members' data, which end at byte `place`."""
-    with tempfile.TemporaryFile() as file:  # a hole up to there: it takes no room
+def _directory(members: Iterable[tuple[str, int, int]]) -> bytes:
+    """What `write_pack` writes behind the data of its members, (name, CRC-32, size in bytes)."""
+    place = 0
+    with tempfile.TemporaryFile() as file:  # a hole before the directory: it takes no room
         with zipfile.ZipFile(file, "w") as pack:
-            pack.filelist, pack.start_dir = members, place
+            for name, crc, size in members:
+                pack.filelist.append(_stored_member(name, crc, size, place))
+                place += len(pack.filelist[-1].FileHeader()) + size
+            pack.start_dir = place
             pack.comment = b""  # a comment makes zipfile write an archive that nothing was added to
         file.seek(place)
         return file.read()
