@@ -128,6 +128,9 @@ class _Formatter(logging.Formatter):
 def main() -> None:
     """Run the command line; the exit status is 0, 1 (some failed), 2 (usage), 75 or 130."""
     output.open_closed_streams()
+    if sys.platform == "win32":
+        output.error("flowkit: error: runs on Linux; on Windows in WSL2 (wsl --install)")
+        sys.exit(2)
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("flowkit: %(message)s"))
     logging.basicConfig(handlers=[handler])

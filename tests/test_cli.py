@@ -16,7 +16,7 @@ from made_videos import moving_texture, write_motion_jpeg, write_sound, write_vi
 
 import flowkit
 from flowkit.records.unfinished import DEAD_S, MARK
-from flowkit_cli.main import COMMANDS
+from flowkit_cli.main import COMMANDS, main
 from flowkit_cli.reference import reference
 
 FLOWKIT = [sys.executable, "-m", "flowkit_cli.main"]
@@ -472,3 +472,11 @@ def test_the_command_line_reference_is_what_help_says():
 def test_version(tmp_path):
     told = run("--version", cwd=tmp_path).stdout.decode()
     assert told.strip() == f"flowkit, version {flowkit.__version__}"
+
+
+def test_on_windows_one_line_says_where_it_runs(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "WSL2" in capsys.readouterr().err
