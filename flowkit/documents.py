@@ -7,9 +7,9 @@ import errno
 import json
 import math
 import os
-import re
 import secrets
 import stat
+import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +24,9 @@ RECORD_FORMAT = "flowkit flow record"  # what its sidecar says that it is
 NAMED = 5  # names that an error lists; it counts the others
 MOST_BYTES = 256 << 20  # bytes of a document: the ranges of two million fields
 MOST_NESTED = 16  # objects and lists inside each other: flowkit's documents have 4
-SEAL = re.compile(rb',\n "crc32": "([0-9a-f]{8})"\n}\n\Z')  # the end of a document
+SEAL = b',\n "crc32": "????????"\n}\n'  # the end of a document
+CRC_BLOCK = 1 << 20  # bytes
+ZIP_SEAL, DIGITS = b"crc32 ", 8  # the comment of a zip: this, and so many hexadecimal digits
 SHORT = 60  # letters of a value that an error shows
 
 
@@ -136,13 +138,56 @@ def listed(items: Iterable[object]) -> str:
 def seal(text: str) -> bytes:
     """A document of several lines, in JSON and ASCII, with the checksum of its bytes at its end."""
     body = text.rstrip().removesuffix("\n}").encode("ascii")
-    return body + f',\n "crc32": "{crc32(body):08x}"\n}}\n'.encode("ascii")
+    return body + SEAL.replace(b"????????", f"{crc32(body):08x}".encode("ascii"))
 
 
 def is_sealed(data: bytes) -> bool | None:
-    """Whether the checksum at the end of a document agrees with its bytes; None: it has none."""
-    found = SEAL.search(data, max(0, len(data) - 30))
-    return None if found is None else int(found[1], 16) == crc32(data[: found.start()])
+    """Whether the checksum at the end of a document agrees with its bytes; None: it has none.
+
+    An end that is one byte away from that of `seal` is a checksum, too, and does not agree.
+    """
+    start = len(data) - len(SEAL)
+    if start < 0:
+        return None
+    end = data[start:]
+    odd = sum(one != other for one, other in zip(end, SEAL, strict=True) if other != ord("?"))
+    if odd > 1:
+        return None
+    body = data[:start]
+    return end == SEAL.replace(b"????????", f"{crc32(body):08x}".encode("ascii"))
+
+
+def file_crc32(path: Path, *, but_last: int = 0) -> int:
+    """The checksum of a file's bytes but the last few; the memory it takes is a block's."""
+    found, left = 0, path.stat().st_size - but_last
+    with path.open("rb") as file:
+        while left > 0 and (block := file.read(min(CRC_BLOCK, left))):
+            found, left = crc32(block, found), left - len(block)
+    return found
+
+
+def seal_zip(path: Path) -> None:
+    """End a zip with the checksum of all its other bytes: its comment is "crc32 " and 8 digits."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.comment = ZIP_SEAL + bytes(DIGITS)
+    digits = f"{file_crc32(path, but_last=DIGITS):08x}".encode("ascii")
+    with path.open("r+b") as file:
+        file.seek(-DIGITS, os.SEEK_END)
+        file.write(digits)
+
+
+def is_sealed_zip(path: Path) -> bool | None:
+    """Whether the checksum that `seal_zip` wrote agrees; None: the zip has no comment.
+
+    zipfile.BadZipFile where it is no zip.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if not archive.comment:
+            return None
+    with path.open("rb") as file:
+        file.seek(-(len(ZIP_SEAL) + DIGITS), os.SEEK_END)
+        written = file.read()
+    return written == ZIP_SEAL + f"{file_crc32(path, but_last=DIGITS):08x}".encode("ascii")
 
 
 def read_document(

@@ -39,6 +39,6 @@ def export(run: Path, format: Literal["onnx", "torchscript"], out: Path | None) 
 
     out = out or checkpoint_path(run).with_suffix(ENDINGS[format])
     kind = "an ONNX file" if format == "onnx" else "a TorchScript file"
-    output.check_out("--out", out, kind, [run])
+    output.check_out("--out", out, kind, [checkpoint_path(run)])
     difference = export_net(run, out, format=format)
     output.wrote(f"{run} -> {out}; outputs agree to {difference:.2g}")

@@ -168,9 +168,9 @@ def choices_text(table: Mapping[str, Any]) -> str:
 
 def cores() -> int:
     """The cores this process may use, by affinity and container limits."""
-    import joblib
+    from flowkit.workers.machine import usable_cores
 
-    return joblib.cpu_count()
+    return usable_cores()
 
 
 def _parameter_option(prefix: str, parameter: dataclasses.Field[Any]) -> Callable[..., Any]:

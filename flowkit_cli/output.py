@@ -233,13 +233,13 @@ class ProgressBar:
 
     def _show(self) -> None:
         elapsed = time.monotonic() - self.start
-        rate = self.frames / max(elapsed, 1e-9)
-        self.bar.set_postfix_str(f"{rate:.0f} frames/s, {self.failed} failed", refresh=False)
+        rate = f"{self.frames / max(elapsed, 1e-9):.0f} frames/s, " if self.frames else ""
+        self.bar.set_postfix_str(f"{rate}{self.failed} failed", refresh=False)
         if self.quiet or not self.bar.disable or time.monotonic() - self.last_line < QUIET_LINE_S:
             return
         self.last_line = time.monotonic()
         left = elapsed / self.videos * (self.total - self.videos) if self.videos else None
         self.line(
-            f"{self.videos:,} of {count(self.total, 'video')}, {self.failed} failed, "
-            f"{rate:.0f} frames/s" + (f", {duration(left)} left" if left is not None else "")
+            f"{self.videos:,} of {count(self.total, 'video')}, {rate}{self.failed} failed"
+            + (f", {duration(left)} left" if left is not None else "")
         )

@@ -1,63 +1,90 @@
-"""`flowkit verify`: is every record as it was written?"""
+"""`flowkit verify`: is every record, and every other file of flowkit's, as it was written?"""
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import click
 
+from flowkit.errors import UsageError
 from flowkit_cli import output
-from flowkit_cli.options import cores, json_option, max_frame_option, workers_option
+from flowkit_cli.options import cores, json_option, max_frame_option
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True))
+@click.argument(
+    "paths",
+    metavar="PATH...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, exists=True),
+)
 @click.option(
     "--delete-broken",
     is_flag=True,
-    help="Delete what is broken, and what a run that is gone left; only what is flowkit's.",
+    help="Delete broken records and what a run that is gone left; only what is flowkit's.",
 )
 @click.option("--quick", is_flag=True, help="Compare names and sizes only, and read no file.")
 @max_frame_option
-@workers_option
+@click.option(
+    "-j",
+    "--workers",
+    type=click.IntRange(1),
+    help="Threads that read records.  [default: all cores this process may use]",
+)
 @json_option
 def verify(
-    folder: Path,
+    paths: tuple[Path, ...],
     delete_broken: bool,
     quick: bool,
     max_frame_mpx: float,
     workers: int | None,
     as_json: bool,
 ) -> None:
-    """Check that every record below a folder is as it was written.
+    """Check that every record below a folder, and every other file of flowkit's, is as written.
 
-    Compares every file with its checksum and decodes it: a record is sound, or it is listed with
-    what is wrong. A record from before checksums is at best complete. What a stopped run left
-    behind is listed, too. Exit status 1 if anything is. --delete-broken leaves what has no readable
-    sidecar of flowkit's, what holds other files, what could not be read just now, and the work of a
-    run that may be alive; the same flowkit extract makes again what was deleted.
+    PATH is a folder (of records, of runs, of features), a pack, or a file: a checkpoint's JSON, a
+    split, an .npz of scores, a fusion, tracks or vectors.
+
+    Compares every file with its checksum and decodes those of records: each is sound, or it is
+    listed with what is wrong. A file from before checksums is at best complete. What a stopped run
+    left behind is listed, too. Exit status 1 if anything is. --delete-broken leaves what has no
+    readable sidecar of flowkit's, what holds other files, what could not be read just now, and the
+    work of a run that may be alive; the same flowkit extract makes again what was deleted.
+
+    \b
+    flowkit verify flow
+    flowkit verify runs runs/temporal/scores-test.npz
     """
+    from flowkit.evaluation.soundness import find_files, verify_file
     from flowkit.records.reading import find_records
     from flowkit.records.verify import delete_broken as delete
     from flowkit.records.verify import find_unfinished, verify_records
 
-    paths = list(find_records(folder))
+    files = [file for path in paths for file in find_files(path)]
+    places = [path for path in paths if path not in files]
+    if odd := [path for path in places if not path.is_dir() and path.suffix != ".zip"]:
+        raise UsageError(f"{odd[0]}: expected a folder, a pack (.zip), a .json or an .npz file")
+    records = [record for path in places for record in find_records(path)]
     verdicts = []
-    with output.ProgressBar(len(paths)) as progress:
-        for verdict in verify_records(
-            paths, workers=workers or cores(), quick=quick, max_frame_mpx=max_frame_mpx
-        ):
+    with output.ProgressBar(len(records) + len(files)) as progress:
+        checked = verify_records(
+            records, workers=workers or cores(), quick=quick, max_frame_mpx=max_frame_mpx
+        )
+        for verdict in chain(checked, (verify_file(file, quick=quick) for file in files)):
             progress.finished(failed=bool(verdict.problems))
             verdicts.append(verdict)
-    verdicts += find_unfinished(folder)
+    for path in places:
+        verdicts += find_unfinished(path)
     counts = Counter[str](verdict.kind for verdict in verdicts)
     for verdict in verdicts:
         if not verdict.problems:
             continue
         left = None
-        if delete_broken and verdict.kind in ("broken", "unfinished"):
+        if delete_broken and verdict.path not in files and verdict.kind in ("broken", "unfinished"):
             left = delete(verdict)
             counts["deleted"] += not left
         if as_json:
@@ -72,7 +99,7 @@ def verify(
     bad = sum(counts[kind] for kind in ("broken", "unfinished", "unreadable"))
     why = "by names and sizes" if quick else "not checksummed"
     output.say(
-        f"{output.count(len(paths), 'record')}: "
+        f"{_what(len(records), len(files))}: "
         + ("" if quick else f"{counts['sound']:,} sound; ")
         + (f"{counts['complete']:,} complete, {why}; " if quick or counts["complete"] else "")
         + f"{counts['broken'] + counts['unfinished']:,} broken or unfinished"
@@ -82,3 +109,9 @@ def verify(
     )
     if bad:
         sys.exit(1)
+
+
+def _what(records: int, files: int) -> str:
+    """What was looked at, in words."""
+    counts = [output.count(records, "record")] if records or not files else []
+    return ", ".join([*counts, *([output.count(files, "file")] if files else [])])

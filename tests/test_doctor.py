@@ -21,7 +21,9 @@ from flowkit.workers.machine import (
     group_folders,
     memory_bytes,
     quota_cores,
+    usable_cores,
 )
+from flowkit_cli.options import cores
 
 HEALTHY = Facts(
     flowkit="0",
@@ -201,7 +203,7 @@ def test_no_record_can_be_written_where_a_file_stands(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("own", "files", "cores", "total"),
+    ("own", "files", "granted", "total"),
     [
         ("0::/a/b\n", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 1.5, 1000),
         ("0::/a\n", {"a/cpu.max": "300000 100000", "cpu.max": "50000 100000"}, 0.5, 1000),
@@ -222,7 +224,7 @@ def test_no_record_can_be_written_where_a_file_stands(tmp_path):
         ("4:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "1"}, None, 1000),
     ],
 )
-def test_limits_of_control_groups_of_both_versions(tmp_path, own, files, cores, total):
+def test_limits_of_control_groups_of_both_versions(tmp_path, own, files, granted, total):
     (tmp_path / "own").write_text(own)
     for name, text in files.items():
         (tmp_path / "fs" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -231,10 +233,22 @@ def test_limits_of_control_groups_of_both_versions(tmp_path, own, files, cores, 
     def folders(controller):
         return group_folders(controller, groups=tmp_path / "fs", own_group=tmp_path / "own")
 
-    assert quota_cores(folders("cpu")) == cores
+    assert quota_cores(folders("cpu")) == granted
     meminfo = "MemTotal:  1000 kB\nMemAvailable:  700 kB\n"
     free = 700 if total == 1000 else 412
     assert memory_bytes(meminfo, folders("memory")) == (total * 1024, free * 1024)
+
+
+def test_cores_and_memory_are_counted_once(monkeypatch):
+    """By what extraction starts, what training takes, and what doctor tells."""
+    from flowkit.training.micro_batch import _free_bytes
+
+    machine = examine_machine()
+    assert usable_cores() == machine.usable_cores == cores()
+    monkeypatch.setattr("flowkit.workers.machine.memory_bytes", lambda *_: (9, 7))
+    assert _free_bytes() == examine_machine().free_bytes == 7
+    monkeypatch.setattr("flowkit.workers.machine.quota_cores", lambda _: 0.5)
+    assert cores() == examine_machine().usable_cores == 1
 
 
 @pytest.mark.parametrize(

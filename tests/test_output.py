@@ -94,7 +94,7 @@ def test_commands_ask_before_they_write(tmp_path):
 def test_a_checkpoint_is_not_replaced_by_its_export(tmp_path):
     (tmp_path / "best.json").write_text('{"format": "flowkit checkpoint", "version": 1}')
     found = run("export", tmp_path, "--out", tmp_path / "best.json")
-    assert isinstance(found.exception, UsageError) and "not an ONNX file" in str(found.exception)
+    assert isinstance(found.exception, UsageError) and "is an input" in str(found.exception)
 
 
 # --- failures -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flowkit.documents import make_folders, sync
+from flowkit.documents import make_folders, seal_zip, sync
 from flowkit.errors import RecordError
 from flowkit.idt.parameters import TrackParameters
 from flowkit.idt.tracking import FLOAT16, FLOAT32, track_dtype
@@ -90,6 +90,7 @@ class TrackWriter:
         meta = np.array(json.dumps(header, allow_nan=False))
         with (self.temporary / "record").open("wb") as file:
             np.savez(file, allow_pickle=False, **columns, **{META: meta})  # type: ignore[arg-type]
+        seal_zip(self.temporary / "record")
         if place.exists() and not overwrite:
             return False
         make_folders(place.parent)

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
-from zlib_ng.zlib_ng import crc32
 
 import flowkit
 from flowkit.data.inputs import Inputs, inputs_from_json
 from flowkit.data.origins import Origin, origin_from_json
-from flowkit.documents import differences, read_document, replacing, seal
+from flowkit.documents import differences, file_crc32, read_document, replacing, seal, short
 from flowkit.errors import CheckpointError, FlowkitError, RecordError
 from flowkit.records.reading import Record, flow_of
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:  # what a checkpoint's JSON says is read without torch
 
 FORMAT = "flowkit checkpoint"
 VERSION = 2  # 1 had one stream: `stream`, `channels` and `form` where 2 has `inputs`
-CRC_BLOCK = 1 << 20  # bytes
 BEST, LAST = "best.json", "last.json"
 
 
@@ -113,8 +111,11 @@ def write_checkpoint(
         contiguous = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         try:
             with replacing(folder / files[kind]) as part:
+                part.touch()
+                mode = part.stat().st_mode  # as the umask has it: safetensors gives it to the owner
                 save_file(contiguous, part)
-                sums[kind] = _file_crc32(part)
+                part.chmod(mode)
+                sums[kind] = f"{file_crc32(part):08x}"
         except SafetensorError as error:  # a full disk, too
             raise CheckpointError(
                 f"{folder / files[kind]}: could not be written, and what was there stays: {error}"
@@ -172,17 +173,34 @@ def load_net(path: str | os.PathLike[str]) -> tuple[Checkpoint, StreamNet]:
 def read_tensors(path: str | os.PathLike[str], kind: str) -> dict[str, torch.Tensor]:
     """The "weights" of the checkpoint at `path`, or of ``last.json`` the training "state" too."""
     path = checkpoint_path(path)
+    files = tensor_files(path)
+    if kind not in files:
+        raise CheckpointError(f"{path}: names no file of {kind}; it has: {', '.join(files)}")
+    file, checksum = files[kind]
+    tensors = read_safetensors(file)
+    if checksum is not None:
+        check_tensors(file, checksum)
+    return tensors
+
+
+def tensor_files(path: Path) -> dict[str, tuple[Path, str | None]]:
+    """By kind, the files of tensors that a checkpoint's JSON names, and their checksums.
+
+    Earlier checkpoints have no checksums. CheckpointError where it is no checkpoint.
+    """
     data = _read_json(path)
-    files, sums = data.get("files"), data.get("checksums", {})  # none in earlier checkpoints
+    files, sums = data.get("files"), data.get("checksums", {})
     if not isinstance(files, dict) or not isinstance(sums, dict):
         raise CheckpointError(f"{path}: not of this format: expected its files by name")
-    if not isinstance(files.get(kind), str):
-        raise CheckpointError(f"{path}: names no file of {kind}; it has: {', '.join(files)}")
-    file = path.parent / Path(files[kind]).name
-    tensors = read_safetensors(file)
-    if kind in sums and sums[kind] != _file_crc32(file):
+    if odd := [name for name in files.values() if not isinstance(name, str)]:
+        raise CheckpointError(f"{path}: not of this format: {short(odd[0])} is no file's name")
+    return {kind: (path.parent / Path(files[kind]).name, sums.get(kind)) for kind in files}
+
+
+def check_tensors(file: Path, checksum: str) -> None:
+    """CheckpointError where a file of tensors is not the one whose checksum this is."""
+    if f"{file_crc32(file):08x}" != checksum:
         raise CheckpointError(f"{file}: damaged: its checksum does not agree")
-    return tensors
 
 
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
@@ -201,15 +219,6 @@ def checkpoint_path(path: str | os.PathLike[str]) -> Path:
     """The JSON that `path` means: itself, or in a run's folder ``best.json``."""
     path = Path(path)
     return path / BEST if path.is_dir() else path
-
-
-def _file_crc32(file: Path) -> str:
-    """The checksum of a file, 8 hexadecimal digits; the memory it takes is a block's."""
-    found = 0
-    with file.open("rb") as opened:
-        while block := opened.read(CRC_BLOCK):
-            found = crc32(block, found)
-    return f"{found:08x}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from flowkit.documents import listed, open_plain_file, parse_json, replacing
+from flowkit.documents import listed, open_plain_file, parse_json, replacing, seal_zip
 from flowkit.errors import ReadError, ScoresError
 
 MAX_BYTES = 1 << 31  # bytes of all arrays of a file, unpacked: 4 million videos of 100 classes
@@ -22,10 +22,15 @@ LAST_CODE = 0x10FFFF  # largest code of Unicode; NumPy crashes on what is above
 def write_arrays(
     path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], meta: dict[str, Any]
 ) -> None:
-    """Write arrays and ``meta``, as JSON, to an .npz file; replaces what is there in one step."""
+    """Write arrays and ``meta``, as JSON, to an .npz file; replaces what is there in one step.
+
+    It ends with its own checksum (`flowkit.documents.seal_zip`).
+    """
     text = np.array(json.dumps(meta, allow_nan=False))
-    with replacing(path) as part, part.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays, meta=text)  # type: ignore[arg-type]
+    with replacing(path) as part:
+        with part.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays, meta=text)  # type: ignore[arg-type]
+        seal_zip(part)
 
 
 def read_arrays(

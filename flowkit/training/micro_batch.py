@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from flowkit.errors import UsageError
 from flowkit.networks.streams import StreamNet, count_parameters
+from flowkit.workers.machine import free_bytes
 
 COPIES = 3  # copies of the weights in training, 4 bytes each: they, their gradients, their momentum
 Shapes = Sequence[tuple[int, int, int]]  # (C, h, w) of each input of a network
@@ -97,17 +97,7 @@ def _text(shapes: Shapes) -> str:
 
 def _free_bytes() -> int:
     """Bytes of memory that this machine can still give; what a container allows, if it is less."""
-    free = [_meminfo()]
-    group = Path("/sys/fs/cgroup")
-    limit, used = group / "memory.max", group / "memory.current"
-    if limit.exists() and (text := limit.read_text().strip()) != "max":
-        free.append(int(text) - int(used.read_text()))
-    return min(free)
-
-
-def _meminfo() -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemAvailable":
-            return int(rest.split()[0]) * 1024
-    raise UsageError("/proc/meminfo: names no MemAvailable: give --micro-batch")
+    free = free_bytes()
+    if free is None:
+        raise UsageError("the free memory of this system is not known: give --micro-batch")
+    return free

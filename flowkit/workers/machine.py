@@ -12,6 +12,8 @@ from pathlib import Path
 GROUPS = Path("/sys/fs/cgroup")
 OWN_GROUP = Path("/proc/self/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
+MEMORY = Path("/proc/meminfo")
+LINUX = hasattr(os, "sched_getaffinity")
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,31 @@ class Disk:
     writable: bool
 
 
+def usable_cores() -> int:
+    """The worker processes worth starting: by affinity and by what control groups grant."""
+    allowed = len(os.sched_getaffinity(0)) if LINUX else os.cpu_count() or 1
+    return min(allowed, max(1, math.ceil(quota_cores(group_folders("cpu")) or allowed)))
+
+
+def free_bytes() -> int | None:
+    """Memory that this machine or a control group can still give, in bytes; None: not known."""
+    if not MEMORY.exists():
+        return None
+    return memory_bytes(MEMORY.read_text(encoding="ascii"), group_folders("memory"))[1]
+
+
 def examine_machine() -> Hardware:
     """What this process may use of the machine it runs on (Linux)."""
     allowed = len(os.sched_getaffinity(0))
     quota = quota_cores(group_folders("cpu"))
-    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
-    total, free = memory_bytes(meminfo, group_folders("memory"))
+    total, free = memory_bytes(MEMORY.read_text(encoding="ascii"), group_folders("memory"))
     shared = os.statvfs(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
     return Hardware(
         system=f"{platform.system()} {platform.machine()}",
         cores=os.cpu_count() or allowed,
         allowed_cores=allowed,
         quota_cores=quota,
-        usable_cores=min(allowed, max(1, math.ceil(quota or allowed))),
+        usable_cores=usable_cores(),
         memory_bytes=total,
         free_bytes=free,
         shared_bytes=shared.f_frsize * shared.f_blocks if shared else None,
