@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import logging
+import shlex
 import sys
+from pathlib import Path
 
 import click
 
@@ -81,8 +83,23 @@ LEVEL_OPTIONS = {
 }
 
 
+def _open_log(context: click.Context, option: click.Parameter, value: Path | None) -> None:
+    if value is not None:
+        output.open_log(value)
+        output.note(f"flowkit {flowkit.__version__}: {shlex.join(['flowkit', *sys.argv[1:]])}")
+
+
 def _level_options(*, hidden: bool) -> list[click.Option]:
-    return [
+    log = click.Option(
+        ["--log"],
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        expose_value=False,
+        callback=_open_log,
+        hidden=hidden,
+        help="Add what is shown to a file, each line with its time.",
+    )
+    levels = [
         click.Option(
             [f"-{name[0]}", f"--{name}"],
             expose_value=False,
@@ -92,11 +109,12 @@ def _level_options(*, hidden: bool) -> list[click.Option]:
         )
         for name, facts in LEVEL_OPTIONS.items()
     ]
+    return [*levels, log]
 
 
 def _with_level(command: click.Command) -> click.Command:
     """The command, which takes -q and -v as the group does; once, for it may be asked for again."""
-    if not any(option.name in LEVEL_OPTIONS for option in command.params):
+    if not any(option.name == "log" for option in command.params):
         command.params += _level_options(hidden=True)
     if isinstance(command, click.Group):
         for one in command.commands.values():
@@ -119,10 +137,15 @@ cli.params += _level_options(hidden=False)
 
 
 class _Formatter(logging.Formatter):
-    """Messages that name files, without their control characters; tracebacks keep their lines."""
+    """Messages that name files, without their control characters, for terminal and log alike.
+
+    Tracebacks keep their lines.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        return super().format(record).translate(output.ESCAPED_BUT_LINES)
+        text = super().format(record).translate(output.ESCAPED_BUT_LINES)
+        output.note(text)
+        return text
 
 
 def main() -> None:

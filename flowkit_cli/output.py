@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 import zipfile
@@ -31,7 +32,10 @@ ESCAPED = {
 }
 ESCAPED_BUT_LINES = {code: text for code, text in ESCAPED.items() if code != ord("\n")}
 
+LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # how each line of a log begins
+
 quiet, verbose = 0, 0  # how often -q and -v were given: errors only, and more
+log_path: Path | None = None  # the file of --log
 
 
 def open_closed_streams() -> None:
@@ -53,9 +57,36 @@ def stdin() -> BinaryIO:
     return sys.stdin.buffer
 
 
+def open_log(path: Path) -> None:
+    """Add to this file, from now on, what the terminal shows, each line with its time."""
+    global log_path
+    check_out("--log", path, "a log of flowkit")
+    try:
+        path.open("ab").close()
+    except OSError as problem:
+        raise UsageError(f"--log {path}: cannot be written: {problem.strerror}") from None
+    log_path = path.absolute()
+
+
+def note(text: str) -> None:
+    """Write what is shown to the log, if there is one; that it cannot be written is said once."""
+    global log_path
+    if log_path is None:
+        return
+    now = time.strftime("%Y-%m-%d %H:%M:%S ")
+    lines = "".join(f"{now}{line}\n" for line in text.translate(ESCAPED_BUT_LINES).split("\n"))
+    try:
+        with log_path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(lines)
+    except OSError as problem:
+        path, log_path = log_path, None
+        error(f"flowkit: warning: --log {path}: {problem.strerror}; nothing more is added")
+
+
 def say(text: str) -> None:
     """A line for the person at the terminal, on standard error; not with -q."""
     if not quiet:
+        note(text)
         click.echo(text.translate(ESCAPED_BUT_LINES), err=True)
 
 
@@ -67,12 +98,14 @@ def detail(text: str) -> None:
 
 def error(text: str) -> None:
     """One line, whatever names are in it, of what has failed, on standard error."""
+    note(text.translate(ESCAPED))
     click.echo(text.translate(ESCAPED), err=True)
 
 
 def result(text: str, **style: Any) -> None:
     """Lines of a command's result, on standard output; in a style of `click.style`."""
     text = text.translate(ESCAPED_BUT_LINES)
+    note(text)
     click.echo(click.style(text, **style) if style else text)
 
 
@@ -84,6 +117,7 @@ def wrote(text: str) -> None:
 
 def json_line(value: dict[str, Any]) -> None:
     """One JSON object on a line of standard output, at once, so that a pipeline can follow."""
+    note(json.dumps(value))
     click.echo(json.dumps(value))
     sys.stdout.flush()
 
@@ -126,6 +160,11 @@ def _is_failures(path: Path) -> bool:
 
 
 # Kinds of files that commands write, told by what is in them
+def _is_log(path: Path) -> bool:
+    with path.open("rb") as file:
+        return LOG_LINE.match(file.read(20)) is not None
+
+
 KINDS: dict[str, Callable[[Path], bool]] = {
     "a page (.html)": _begins(b"<!doctype html"),
     "flowkit's .npz": _is_zip_with("meta.npy"),
@@ -137,6 +176,7 @@ KINDS: dict[str, Callable[[Path], bool]] = {
     "a .gif": _begins(b"gif8"),
     "a .mp4": _begins(b"ftyp", at=4),
     "a list of failures": _is_failures,
+    "a log of flowkit": _is_log,
 }
 
 
@@ -229,6 +269,7 @@ class ProgressBar:
 
     def line(self, text: str) -> None:
         """A line that does not tear the bar."""
+        note(text.translate(ESCAPED))
         self.bar.write(text.translate(ESCAPED), file=sys.stderr)
 
     def _show(self) -> None:

@@ -16,6 +16,7 @@ from made_videos import moving_texture, write_motion_jpeg, write_sound, write_vi
 
 import flowkit
 from flowkit.records.unfinished import DEAD_S, MARK
+from flowkit_cli import output
 from flowkit_cli.main import COMMANDS, main
 from flowkit_cli.reference import reference
 
@@ -480,3 +481,36 @@ def test_on_windows_one_line_says_where_it_runs(monkeypatch, capsys):
         main()
     assert ended.value.code == 2
     assert "WSL2" in capsys.readouterr().err
+
+
+def test_a_log_has_what_the_terminal_showed_with_times(tmp_path):
+    (tmp_path / "empty").mkdir()
+    log = tmp_path / "night.log"
+    shown = []
+    for arguments in (["--log", str(log), "info", "none"], ["info", "empty", "--log", str(log)]):
+        done = subprocess.run(
+            [*FLOWKIT, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
+        )
+        shown += [f"flowkit {' '.join(arguments)}", *(done.stdout + done.stderr).splitlines()]
+    lines = log.read_text().splitlines()
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines)
+    said = [line[20:].removeprefix(f"flowkit {flowkit.__version__}: ") for line in lines]
+    assert said == shown and len(said) == 4
+
+
+def test_a_log_is_added_to_no_other_file(tmp_path, capsys, monkeypatch):
+    other = tmp_path / "notes.txt"
+    other.write_text("mine\n")
+    monkeypatch.setattr(sys, "argv", ["flowkit", "--log", str(other), "info", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and other.read_text() == "mine\n"
+    assert "not a log of flowkit" in capsys.readouterr().err
+
+
+def test_a_log_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(output, "log_path", tmp_path / "gone" / "a.log")
+    output.say("one")
+    output.say("two")
+    said = capsys.readouterr().err.splitlines()
+    assert [line for line in said if "--log" not in line] == ["one", "two"] and len(said) == 3
