@@ -4,8 +4,9 @@
 
 DATA is the folder of real clips (default: $FLOWKIT_DATA, else ../shared/data beside the project),
 or a file that `--sample FILE` made of one, for a machine that cannot read it: frames, OpenCV's
-TV-L1 of them and Middlebury's scenes. On the CPU every method has one core. With `--gpu` those of a
-GPU are measured, and torchvision's RAFT at random weights, on which its speed does not depend, as
+TV-L1 of them and Middlebury's scenes. On the CPU every method has one core, and seconds are those
+of processor time, so that others at work there hardly matter. With `--gpu` those of a GPU are
+measured, and torchvision's RAFT at random weights, on which its speed does not depend, as
 raft_small:DTYPE:BATCH. Methods run in processes of their own, each for `--rounds` times `--seconds`
 and always through whole sweeps: two pairs of every clip. What fails or comes after `--limit`
 seconds costs itself only. FILE, one JSON object, is whole after each process; stderr gets a table.
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,7 +46,7 @@ from flowkit.workers.children import CHILD_ENVIRONMENT
 
 SIZE = (256, 340)  # (H, W) px: that of the action recognition data sets
 FRAMES = 9  # of a clip: four sweeps of two pairs
-WARM = 32  # pairs before the first round: compilation, memory, clocks
+WARM = 32  # pairs before the first round on a GPU: compilation, memory, clocks; on the CPU two
 ON_CPU = (
     "tvl1-opencv", "tvl1", "tvl1:fast", "farneback-opencv", "farneback",
     "dis:medium", "dis", "dis:ultrafast",
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", metavar="NAME[:PRESET]")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a round, at least")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clips", type=int, default=len(PAIRS), help="at most so many of them")
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds of the whole")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--sample", type=Path, metavar="FILE", help="write it, and measure nothing")
@@ -167,12 +169,14 @@ def write_sample(file: Path, sample: Sample) -> None:
     np.savez_compressed(file, frames=sample.frames, tvl1=sample.tvl1, **scenes)
 
 
-def read_sample(file: Path) -> Sample:
+def read_sample(file: Path, clips: int) -> Sample:
+    """What `write_sample` wrote; of more clips than `clips` as many, evenly spread."""
     with np.load(file) as arrays:
+        step = max(1, len(arrays["frames"]) // clips)
         scenes = [key.partition("/")[0] for key in arrays.files if key.endswith("/truth")]
         return Sample(
-            arrays["frames"],
-            arrays["tvl1"],
+            arrays["frames"][::step][:clips],
+            arrays["tvl1"][::step][:clips],
             {
                 scene: tuple(arrays[f"{scene}/{part}"] for part in ("first", "second", "truth"))
                 for scene in scenes
@@ -224,7 +228,7 @@ def named(name: str) -> Any:
 
 def measure_here(methods: list[str], options: argparse.Namespace) -> None:
     """Print what is known of each method, a JSON line of all of it whenever it is more."""
-    sample = read_sample(options.data)
+    sample = read_sample(options.data, options.clips)
     for name in methods:
         known: dict[str, Any] = {"method": name}
         try:
@@ -241,9 +245,10 @@ def measure(
     method: Any, sample: Sample, options: argparse.Namespace, file: Path
 ) -> Iterator[dict[str, Any]]:
     """Its speed, its agreement with TV-L1, its errors; its fields of the first pairs, to `file`."""
-    for _ in method.fields(sample.sweeps[0][:WARM]):
+    for _ in method.fields(sample.sweeps[0][: WARM if options.gpu else 2]):
         pass
-    rounds = [rate(method, sample.sweeps, options.seconds) for _ in range(options.rounds)]
+    clock = time.perf_counter if options.gpu else time.process_time
+    rounds = [rate(method, sample.sweeps, options.seconds, clock) for _ in range(options.rounds)]
     yield {"pairs_per_s": statistics.median(rounds), "rounds": rounds}
     if isinstance(method, RandomRAFT):
         return
@@ -258,18 +263,20 @@ def measure(
     yield {"ground_truth_px": errors}
 
 
-def rate(method: Any, sweeps: list[list[Pair]], seconds: float) -> float:
+def rate(
+    method: Any, sweeps: list[list[Pair]], seconds: float, clock: Callable[[], float]
+) -> float:
     """Pairs/s, from gray frames in memory to fields in memory, over whole sweeps."""
-    start = time.perf_counter()
+    start = clock()
 
     def supply() -> Iterator[Pair]:
         for sweep in cycle(sweeps):
             yield from sweep
-            if time.perf_counter() - start >= seconds:
+            if clock() - start >= seconds:
                 return
 
     count = sum(1 for _ in method.fields(supply()))
-    return float(f"{count / (time.perf_counter() - start):.4g}")
+    return float(f"{count / (clock() - start):.4g}")
 
 
 def difference(fields: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
@@ -296,7 +303,7 @@ def compare(methods: list[str], options: argparse.Namespace, end: float) -> None
         if file.suffix != ".npz":
             file = Path(folder) / "sample.npz"
             write_sample(file, make_sample(options.data))
-        sample = read_sample(file)
+        sample = read_sample(file, options.clips)
         report["clips"] = len(sample.frames)
         for _, names in groupby(methods, process_of):
             report["methods"] += run_process(list(names), file, Path(folder), options, end)
@@ -322,7 +329,8 @@ def run_process(
     """What a process came to know of each method, with an "error" where that is not all."""
     left = end - time.monotonic()
     command = [sys.executable, __file__, str(file), "--child", str(folder), "--methods", *names]
-    command += ["--seconds", str(options.seconds), "--rounds", str(options.rounds)]
+    command += [f"--{name}={getattr(options, name)}" for name in ("seconds", "rounds", "clips")]
+    command += ["--gpu"] if options.gpu else []
     project = str(Path(__file__).parents[1])
     paths = os.pathsep.join(filter(None, (project, os.environ.get("PYTHONPATH"))))
     one_core = {} if options.gpu else CHILD_ENVIRONMENT
