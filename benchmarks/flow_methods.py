@@ -5,11 +5,11 @@
 DATA is the folder of real clips (default: $FLOWKIT_DATA, else ../shared/data beside the project),
 or a file that `--sample FILE` made of one, for a machine that cannot read it: frames, OpenCV's
 TV-L1 of them and Middlebury's scenes. On the CPU every method has one core, and seconds are those
-of processor time, so that others at work there hardly matter. With `--gpu` those of a GPU are
+of processor time, so that others at work there matter less. With `--gpu` those of a GPU are
 measured, and torchvision's RAFT at random weights, on which its speed does not depend, as
-raft_small:DTYPE:BATCH. Methods run in processes of their own, each for `--rounds` times `--seconds`
-and always through whole sweeps: two pairs of every clip. What fails or comes after `--limit`
-seconds costs itself only. FILE, one JSON object, is whole after each process; stderr gets a table.
+raft_small:DTYPE:BATCH. Methods take turns, each for `--rounds` times `--seconds` and always through
+whole sweeps: two pairs of every clip. What fails or comes after `--limit` seconds costs itself
+only. FILE, one JSON object, is whole after each process; stderr gets a table.
 """
 
 from __future__ import annotations
@@ -78,17 +78,15 @@ class Sample:
     tvl1: np.ndarray
     scenes: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
-    @cached_property
-    def firsts(self) -> list[Pair]:
-        """The first pair of every clip."""
-        return self.sweeps[0][::2]
+    def sweeps(self, clips: int) -> list[list[Pair]]:
+        """The pairs of at most so many clips, evenly chosen, in lists of two pairs of each of them.
 
-    @cached_property
-    def sweeps(self) -> list[list[Pair]]:
-        """All pairs, in lists of two pairs of every clip; a frame of two pairs is one array."""
-        clips = [list(clip) for clip in self.frames]
+        A frame of two pairs is one array.
+        """
+        step = max(1, len(self.frames) // clips)
+        chosen = [list(clip) for clip in self.frames[::step][:clips]]
         return [
-            [(clip[k], clip[k + 1]) for clip in clips for k in (t, t + 1)]
+            [(clip[k], clip[k + 1]) for clip in chosen for k in (t, t + 1)]
             for t in range(0, self.frames.shape[1] - 2, 2)
         ]
 
@@ -100,7 +98,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", metavar="NAME[:PRESET]")
     parser.add_argument("--seconds", type=float, default=1.0, help="of a round, at least")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--clips", type=int, default=len(PAIRS), help="at most so many of them")
+    parser.add_argument("--clips", type=int, default=len(PAIRS), help="timed, at most")
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds of the whole")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--sample", type=Path, metavar="FILE", help="write it, and measure nothing")
@@ -169,14 +167,12 @@ def write_sample(file: Path, sample: Sample) -> None:
     np.savez_compressed(file, frames=sample.frames, tvl1=sample.tvl1, **scenes)
 
 
-def read_sample(file: Path, clips: int) -> Sample:
-    """What `write_sample` wrote; of more clips than `clips` as many, evenly spread."""
+def read_sample(file: Path) -> Sample:
     with np.load(file) as arrays:
-        step = max(1, len(arrays["frames"]) // clips)
         scenes = [key.partition("/")[0] for key in arrays.files if key.endswith("/truth")]
         return Sample(
-            arrays["frames"][::step][:clips],
-            arrays["tvl1"][::step][:clips],
+            arrays["frames"],
+            arrays["tvl1"],
             {
                 scene: tuple(arrays[f"{scene}/{part}"] for part in ("first", "second", "truth"))
                 for scene in scenes
@@ -227,33 +223,40 @@ def named(name: str) -> Any:
 
 
 def measure_here(methods: list[str], options: argparse.Namespace) -> None:
-    """Print what is known of each method, a JSON line of all of it whenever it is more."""
-    sample = read_sample(options.data, options.clips)
-    for name in methods:
-        known: dict[str, Any] = {"method": name}
-        try:
-            for more in measure(named(name), sample, options, options.child / f"{name}.npy"):
-                known.update(more)
-                print(json.dumps(known), flush=True)
-        except Exception as error:  # of a GPU, a driver or a library: the others go on
-            reason = str(error).strip().partition("\n")[0]
-            known["error"] = f"{type(error).__name__}: {reason[:300]}"
-            print(json.dumps(known), flush=True)
+    """Print what is known of each method, a JSON line of all of it whenever it is more.
+
+    They take turns, so that whatever else the machine does meets all of them.
+    """
+    sample = read_sample(options.data)
+    known: dict[str, dict[str, Any]] = {name: {"method": name} for name in methods}
+    at_work = {name: measure(name, sample, options) for name in methods}
+    while at_work:
+        for name, more in list(at_work.items()):
+            try:
+                known[name].update(next(more))
+            except StopIteration:
+                del at_work[name]
+            except Exception as error:  # of a GPU, a driver or a library: the others go on
+                reason = str(error).strip().partition("\n")[0]
+                known[name]["error"] = f"{type(error).__name__}: {reason[:300]}"
+                del at_work[name]
+            print(json.dumps(known[name]), flush=True)
 
 
-def measure(
-    method: Any, sample: Sample, options: argparse.Namespace, file: Path
-) -> Iterator[dict[str, Any]]:
-    """Its speed, its agreement with TV-L1, its errors; its fields of the first pairs, to `file`."""
-    for _ in method.fields(sample.sweeps[0][: WARM if options.gpu else 2]):
+def measure(name: str, sample: Sample, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A method's speed after every round, then its agreement with TV-L1, then its errors."""
+    method, sweeps = named(name), sample.sweeps(options.clips)
+    for _ in method.fields(sweeps[0][: WARM if options.gpu else 2]):
         pass
     clock = time.perf_counter if options.gpu else time.process_time
-    rounds = [rate(method, sample.sweeps, options.seconds, clock) for _ in range(options.rounds)]
-    yield {"pairs_per_s": statistics.median(rounds), "rounds": rounds}
+    rounds: list[float] = []
+    for _ in range(options.rounds):
+        rounds.append(rate(method, sweeps, options.seconds, clock))
+        yield {"pairs_per_s": statistics.median(rounds), "rounds": rounds}
     if isinstance(method, RandomRAFT):
         return
-    fields = np.array(list(method.fields(sample.firsts)))
-    np.save(file, fields)
+    fields = np.array(list(method.fields([(clip[0], clip[1]) for clip in sample.frames])))
+    np.save(options.child / f"{name}.npy", fields)
     if sample.tvl1.size:
         yield {"to_tvl1_px": difference(fields, sample.tvl1)}
     errors = {}
@@ -294,6 +297,8 @@ def compare(methods: list[str], options: argparse.Namespace, end: float) -> None
         "flowkit": flowkit.__version__,
         "commit": commit(),
         "machine": gpu_name() if options.gpu else processor_name(),
+        "load_average": [round(load, 1) for load in os.getloadavg()],
+        "cores": os.cpu_count(),
         "size": list(SIZE),
         "seconds": options.seconds,
         "methods": [],
@@ -303,8 +308,8 @@ def compare(methods: list[str], options: argparse.Namespace, end: float) -> None
         if file.suffix != ".npz":
             file = Path(folder) / "sample.npz"
             write_sample(file, make_sample(options.data))
-        sample = read_sample(file, options.clips)
-        report["clips"] = len(sample.frames)
+        sample = read_sample(file)
+        report["clips"] = min(options.clips, len(sample.frames))
         for _, names in groupby(methods, process_of):
             report["methods"] += run_process(list(names), file, Path(folder), options, end)
             report["same"] = compare_fields(Path(folder), sample)
@@ -316,11 +321,10 @@ def compare(methods: list[str], options: argparse.Namespace, end: float) -> None
 
 
 def process_of(name: str) -> str:
-    """What names of one process share: importing torch, or opening the GPU, takes seconds."""
+    """What names of one process share; those of OpenCV on a GPU, which may crash, do not."""
     name = name.partition(":")[0]
-    if name not in METHODS:
-        return "torch"
-    return "cuda" if METHODS[name].runs_on == "cuda" else name
+    place = METHODS[name].runs_on if name in METHODS else "torch"
+    return name if place == "opencv-cuda" else place
 
 
 def run_process(
@@ -357,7 +361,8 @@ def run_process(
 def compare_fields(folder: Path, sample: Sample) -> dict[str, dict[str, float]]:
     """Differences in px of the methods that should give the same, of those that were measured."""
     fields = {file.stem: np.load(file) for file in folder.glob("*.npy")}
-    fields["farneback-opencv"] = np.array(list(OpenCVFarneback().fields(sample.firsts)))
+    firsts = [(clip[0], clip[1]) for clip in sample.frames]
+    fields["farneback-opencv"] = np.array(list(OpenCVFarneback().fields(firsts)))
     return {
         f"{name} to {other}": difference(fields[name], fields[other])
         for name, other in SAME.items()
