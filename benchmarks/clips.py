@@ -1,4 +1,4 @@
-"""What the benchmarks share: where the real clips are, and how they end where they cannot run."""
+"""What the benchmarks share: the real clips, how accuracy is told, and how they end in error."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from flowkit.errors import FlowkitError
+
+if TYPE_CHECKING:
+    from flowkit.scores.files import Scores
 
 
 def default_data() -> Path:
@@ -21,6 +25,20 @@ def found(path: Path) -> Path:
     if not path.exists():
         raise FlowkitError(f"{path}: not there; name the folder of real clips, or set FLOWKIT_DATA")
     return path
+
+
+def accuracy(scores: Scores) -> dict[str, Any]:
+    """How many videos of scores have their class first, with the 95% Wilson interval."""
+    from flowkit.report.figures import wilson
+
+    right = int((scores.values.argmax(1) == scores.labels).sum())
+    rate = wilson(right / len(scores.labels), len(scores.labels))
+    return {
+        "accuracy": round(rate.value, 4),
+        "interval_95": [round(rate.low, 4), round(rate.high, 4)],
+        "right": right,
+        "videos": len(scores.labels),
+    }
 
 
 def run_benchmark(main: Callable[[], None]) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from clips import run_benchmark
+from clips import accuracy, run_benchmark
 
 from flowkit.data.splits import Split, Video
 from flowkit.idt.records import find_tracks
@@ -33,7 +33,6 @@ from flowkit.idt.vectors import (
     read_codebooks,
     write_codebooks,
 )
-from flowkit.report.figures import wilson
 from flowkit.scores.files import Scores, name_streams, read_scores, write_scores
 from flowkit.scores.fusion import Fusion, fuse
 
@@ -53,7 +52,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     found = {number: score(read_split(options.data, number), options) for number in SPLITS}
-    rows = {f"split {number}": judge(scores["test"]) for number, scores in found.items()}
+    rows = {f"split {number}": accuracy(scores["test"]) for number, scores in found.items()}
     mean = float(np.mean([row["accuracy"] for row in rows.values()]))
     rows |= fusions(found[1]["test"], options.streams)
     for name, row in rows.items():
@@ -137,22 +136,10 @@ def fusions(test: Scores, files: list[Path]) -> dict[str, Any]:
     if len(streams) > 1:
         sets += [streams, {**streams, STREAM: test}]
     return {
-        " + ".join(one): judge(next(iter(one.values())) if len(one) == 1 else
+        " + ".join(one): accuracy(next(iter(one.values())) if len(one) == 1 else
                                fuse(one, Fusion("average")))
         for one in sets
     }  # fmt: skip
-
-
-def judge(scores: Scores) -> dict[str, Any]:
-    """Accuracy over the test videos with its 95% Wilson interval."""
-    right = int((scores.values.argmax(1) == scores.labels).sum())
-    rate = wilson(right / len(scores.labels), len(scores.labels))
-    return {
-        "accuracy": round(rate.value, 4),
-        "interval_95": [round(rate.low, 4), round(rate.high, 4)],
-        "right": right,
-        "videos": len(scores.labels),
-    }
 
 
 if __name__ == "__main__":

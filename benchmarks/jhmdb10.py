@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clips import run_benchmark
+from clips import accuracy, run_benchmark
 
 from flowkit.data.augment import Augmentation
 from flowkit.data.clips import STREAMS, Stream
@@ -29,7 +29,6 @@ from flowkit.data.splits import Split, hold_out
 from flowkit.data.stacks import StackForm
 from flowkit.evaluation.scoring import Part, Scorer, TestViews, score_part
 from flowkit.networks.checkpoints import read_checkpoint
-from flowkit.report.figures import wilson
 from flowkit.scores.files import Scores, read_scores, write_scores
 from flowkit.scores.fitting import fit_linear
 from flowkit.scores.fusion import Fusion, fuse
@@ -105,19 +104,6 @@ def fuse_streams(
     return fused
 
 
-def judge(scores: Scores, yardstick: float | None) -> dict[str, Any]:
-    """Accuracy over the test videos with its 95% Wilson interval."""
-    right = int((scores.values.argmax(1) == scores.labels).sum())
-    rate = wilson(right / len(scores.labels), len(scores.labels))
-    return {
-        "accuracy": round(rate.value, 4),
-        "interval_95": [round(rate.low, 4), round(rate.high, 4)],
-        "right": right,
-        "videos": len(scores.labels),
-        "yardstick": yardstick,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("records", type=Path)
@@ -139,7 +125,9 @@ def main() -> None:
         for part in PARTS:
             scores[part][stream] = by_part[part]
     methods = scores["test"] | fuse_streams(scores["test"], scores["heldout"], options.runs)
-    found = {name: judge(one, YARDSTICK.get(name)) for name, one in methods.items()}
+    found = {
+        name: accuracy(one) | {"yardstick": YARDSTICK.get(name)} for name, one in methods.items()
+    }
     for name, figures in found.items():
         low, high = figures["interval_95"]
         yardstick = figures["yardstick"]

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from clips import run_benchmark
+from clips import accuracy, run_benchmark
 from torch import nn
 
 from flowkit.data.augment import Augmentation
@@ -46,7 +46,7 @@ from flowkit.networks.checkpoints import BEST, Checkpoint, read_checkpoint, writ
 from flowkit.networks.streams import StreamNet
 from flowkit.networks.weights import FirstLayer
 from flowkit.records.reading import flow_of
-from flowkit.report.figures import mcnemar, wilson
+from flowkit.report.figures import mcnemar
 from flowkit.scores.files import Scores, read_scores, write_scores
 from flowkit.scores.fitting import fit_linear, fit_weights
 from flowkit.scores.fusion import Fusion, fuse
@@ -326,18 +326,6 @@ def run_training(job: Job, folder: Path, device: torch.device, profile: Profile)
 def name_of(device: torch.device) -> str:
     """The GPU's name, or "CPU"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-
-
-def accuracy(scores: Scores) -> dict[str, Any]:
-    """Of how many videos the first class is right, with its 95% Wilson interval."""
-    right = int((scores.values.argmax(1) == scores.labels).sum())
-    rate = wilson(right / len(scores.labels), len(scores.labels))
-    return {
-        "accuracy": round(rate.value, 4),
-        "interval_95": [round(rate.low, 4), round(rate.high, 4)],
-        "right": right,
-        "videos": len(scores.labels),
-    }
 
 
 def run_cell(

@@ -224,10 +224,28 @@ def test_reproduce(data_set, tmp_path):
     assert "| 1b | temporal, L = 1 |" in done.stdout
 
 
+def test_faults(tmp_path):
+    small = "faults.FLIPS = faults.MUTATIONS = 3; faults.RACES = faults.SYNC_PAIRS = 1"
+    source = f"import faults; {small}; faults.FREE_KB = range(0, 16, 8); faults.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", source, "--write", str(tmp_path / "page.md")],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert len(rows) > 25 and sum(int(tried) for _, _, tried, *_ in rows) > 300
+    assert {int(wrong) for *_, wrong, _ in rows} == {0}
+    assert rows[-1][1] in (tmp_path / "page.md").read_text(encoding="utf-8")
+
+
 def test_every_benchmark_has_its_test():
     text = Path(__file__).read_text(encoding="utf-8")
     scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"clips.py"}
-    assert {name for name in scripts if f'"{name}"' not in text} == set()
+    tested = {name for name in scripts if f'"{name}"' in text or f"import {name[:-3]};" in text}
+    assert scripts - tested == set()
 
 
 @pytest.mark.parametrize(
