@@ -202,7 +202,12 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(0),
             help="Blocks of the trunk that learn in its second phase.",
         ),
-        click.option("--eval-every", type=click.IntRange(1), help="Steps between checkpoints."),
+        click.option(
+            "--eval-every",
+            type=click.IntRange(1),
+            help="Steps between checkpoints, each of which follows the held-out part; without such "
+            "a part there is one every minute.",
+        ),
         click.option(
             "--eval-moments",
             type=click.IntRange(1),

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import types
 from collections import Counter
 from contextlib import nullcontext
@@ -33,7 +34,7 @@ from flowkit.errors import (
 )
 from flowkit.networks.checkpoints import BEST, LAST, load_net, read_checkpoint, read_tensors
 from flowkit.networks.streams import build_stream
-from flowkit.training import log
+from flowkit.training import log, loop, saving
 from flowkit.training.distributed import Ranks, choose_device, join_ranks
 from flowkit.training.jobs import Machine
 from flowkit.training.loop import rehearse, train
@@ -273,8 +274,8 @@ def test_killed_without_notice_it_goes_on_from_the_last_checkpoint(tmp_path, rec
     job = make_job(records)
     run(job, tmp_path / "straight")
     for progress in train(job, tmp_path / "killed", ALONE, Machine()):
-        if progress.step == 4:
-            break  # what a kill at step 4 leaves
+        if progress.step == 6:
+            break  # what a kill leaves before this step's checkpoint
     assert read_checkpoint(tmp_path / "killed" / LAST).step == 4
     run(job, tmp_path / "killed", start="resume")
     assert_same(weights_of(tmp_path / "straight"), weights_of(tmp_path / "killed"))
@@ -577,6 +578,7 @@ def test_killed_while_it_writes_the_checkpoint_before_is_whole(
     job = make_job(records)
     training = prepare(job, ALONE, Machine())
     training.save(tmp_path, LAST)
+    training.finish_saving()
     before = weights_of(tmp_path)
     with training.loader() as batches:
         training.take_step(batches)
@@ -593,12 +595,82 @@ def test_killed_while_it_writes_the_checkpoint_before_is_whole(
         patched.setattr(documents, "sync", sync_some)
         with pytest.raises(KeyboardInterrupt) if survivors < 6 else nullcontext():
             training.save(tmp_path, LAST)
+            training.finish_saving()
     if survivors < 5:  # weights, state, last.json: a sync before the rename of each, and one after
         assert read_checkpoint(tmp_path / LAST).step == 0
         assert_same(weights_of(tmp_path), before)
     training.save(tmp_path, LAST)
+    training.finish_saving()
     assert read_checkpoint(tmp_path / LAST).step == 1
     assert len(list(tmp_path.glob("step-*"))) == 2
+
+
+def test_without_a_held_out_part_checkpoints_go_by_time(tmp_path, records, monkeypatch):
+    saved = []
+    write = saving.write_checkpoint
+    monkeypatch.setattr(
+        saving,
+        "write_checkpoint",
+        lambda folder, names, one, *rest: (
+            saved.append((one.step, names)),
+            write(folder, names, one, *rest),
+        ),
+    )
+    job = make_job(records, make_split(heldout=0), recipe={"steps": 4, "eval_every": 1})
+    run(job, tmp_path / "seldom")
+    assert saved == [(4, (LAST, BEST))]
+    saved.clear()
+    monkeypatch.setattr(loop, "SAVE_S", 0.0)
+    run(job, tmp_path / "often")
+    assert saved == [(1, (LAST,)), (2, (LAST,)), (3, (LAST,)), (4, (LAST, BEST))]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_killed_between_checkpoints_by_time_it_goes_on_bit_for_bit(
+    tmp_path, records, monkeypatch, step
+):
+    job = make_job(records, make_split(heldout=0), recipe={"steps": 4})
+    run(job, tmp_path / "straight")
+    monkeypatch.setattr(loop, "SAVE_S", 0.0)
+    for progress in train(job, tmp_path / "killed", ALONE, Machine()):
+        if progress.step == step + 1:
+            break  # what a kill leaves before this step's checkpoint
+    assert read_checkpoint(tmp_path / "killed" / LAST).step == step
+    run(job, tmp_path / "killed", start="resume")
+    for name in (LAST, BEST):
+        assert_same(weights_of(tmp_path / "straight", name), weights_of(tmp_path / "killed", name))
+    rows = list(csv.DictReader((tmp_path / "killed" / "log.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4"]
+
+
+def test_a_checkpoint_is_of_its_moment_whatever_steps_follow(tmp_path, records, monkeypatch):
+    training, may_write = prepare(make_job(records), ALONE, Machine()), threading.Event()
+    write = saving.write_checkpoint
+    monkeypatch.setattr(
+        saving, "write_checkpoint", lambda *given: (may_write.wait(60), write(*given))
+    )
+    before = {name: value.clone() for name, value in training.net.state_dict().items()}
+    training.save(tmp_path, LAST)
+    with training.loader() as batches:
+        training.take_step(batches)
+        training.take_step(batches)
+    may_write.set()
+    training.finish_saving()
+    assert read_checkpoint(tmp_path / LAST).step == 0
+    assert_same(weights_of(tmp_path), before)
+    assert not torch.equal(next(training.net.parameters()), next(iter(before.values())))
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_training(tmp_path, records, monkeypatch):
+    def full(*_):
+        raise CheckpointError("no space left")
+
+    monkeypatch.setattr(saving, "write_checkpoint", full)
+    monkeypatch.setattr(loop, "SAVE_S", 0.0)
+    job, told = make_job(records, make_split(heldout=0)), []
+    with pytest.raises(CheckpointError, match="no space left"):
+        told += train(job, tmp_path, ALONE, Machine())
+    assert threading.active_count() == 1
 
 
 @pytest.mark.parametrize(

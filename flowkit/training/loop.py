@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 LOG_STEPS = 20  # most steps between two rows of the log
 LOG_S = 10.0  # seconds between two rows where steps are slow
+SAVE_S = 60.0  # seconds between two checkpoints, where no held-out part asks for them
 
 
 def split_file(name: str) -> str:
@@ -58,7 +59,8 @@ def train(
     `start`: "new" refuses a folder that holds a training, "resume" goes on with it (or begins, if
     there is none), "overwrite" begins again. Every `eval_every` steps the held-out part is
     evaluated and ``last.json`` written, and ``best.json`` where the accuracy there is the highest
-    yet (of equal ones the lower loss counts); without a held-out part the last step is the best.
+    yet (of equal ones the lower loss counts). Without a held-out part the last step is the best,
+    and ``last.json`` is written every `SAVE_S` seconds. A thread writes them while steps go on.
     SIGTERM, SIGHUP and SIGINT let the step end, save, leave a file ``stopped``, and raise Stopped.
     TrainingError where the loss is NaN.
     """
@@ -75,10 +77,13 @@ def train(
         else nullcontext() as training_log,
         training.loader() as batches,
     ):
-        for progress in _take_steps(training, folder, batches, asked):
-            if training_log is not None:
-                training_log.add(progress)
-            yield progress
+        try:
+            for progress in _take_steps(training, folder, batches, asked):
+                if training_log is not None:
+                    training_log.add(progress)
+                yield progress
+        finally:
+            training.saving.finish()
     if ranks.is_first:
         draw_log(folder)
 
@@ -86,28 +91,48 @@ def train(
 def _take_steps(
     training: Training, folder: Path, batches: Batches, asked: Callable[[], int | None]
 ) -> Iterator[StepReport]:
-    """Take the steps that are left; how it goes, now and then and wherever a checkpoint is due."""
+    """Take the steps that are left; how it goes, now and then and wherever a checkpoint is due.
+
+    That is told, and so in the log, before the checkpoint is written: a training that goes on from
+    there takes rows of later steps away, and lacks none of earlier ones.
+    """
     recipe = training.job.recipe
-    window = _Window(training.job, training.step)
+    window, saved_at = _Window(training.job, training.step), time.monotonic()
     while True:
-        is_due = training.step % recipe.eval_every == 0 or training.step == recipe.steps
-        if is_due and training.step and training.progress.get("saved") != training.step:
-            found = _ask_and_save(training, folder, asked)
-            if window.steps or found:
-                yield window.tell(training.step, found)
-            window = _Window(training.job, training.step)
+        training.saving.check()
+        if _is_due(training, saved_at) and (found := _ask(training, asked)) is not None:
+            if window.steps or found.heldout:
+                yield window.tell(training.step, found.heldout)
+            window, saved_at = _Window(training.job, training.step), time.monotonic()
+            training.progress["saved"] = training.step
+            training.save(folder, *found.names)
         if signum := int(training.ranks.most(asked() or 0)):
+            if window.steps:
+                yield window.tell(training.step)
             _save_and_stop(training, folder, signum)
         if training.step == recipe.steps:
+            training.finish_saving()
             return
         window.add(*training.take_step(batches))
-        if window.is_long and training.step % recipe.eval_every:
+        is_asked = training.heldout is not None and training.step % recipe.eval_every == 0
+        if window.is_long and not is_asked:
             yield window.tell(training.step)
             window = _Window(training.job, training.step)
 
 
+def _is_due(training: Training, saved_at: float) -> bool:
+    """Whether this step has a checkpoint: the last, each that is asked about, or one a minute."""
+    recipe, step = training.job.recipe, training.step
+    if not step or training.progress.get("saved") == step:
+        return False
+    if training.heldout is not None or step == recipe.steps:
+        return step % recipe.eval_every == 0 or step == recipe.steps
+    return bool(training.ranks.most(time.monotonic() - saved_at >= SAVE_S))
+
+
 def _save_and_stop(training: Training, folder: Path, signum: int) -> NoReturn:
     training.save(folder, LAST)
+    training.finish_saving()
     stopped = Stopped(signum)
     if training.ranks.is_first:
         (folder / STOPPED_FILE).write_text(f"{stopped} after step {training.step}\n")
@@ -192,28 +217,29 @@ class _Window:
         )
 
 
-def _ask_and_save(
-    training: Training, folder: Path, asked: Callable[[], int | None]
-) -> tuple[float, float] | None:
-    """Ask the held-out part and write the checkpoints that are due; None where there is no part."""
-    names = [LAST]
-    found = None
+class _Found(NamedTuple):
+    """What the held-out part says of a step, loss and accuracy, and how its checkpoint is named."""
+
+    heldout: tuple[float, float] | None
+    names: list[str]
+
+
+def _ask(training: Training, asked: Callable[[], int | None]) -> _Found | None:
+    """Ask the held-out part, if there is one; None where a signal came, to ask again later."""
     if training.heldout is None:
-        if training.step == training.job.recipe.steps:
-            names.append(BEST)
-    else:
-        found = training.ask_heldout(asked)
-        if found is None:  # stopped; asked again when it goes on
-            return None
-        loss, accuracy = found
-        best = training.progress.get("best")
-        if best is None or (accuracy, -loss) > (best["accuracy"], -best["loss"]):
-            best = {"step": training.step, "accuracy": accuracy, "loss": loss}
-            names.append(BEST)
-        training.progress = {"best": best, "heldout": {"accuracy": accuracy, "loss": loss}}
-    training.progress["saved"] = training.step
-    training.save(folder, *names)
-    return found
+        is_last = training.step == training.job.recipe.steps
+        return _Found(None, [LAST, BEST] if is_last else [LAST])
+    training.finish_saving()  # loader workers are forked, beside which no thread is to live
+    found = training.ask_heldout(asked)
+    if found is None:
+        return None
+    loss, accuracy = found
+    names, best = [LAST], training.progress.get("best")
+    if best is None or (accuracy, -loss) > (best["accuracy"], -best["loss"]):
+        best = {"step": training.step, "accuracy": accuracy, "loss": loss}
+        names.append(BEST)
+    training.progress = {"best": best, "heldout": {"accuracy": accuracy, "loss": loss}}
+    return _Found(found, names)
 
 
 def _write_splits(folder: Path, tasks: Sequence[Task]) -> None:

@@ -11,7 +11,7 @@ from flowkit.errors import UsageError
 from flowkit.networks.streams import StreamNet, count_parameters
 from flowkit.workers.machine import free_bytes
 
-COPIES = 3  # copies of the weights in training, 4 bytes each: they, their gradients, their momentum
+COPIES = 5  # copies of the weights, 4 bytes each: they, gradients, momentum, a checkpoint to write
 Shapes = Sequence[tuple[int, int, int]]  # (C, h, w) of each input of a network
 # Share of a CPU's free memory that a pass may take: the loader and the system need the rest
 SHARE = 0.6

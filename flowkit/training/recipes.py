@@ -37,8 +37,8 @@ class Recipe:
     trunk takes `trunk_rate` of it, the heads all. `frozen_statistics` keeps those of given weights
     in all batch normalizations but the first (the same paper's partial BN). `clip_norm` is the
     largest norm of the gradient, None for any. Two phases: the heads alone learn for
-    `first_phase_steps`, then the last `top_blocks` blocks of the trunk, too. The held-out part is
-    asked and a checkpoint written every `eval_every` steps.
+    `first_phase_steps`, then the last `top_blocks` blocks of the trunk, too. The held-out part, if
+    there is one, is asked and a checkpoint written every `eval_every` steps.
     """
 
     mode: Mode = "scratch"

@@ -20,7 +20,7 @@ from flowkit.data.datasets import TestClips
 from flowkit.data.origins import Origin
 from flowkit.data.plane_batches import stack_planes
 from flowkit.errors import CheckpointError, FlowkitError, TrainingError, UsageError
-from flowkit.networks.checkpoints import Checkpoint, read_checkpoint, read_tensors, write_checkpoint
+from flowkit.networks.checkpoints import Checkpoint, read_checkpoint, read_tensors
 from flowkit.networks.streams import StreamNet
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
@@ -28,6 +28,7 @@ from flowkit.training.loading import Batches, PassesAhead, loading, loading_pass
 from flowkit.training.micro_batch import fitting_micro_batch
 from flowkit.training.recipes import Recipe
 from flowkit.training.sampling import MicroBatches, StepClips, task_counts
+from flowkit.training.saving import CheckpointThread
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,7 @@ class Training:
         self.flow, self.trained_on = flow, trained_on
         self.step, self.progress = step, progress or {}
         self.micro_batch = micro_batch
+        self.saving = CheckpointThread()
         recipe = job.recipe
         self.batches = MicroBatches(
             step,
@@ -174,7 +176,10 @@ class Training:
         return -right.log().mean().item(), (scores.argmax(1) == labels).double().mean().item()
 
     def save(self, folder: Path, *names: str) -> None:
-        """Write a checkpoint of this step into `folder` under `names`."""
+        """Begin to write a checkpoint of this step into `folder` under `names`.
+
+        It is one of this moment, whatever steps follow; `finish_saving` waits for it.
+        """
         self._average_statistics()
         if self.ranks.is_first:
             job = self.job
@@ -188,10 +193,14 @@ class Training:
                 crop=job.augmentation.crop,
                 flow=self.flow,
                 training=job.describe() | {"places": job.places()},
-                progress=self.progress,
+                progress=dict(self.progress),
                 trained_on=self.trained_on,
             )
-            write_checkpoint(folder, names, checkpoint, self.net.state_dict(), self._momentum())
+            self.saving.write(folder, names, checkpoint, self.net.state_dict(), self._momentum())
+
+    def finish_saving(self) -> None:
+        """Wait until the last checkpoint is on the disk, and until all processes are here."""
+        self.saving.finish()
         self.ranks.wait()
 
     def _average_statistics(self) -> None:
