@@ -71,7 +71,7 @@ def test_every_layout_gives_its_fields_and_frames(tmp_path, layout):
     path = write_video(tmp_path, layout)
     asked = "mmaction2" if layout == "short names" else layout
     record = open_foreign(path, layout=asked, bound=20)
-    assert (record.size, record.name) == (SIZE, "v_Run_g01_c01")
+    assert (record.size, record.name, record.format) == (SIZE, "v_Run_g01_c01", "jpg")
     assert (record.field_count(), record.frame_count) == (COUNT, COUNT + 1)
     assert (record.directions, record.steps) == (("forward",), (1,))
     fields = record.fields(1, 3)

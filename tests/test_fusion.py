@@ -1,6 +1,7 @@
 """Fusion: every rule by hand or by scikit-learn, independence of order, refusal of test rows."""
 
 import logging
+import warnings
 import zipfile
 from dataclasses import replace
 
@@ -315,8 +316,10 @@ def test_fitting_needs_labels_and_every_class(heldout):
 
 def test_a_solver_that_stops_early_is_told(heldout, caplog, monkeypatch):
     monkeypatch.setattr("flowkit.scores.fitting.PASSES", 2)
+    before = list(warnings.filters)
     with caplog.at_level(logging.WARNING, "flowkit"):
         fit_linear("svm", heldout, svm="ovr", C=1000.0)
+    assert list(warnings.filters) == before  # scikit-learn's warning is silent in there only
     assert "svm with C=1000 was not solved to the end in 2 passes" in caplog.text
 
 

@@ -132,3 +132,16 @@ def test_what_fails_while_it_is_fetched_ends_the_step_that_wants_it():
     with pytest.raises(FlowkitError, match="v7"):
         next(batches)
     assert list(PassesAhead(iter(()), CPU)) == []
+
+
+@pytest.mark.parametrize(
+    "said", ["unable to write to file </torch_1_2>: No space left", "Bus error"]
+)
+def test_too_little_shared_memory_is_said_in_one_line(said):
+    with (
+        pytest.raises(FlowkitError, match=r"too small for the batches of 0 loader.*--shm-size"),
+        loading.loading([1], CPU, 0),
+    ):
+        raise RuntimeError(f"DataLoader worker is killed by {said}")
+    with pytest.raises(RuntimeError, match=r"^mat1 and mat2$"), loading.loading([1], CPU, 0):
+        raise RuntimeError("mat1 and mat2")

@@ -1,5 +1,6 @@
 """flowkit removes and replaces what carries its own mark, and that only: names prove nothing."""
 
+import errno
 import json
 import os
 import subprocess
@@ -359,3 +360,17 @@ def test_a_foreign_zip_beside_a_record_is_in_nobodys_way(tmp_path):
 def test_two_owners_do_not_see_the_same_work_folder(tmp_path):
     with WorkFolder(tmp_path, "x") as one, WorkFolder(tmp_path, "x") as other:
         assert one.path != other.path
+
+
+def test_records_are_written_where_the_file_system_has_no_locks(tmp_path, monkeypatch):
+    def no_locks(handle, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    for name, value in (("a", 0), ("b", 1)):
+        record = write_record(tmp_path, name, FIELDS + value)
+        np.testing.assert_array_equal(record.fields(0, 3), FIELDS + value)
+    with WorkFolder(tmp_path) as work:
+        assert list(find_work(tmp_path)) == [(work.path, "in progress")]
+        os.utime(work.path / "lock", (0, time.time() - DEAD_S - 1))
+        assert list(find_work(tmp_path)) == [(work.path, "dead")]

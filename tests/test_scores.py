@@ -159,6 +159,12 @@ def test_malformed_file_is_one_clear_line(path, changes, match):
     assert_refused(path, match)
 
 
+@pytest.mark.filterwarnings("error")
+def test_scores_beyond_float32_are_refused_without_a_warning_besides():
+    with pytest.raises(ScoresError, match="got NaN or infinity for b"):
+        Scores(("a", "b"), ("run", "jump"), np.array([[0.5, 0.5], [1e300, 1]]))
+
+
 def test_missing_file_names_the_command_that_makes_it(path):
     assert_refused(path, "no such file: flowkit eval writes one")
 

@@ -37,9 +37,9 @@ from flowkit.networks.streams import build_stream
 from flowkit.training import log, loop, saving
 from flowkit.training.distributed import Ranks, choose_device, join_ranks
 from flowkit.training.jobs import Machine
-from flowkit.training.loop import rehearse, train
-from flowkit.training.micro_batch import activation_bytes, fitting_micro_batch
-from flowkit.training.recipes import Recipe, make_recipe
+from flowkit.training.loop import _Window, rehearse, train
+from flowkit.training.micro_batch import _try_micro_batch, activation_bytes, fitting_micro_batch
+from flowkit.training.recipes import RECIPES, Recipe, make_recipe
 from flowkit.training.sampling import (
     MicroBatches,
     StepClips,
@@ -107,6 +107,15 @@ def test_the_papers_recipes():
     assert tuned.steps == 20_000
     assert [tuned.rate(13_999), tuned.rate(14_000)] == pytest.approx([1e-2, 1e-3])
     assert make_recipe("paper", "last-layer").dropout == 0.5
+
+
+def test_recipes_have_sizes_for_both_streams():
+    large, small = (256, 224), (128, 112)  # short side and crop, px
+    assert {name: facts.sizes for name, facts in RECIPES.items()} == {
+        "paper": {"spatial": large, "temporal": large},
+        "short": {"spatial": small, "temporal": small},
+        "pretrained": {"spatial": large, "temporal": small},
+    }
 
 
 def test_another_number_of_steps_moves_the_drops_in_proportion():
@@ -817,6 +826,45 @@ def test_a_batch_that_does_not_fit_is_taken_in_passes(monkeypatch):
         fitting_micro_batch(net, shapes, 256, cpu, bf16=False)
 
 
+class Full(torch.nn.Module):
+    """A network with batch statistics for which more than `most` clips are too many."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.name, self.most, self.tried = "full", most, []
+        self.layers = torch.nn.Sequential(torch.nn.BatchNorm2d(4), torch.nn.Conv2d(4, 1, 1))
+
+    def forward(self, x):
+        self.tried.append((len(x), torch.is_autocast_enabled("cuda")))
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_gpu_tries_halves_of_a_batch_and_keeps_nothing_of_them(monkeypatch, bf16):
+    kept: list[str] = []
+    stand_ins = {
+        "synchronize": lambda device: None,
+        "empty_cache": lambda: None,
+        "is_bf16_supported": lambda: True,
+        "get_rng_state": lambda device: "state",
+        "set_rng_state": lambda state, device: kept.append(state),
+        "amp.common.amp_definitely_not_available": lambda: False,
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(f"torch.cuda.{name}", stand_in)
+    net, cpu = Full(4), torch.device("cpu")
+    assert _try_micro_batch(net, [(4, 8, 8)], 14, cpu, bf16=bf16) == 4
+    assert net.tried == [(size, bf16) for size in (14, 7, 4)]
+    assert kept == ["state"]
+    assert all(parameter.grad is None for parameter in net.parameters())
+    for name, tensor in Full(4).named_buffers():
+        assert torch.equal(tensor, net.get_buffer(name))
+    with pytest.raises(UsageError, match=r"full: not even one clip of .* fits on cpu"):
+        _try_micro_batch(Full(0), [(4, 8, 8)], 2, cpu, bf16=bf16)
+
+
 def test_a_rehearsal_counts_and_writes_nothing(tmp_path, records, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = rehearse(make_job(records), ALONE, Machine(micro_batch=3))
@@ -837,6 +885,9 @@ def test_options_of_the_machine_change_results_by_rounding_only(records, options
     losses = []
     for machine in (Machine(), Machine(**options)):
         training = prepare(job, ALONE, machine)
+        filters = next(p for p in training.net.parameters() if p.dim() == 4)
+        is_last = filters.is_contiguous(memory_format=torch.channels_last)
+        assert is_last == machine.channels_last
         with training.loader() as batches:
             losses.append([training.take_step(batches)[0][0] for _ in range(2)])
     assert losses[0] == pytest.approx(losses[1], rel=0.05 if "bf16" in options else 1e-4)
@@ -876,6 +927,20 @@ def test_tensorboard_is_told_what_the_csv_says(tmp_path, records, monkeypatch):
     assert told == pytest.approx(expected)
 
 
+def test_the_log_has_a_row_after_20_steps_or_10_seconds(records, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    window = _Window(make_job(records), 0)
+    for step in range(20):
+        assert not window.is_long, step
+        window.add([0.5], [1])
+    assert window.is_long
+    window = _Window(make_job(records), 20)
+    for seconds, is_long in ((9.5, False), (10.0, True), (10.5, True)):
+        now[0] = 100.0 + seconds
+        assert window.is_long == is_long
+
+
 def test_a_training_tells_its_rate_and_draws_its_curves(tmp_path, records):
     last = run(make_job(records), tmp_path)[-1]
     assert (last.step, last.steps, last.seconds_left) == (6, 6, 0)
@@ -886,6 +951,9 @@ def test_a_training_tells_its_rate_and_draws_its_curves(tmp_path, records):
     picture = ElementTree.parse(tmp_path / "curves.svg")
     lines = picture.iterfind(".//{*}polyline")
     assert [len(line.get("points").split()) for line in lines] == [len(rows)] * 4
+    for panel in picture.getroot().iterfind("{*}svg"):
+        title, *texts = [text.text for text in panel.iterfind(".//{*}text")]
+        assert ("100%" in texts) == (title == "accuracy")
 
 
 def test_fields_and_moments_of_the_made_videos_fit(records):
