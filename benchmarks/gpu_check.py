@@ -1,10 +1,12 @@
 """Tests and benchmarks that need an NVIDIA GPU, in one go and one report: `make gpu-check`.
 
-    python benchmarks/gpu_check.py [DATA] [--seconds N] [--out FILE]
+    python benchmarks/gpu_check.py [DATA] [--seconds N] [--parts NAMES] [--out FILE]
 
 Needs neither pip nor a network. Every part is a process of its own and goes into the report, FILE
 or benchmarks/results/<chip>.json, as soon as it ends: with its figures, with the error that ended
-it, or skipped, with what it lacks. No part is begun after N seconds, and none goes on for longer.
+it, or skipped, with what it lacks. A report that FILE has of this chip and this commit is gone on
+with: NAMES (a,b) are the parts to do now, all of them unless given. No part is begun after N
+seconds, and none goes on for longer.
 Status 0: no part failed and no bar that was measured was missed; 1: not so, the report says what;
 2: there is no GPU to use here, and nothing was written.
 """
@@ -85,7 +87,9 @@ def main() -> None:
     parser.add_argument("data", nargs="?", type=Path, default=default_data())
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--parts", help="names of parts, with commas between them")
     options = parser.parse_args()
+    todo = chosen(parts(options.data.absolute()), options.parts)
     try:
         count_gpus()
     except FlowkitError as error:
@@ -96,16 +100,37 @@ def main() -> None:
     name = slug(chip.get("name", "gpu"))
     file = options.out or PROJECT / "benchmarks" / "results" / f"{name}.json"
     head = {"flowkit": flowkit.__version__, "commit": commit(), "cores": CORES, "chip": chip}
-    failed = check(parts(options.data.absolute()), file, end, head)
+    failed = check(todo, file, end, head)
     print(f"wrote {file}")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
         raise SystemExit(1)
 
 
+def chosen(every: list[Part], names: str | None) -> list[Part]:
+    """The parts with these names, in their order; a usage error names one that is none."""
+    wanted = [part.name for part in every] if names is None else names.split(",")
+    if unknown := set(wanted) - {part.name for part in every}:
+        known = ", ".join(part.name for part in every)
+        print(f"--parts: expected names of {known}, got {sorted(unknown)}", file=sys.stderr)
+        raise SystemExit(2)
+    return [part for part in every if part.name in wanted]
+
+
+def begun(file: Path, head: dict[str, Any]) -> dict[str, Any]:
+    """The report in `file`, if it is of the same chip, cores and commit; else one that begins."""
+    if file.exists():
+        report = json.loads(file.read_text())
+        same = ("flowkit", "commit", "cores")
+        chips = [one.get("chip", {}).get("name") for one in (report, head)]
+        if chips[0] == chips[1] and all(report.get(key) == head.get(key) for key in same):
+            return report
+    return {**head, "bars": {}}
+
+
 def check(todo: list[Part], file: Path, end: float, head: dict[str, Any]) -> list[str]:
     """Run the parts until the monotonic time `end`; the names of what failed or was missed."""
-    report: dict[str, Any] = {**head, "bars": {}}
+    report = begun(file, head)
     file.parent.mkdir(parents=True, exist_ok=True)
     for part in todo:
         found = run_part(part, end)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from flowkit.extraction.flow_processes import FlowProcesses
     from flowkit.extraction.request import Request
     from flowkit.flow.method import FlowMethod
+    from flowkit.records.layout import Storage
 
 GPU_METHODS = {"tvl1": "tvl1-cuda", "farneback": "farneback-cuda"}  # what --gpu makes of --method
 WORKERS_PER_CORE = 1.5  # workers per core with --gpu: some wait for the GPU
@@ -137,20 +138,29 @@ def extract(
         method = _method_on_gpus(method)
     numbers = _read_gpus(gpus)
     flow_method = chosen_method(method, preset, options)
+    storage = _read_storage(options)
+    with ExitStack() as stack:
+        processes = None
+        if on_gpus and numbers is not None and not run.dry_run:
+            # Before all else: they open their GPUs while this process gets ready.
+            processes = stack.enter_context(_started(flow_method, storage, numbers))
 
-    from flowkit.extraction.extract import extract as run_extraction
-    from flowkit.extraction.plan import plan
+        from flowkit.extraction.extract import extract as run_extraction
+        from flowkit.extraction.plan import plan
 
-    request = _read_request(flow_method, options)
-    found, sources = find_sources(run)
-    todo = plan(sources, run.out, request, overwrite=run.overwrite, changed=changed)
-    workers = run.workers or _usual_workers(method, on_gpus)
-    count = output.count(workers, "worker")
-    tell_plan(run, found, sources, todo, f"{method} to {run.out}{os.sep} with {count}")
-    if run.dry_run:
-        return
-    totals = ExtractTotals(skipped=len(sources) - len(todo), todo=len(todo), workers=workers)
-    with _flow_processes(request, numbers) if on_gpus and todo else nullcontext() as processes:
+        request = _read_request(flow_method, storage, options)
+        found, sources = find_sources(run)
+        todo = plan(sources, run.out, request, overwrite=run.overwrite, changed=changed)
+        workers = run.workers or _usual_workers(method, on_gpus)
+        count = output.count(workers, "worker")
+        tell_plan(run, found, sources, todo, f"{method} to {run.out}{os.sep} with {count}")
+        if run.dry_run:
+            return
+        if on_gpus and todo:
+            processes = processes or stack.enter_context(_started(flow_method, storage, numbers))
+            with _errors_of_gpus():
+                processes.wait()
+        totals = ExtractTotals(skipped=len(sources) - len(todo), todo=len(todo), workers=workers)
         outcomes = run_extraction(
             todo,
             run.out,
@@ -158,10 +168,10 @@ def extract(
             workers=workers,
             timeout_s=run.timeout_s,
             overwrite=run.overwrite,
-            processes=processes,
+            processes=processes if todo else None,
         )
         follow(run, sources, outcomes, totals, figures=_figures)
-        if processes is not None:
+        if processes is not None and todo:
             totals.hear(processes)
     tell_totals(run, totals)
 
@@ -172,14 +182,19 @@ def _usual_workers(method: str, on_gpus: bool) -> int:
     return math.ceil(cores() * (WORKERS_PER_CORE if on_gpus else 1))
 
 
-def _read_request(method: FlowMethod, options: dict[str, Any]) -> Request:
-    """What the options ask for of every video."""
-    from flowkit.extraction.request import Request
+def _read_storage(options: dict[str, Any]) -> Storage:
+    """How the options ask for records to be stored."""
     from flowkit.records.layout import Storage
 
     stored = ("format", "quality", "bound", "rgb", "rgb_quality", "layout", "pack")
+    return Storage(**{name: options[name] for name in stored})
+
+
+def _read_request(method: FlowMethod, storage: Storage, options: dict[str, Any]) -> Request:
+    """What the options ask for of every video."""
+    from flowkit.extraction.request import Request
+
     asked = ("steps", "backward", "resize", "keep_damaged", "max_frame_mpx")
-    storage = Storage(**{name: options[name] for name in stored})
     return Request(method, storage=storage, **{name: options[name] for name in asked})
 
 
@@ -207,25 +222,28 @@ def _read_gpus(gpus: str | None) -> list[int] | None:
     return [int(name) for name in names]
 
 
-def _open_gpus(request: Request, gpus: list[int] | None) -> FlowProcesses:
-    from flowkit.extraction.flow_processes import FlowProcesses
+@contextmanager
+def _started(
+    method: FlowMethod, storage: Storage, gpus: list[int] | None
+) -> Iterator[FlowProcesses]:
+    """The processes of --gpu, which have not been waited for; their errors say so."""
+    from flowkit.extraction.flow_processes import FlowProcesses, count_gpus_apart
 
-    if gpus is None:
-        from flowkit.extraction.flow_processes import count_gpus_apart
-
-        gpus = list(range(count_gpus_apart()))
-    return FlowProcesses(request.method, request.storage, gpus=gpus)
+    with ExitStack() as stack:
+        with _errors_of_gpus():
+            gpus = list(range(count_gpus_apart())) if gpus is None else gpus
+            processes = FlowProcesses(method, storage, gpus=gpus)
+            stack.callback(processes.close)
+            processes.start()
+        yield processes
 
 
 @contextmanager
-def _flow_processes(request: Request, gpus: list[int] | None) -> Iterator[FlowProcesses]:
-    """The processes of --gpu; their errors say so."""
-    with ExitStack() as stack:
-        try:
-            processes = stack.enter_context(_open_gpus(request, gpus))
-        except FlowkitError as error:
-            raise UsageError(f"--gpu: {error}") from error
-        yield processes
+def _errors_of_gpus() -> Iterator[None]:
+    try:
+        yield
+    except FlowkitError as error:
+        raise UsageError(f"--gpu: {error}") from error
 
 
 def _figures(extracted: Extracted) -> dict[str, Any]:

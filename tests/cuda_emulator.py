@@ -44,6 +44,7 @@ static inline float4 make_float4(float x, float y, float z, float w) { return {x
 #define __forceinline__ inline
 #define __shared__ static
 #define __launch_bounds__(...)
+#define DYNAMIC_SHARED(type, name) alignas(16) static type name[(227 << 10) / sizeof(type)]
 static Index threadIdx, blockIdx, blockDim, gridDim;
 
 enum Place { BARRIER, SHUFFLE, END };
@@ -85,6 +86,14 @@ static float shuffle(float value, int lane) {
 }
 static float __shfl_up_sync(unsigned, float v, int d) { return shuffle(v, (running & 31) - d); }
 static float __shfl_down_sync(unsigned, float v, int d) { return shuffle(v, (running & 31) + d); }
+static int __shfl_sync(unsigned, int v, int lane) {
+    float given, got;
+    memcpy(&given, &v, 4);
+    got = shuffle(given, lane);
+    memcpy(&v, &got, 4);
+    return v;
+}
+static void __syncwarp() { shuffle(0.0f, 0); }
 static float __shfl_xor_sync(unsigned, float v, int m) { return shuffle(v, (running & 31) ^ m); }
 static int atomicAdd(int* at, int value) { int old = *at; *at += value; return old; }
 template <class T> static T __ldcg(const T* at) { return *at; }
@@ -202,12 +211,14 @@ class EmulatedQueue:
     """
 
     processors = 3  # so that a block makes several tiles
+    shared_bytes = 227 << 10
 
     def __init__(self, source: str, folder: Path, *, reverse: bool = False) -> None:
         self.library, self.names = build(source, folder)
         self.types = signatures(source)
         self.reverse = reverse
         self.launched: list[str] = []
+        self.shared: set[int] = set()  # bytes given to launches that were prepared
 
     @contextmanager
     def running(self):
@@ -238,7 +249,9 @@ class EmulatedQueue:
     def watch(self, array):
         return lambda: self.read(array)
 
-    def prepare(self, kernel, grid, block, *arguments):
+    def prepare(self, kernel, grid, block, *arguments, shared=0):
+        assert shared <= self.shared_bytes
+        self.shared.add(shared)
         return lambda: self.launch(kernel, grid, block, *arguments)
 
     def launch(self, kernel, grid, block, *arguments):

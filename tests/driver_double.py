@@ -46,12 +46,14 @@ class DriverDouble:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR=9,
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR=0,
         CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT=3,
+        CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN=227 << 10,
     )
     CUmemPool_attribute = SimpleNamespace(
         CU_MEMPOOL_ATTR_RELEASE_THRESHOLD=1,
         CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT=2,
         CU_MEMPOOL_ATTR_USED_MEM_CURRENT=3,
     )
+    CUfunction_attribute = SimpleNamespace(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8)
     cuuint64_t = int
 
     def __init__(self, source: str, folder: Path, memory_bytes: int = 1 << 30) -> None:
@@ -113,6 +115,9 @@ class DriverDouble:
 
     def cuModuleGetFunction(self, module, name):
         return OK, self.names.index(name.decode())
+
+    def cuFuncSetAttribute(self, function, which, value):
+        return (OK,)
 
     def cuStreamCreate(self, flags):
         self.streams.append([])

@@ -127,6 +127,21 @@ def test_it_stops_after_the_cpu_methods_very_iteration(emulated, parameters):
     assert np.abs(field - expected).max() < 2e-3  # rounding, where a pixel hangs in the balance
 
 
+def test_shared_memory_for_the_next_tile_changes_no_bit(place):
+    first = texture(70, 131)
+    pairs = [(first, shifted(first, dx, 0.3)) for dx in (0.4, 1.5)]
+    method = CudaTVL1(nscales=1, warps=1, outer_iterations=1)
+    found = []
+    for room in (227 << 10, 48 << 10):
+        queue = EmulatedQueue(cuda_tvl1.SOURCE, place)
+        queue.shared_bytes = room
+        slot = cuda_batches.Slot(queue, method, SOLVERS[CudaTVL1], cuda_batches.fetch_fields)
+        found.append((list(cuda_batches.computed(pairs, [slot], lambda size: 2)), queue.shared))
+    (staged, given), (direct, none) = found
+    assert np.array_equal(staged, direct)
+    assert given > none == {0}
+
+
 def test_each_pair_of_a_batch_stops_by_itself(emulated):
     first = texture(30, 40)
     pairs = [(first, shifted(first, dx, 0.3)) for dx in (0.1, 2.5)] + [(first, first.copy())]
@@ -353,7 +368,7 @@ class SmallGpu(EmulatedQueue):
     """A queue of a GPU whose memory holds `most` bytes in one array, and seems to hold more."""
 
     most = 10**9
-    gpu = SimpleNamespace(free_bytes=lambda: 3_000_000)
+    gpu = SimpleNamespace(free_bytes=lambda: 6_000_000)
 
     def empty(self, shape, dtype):
         if np.dtype(dtype).itemsize * math.prod(shape) > self.most:
@@ -392,16 +407,17 @@ def test_a_flow_process_computes_on_the_slots_of_a_gpu(place, emulated, quantize
     queue = SmallGpu(cuda_tvl1.SOURCE, place)
     queue.most = most
     said = []
-    server = flow_server.FlowServer(said.append)
     solver = flow_server.Solver(flow_server.Work(EmulatedTVL1(queue), quantized, 1.5))
+    server = flow_server.FlowServer(said.append, [solver] * cuda_batches.SLOTS)
     frames = [texture(20, 24, seed=seed) for seed in range(6)]
     client = Listener(frames, quantized)
-    assert solver.room((20, 24)) == int(3_000_000 * 0.8 / 2 / (120 * 480))
     server.ask(client, [(number, number, number + 1) for number in range(5)])
-    server._compute(solver, *server._gather(solver))
+    batch, room = server._gather()
+    assert room == int(6_000_000 * 0.8 / cuda_batches.SLOTS / (120 * 480))
+    server._compute(solver, batch, room)
     assert [number for number, _ in client.told] == list(range(5))
     assert [one.pairs for one in said] == halved
-    assert server._room((20, 24)) == (said[-1].pairs if said else server.rooms[20, 24])
+    assert server._limited(room, (20, 24)) == (said[-1].pairs if said else room)
     fetch = cuda_batches.fetch_planes(1.5) if quantized else cuda_batches.fetch_fields
     expected = emulated(QUICK[CudaTVL1], itertools.pairwise(frames), fetch=fetch)
     for number, one in enumerate(expected):
@@ -413,11 +429,11 @@ def test_a_flow_process_computes_on_the_slots_of_a_gpu(place, emulated, quantize
 def test_a_flow_process_says_so_where_not_even_one_pair_has_room(place):
     queue = SmallGpu(cuda_tvl1.SOURCE, place)
     queue.most = 3_000
-    server = flow_server.FlowServer(lambda message: None)
     solver = flow_server.Solver(flow_server.Work(EmulatedTVL1(queue), False, None))
+    server = flow_server.FlowServer(lambda message: None, [solver])
     client = Listener([texture(20, 24, seed=seed) for seed in range(3)], False)
     server.ask(client, [(0, 0, 1), (1, 1, 2)])
-    server._compute(solver, *server._gather(solver))
+    server._compute(solver, *server._gather())
     assert client.told == ["no memory for (2, 1152)"] * 2
 
 
@@ -666,17 +682,41 @@ def test_pinned_memory_that_nothing_uses_makes_room_for_another_size(gpu):
 def test_the_room_for_another_size_counts_what_will_be_given_back(gpu):
     size, others = (30, 40), (20, 30)
     opened = gpu(CudaFarneback, 8 << 20)
-    queue = cuda_device.GpuQueue(opened)
-    made = cuda_batches.Slot(
-        queue, QUICK[CudaFarneback], SOLVERS[CudaFarneback], cuda_batches.fetch_fields
-    )
-    room = made.room(others)
+    slots = [
+        cuda_batches.Slot(
+            cuda_device.GpuQueue(opened),
+            QUICK[CudaFarneback],
+            SOLVERS[CudaFarneback],
+            cuda_batches.fetch_fields,
+        )
+        for _ in range(2)
+    ]
+    room = cuda_batches.room_for(others, slots)
     assert room < cuda_batches.MOST_PAIRS  # it is the memory that limits it
     first = texture(*size)
     [batch] = cuda_batches.batches([(first, shifted(first, 1, 0))], lambda size: 1)
-    made.compute(batch, made.room(size))
+    slots[0].compute(batch, cuda_batches.room_for(size, slots))
     assert opened.free_bytes() < 6 << 20
-    assert made.room(others) >= room * 0.9
+    assert cuda_batches.room_for(others, slots) >= room * 0.8  # half, if it did not count
+
+
+def test_a_flow_process_asks_again_how_many_pairs_fit_when_the_size_changes(place):
+    queue = SmallGpu(cuda_tvl1.SOURCE, place)
+    memory = []
+    queue.gpu = SimpleNamespace(free_bytes=lambda: memory[-1])
+    solvers = [
+        flow_server.Solver(flow_server.Work(EmulatedTVL1(queue), True, 1.5)) for _ in range(2)
+    ]
+    server = flow_server.FlowServer(lambda message: None, solvers)
+    rooms = []
+    for free, size in ((3_000_000, (20, 24)), (900_000, (20, 24)), (900_000, (18, 20))) * 2:
+        memory.append(free)
+        frames = [texture(*size, seed=seed) for seed in range(2)]
+        server.ask(Listener(frames, True), [(0, 0, 1)])
+        rooms.append(server._gather()[1])
+        server.at_work = 0
+    large, other = (int(free * 0.8 / 2 / (120 * px)) for free, px in ((3e6, 480), (9e5, 360)))
+    assert rooms == [large, large, other] * 2
 
 
 def test_a_full_gpu_is_named_with_what_it_holds(gpu):

@@ -334,13 +334,12 @@ def test_the_place_of_a_process_travels():
 
 
 def test_a_second_batch_waits_until_it_is_half_full_or_alone():
-    server = FlowServer(lambda message: None)
+    server = FlowServer(lambda message: None, [Solver(Work(Plain(), False, None))])
     client = Client(None, (1024, 1024), [np.zeros((2, 2), np.uint8)] * 2, [])  # 8 in a batch
-    solver = Solver(Work(Plain(), False, None))
     taken: queue.Queue = queue.Queue()
 
     def gather():
-        taken.put(len(server._gather(solver)[0]))
+        taken.put(len(server._gather()[0]))
 
     def asked(pairs):
         server.ask(client, [(number, 0, 1) for number in range(pairs)])
@@ -355,7 +354,7 @@ def test_a_second_batch_waits_until_it_is_half_full_or_alone():
     asked(1)
     assert taken.get(timeout=10) == 4
     asked(20)
-    assert [len(server._gather(solver)[0]) for _ in range(3)] == [8, 8, 4]
+    assert [len(server._gather()[0]) for _ in range(3)] == [8, 8, 4]
 
 
 # --- which stage held it up ---

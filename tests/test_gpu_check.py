@@ -55,6 +55,25 @@ def test_the_report_is_there_after_each_part(tmp_path):
     assert json.loads(file.read_text())["second"]["n"] == 2  # the bars and the first part
 
 
+def test_a_report_of_the_same_chip_and_commit_is_gone_on_with(tmp_path):
+    file, later = tmp_path / "made.json", time.monotonic() + 60
+    head = {"chip": {"name": "made"}, "commit": "a"}
+    for name, other in (("first", {}), ("second", {}), ("third", {"commit": "b"})):
+        gpu_check.check([code(name, "print('{}')")], file, later, {**head, **other})
+        if name == "second":
+            assert {"first", "second"} <= json.loads(file.read_text()).keys()
+    assert json.loads(file.read_text()).keys() == {"chip", "commit", "bars", "third"}
+
+
+def test_parts_are_chosen_by_name(capsys):
+    every = [code(name, "") for name in ("a", "b", "c")]
+    assert gpu_check.chosen(every, None) == every
+    assert gpu_check.chosen(every, "c,a") == [every[0], every[2]]
+    with pytest.raises(SystemExit):
+        gpu_check.chosen(every, "a,d")
+    assert "expected names of a, b, c, got ['d']" in capsys.readouterr().err
+
+
 def test_no_part_is_begun_after_its_time(tmp_path):
     file = tmp_path / "made.json"
     assert gpu_check.check([code("late", "print('{}')")], file, time.monotonic() - 1, {}) == []

@@ -77,7 +77,8 @@ class FlowProcesses:
     `storage` says whether flow is quantized there already. `gpus` are numbers among those that
     this process may use (``CUDA_VISIBLE_DEVICES``); a method of the CPU may be computed so, too.
     Entering starts the processes and waits for them: UsageError says why one cannot compute. They
-    end with the block, and with the thread that entered it.
+    end with the block, and with the thread that entered it. Between `start` and `wait`, which it
+    calls, there may be other work; `close` is its end.
     """
 
     def __init__(self, method: FlowMethod, storage: Storage, *, gpus: Sequence[int]) -> None:
@@ -91,16 +92,25 @@ class FlowProcesses:
         self.problem = ""  # why no further video can be begun
         self._seat_of: dict[int, tuple[_Seat, str]] = {}  # video -> its seat and address there
 
+    def start(self) -> None:
+        """Start the processes that have not been started; they are not waited for."""
+        for seat in self.seats:
+            if seat.process is None:
+                self._start(seat)
+
+    def wait(self) -> None:
+        """Wait until all of them can compute; UsageError says why one cannot."""
+        for seat in self.seats:
+            problem = self._wait_for(seat)
+            if problem:
+                raise UsageError(f"GPU {seat.gpu}: {problem}")
+
     def __enter__(self) -> FlowProcesses:
         try:
-            for seat in self.seats:
-                self._start(seat)
-            for seat in self.seats:
-                problem = self._wait_for(seat)
-                if problem:
-                    raise UsageError(f"GPU {seat.gpu}: {problem}")
+            self.start()
+            self.wait()
         except BaseException:
-            self._end()
+            self.close()
             raise
         return self
 
@@ -110,7 +120,7 @@ class FlowProcesses:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end()
+        self.close()
 
     def assign(self, video: int) -> RemoteFlow:
         """Where video number `video` is computed: on the GPU with the fewest videos.
@@ -217,7 +227,8 @@ class FlowProcesses:
             seat.control.close()
             seat.control = None
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """End the processes."""
         with signals_held():
             for seat in self.seats:
                 if seat.process is not None:

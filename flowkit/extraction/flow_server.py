@@ -26,7 +26,8 @@ import numpy as np
 
 from flowkit.errors import DeviceError, DeviceMemoryError
 from flowkit.extraction.messages import Answer, Computed, Halved, Usage, Work
-from flowkit.flow.cuda.batches import BATCH_PX, SLOTS, Size, batches, fetch_fields, fetch_planes
+from flowkit.flow.cuda import batches
+from flowkit.flow.cuda.batches import BATCH_PX, SLOTS, Size, fetch_fields, fetch_planes
 from flowkit.flow.pairs import Pair
 from flowkit.workers.children import live_for, load_from_parent, one_line
 
@@ -47,13 +48,9 @@ class Solver:
         if open_slot is not None:
             self.slot = open_slot(fetch_planes(work.bound) if work.quantized else fetch_fields)
 
-    def room(self, size: Size) -> int:
-        """The pairs of frames of `size` that a batch may hold."""
-        return self.slot.room(size) if self.slot else max(1, BATCH_PX // (size[0] * size[1]))
-
     def compute(self, pairs: list[Pair], room: int) -> list[Computed]:
         if self.slot:
-            made = batches(pairs, lambda size: room)
+            made = batches.batches(pairs, lambda size: room)
             return [result for batch in made for result in self.slot.compute(batch, room)]
         method, bound = self.work.method, self.work.bound
         results: list[Computed] = []
@@ -64,6 +61,12 @@ class Solver:
             else:
                 results += method.fields(part)
         return results
+
+
+def room_for(size: Size, solvers: list[Solver]) -> int:
+    """The pairs of frames of `size` that a batch of one of the solvers may hold."""
+    slots = [solver.slot for solver in solvers if solver.slot]
+    return batches.room_for(size, slots) if slots else max(1, BATCH_PX // (size[0] * size[1]))
 
 
 @dataclass(eq=False)
@@ -94,13 +97,14 @@ class Asked:
 
 
 class FlowServer:
-    """What waits, and what the threads make of it."""
+    """What waits, and what the threads make of it, each with a solver."""
 
-    def __init__(self, say: Callable[[Any], None]) -> None:
+    def __init__(self, say: Callable[[Any], None], solvers: list[Solver]) -> None:
+        self.solvers = solvers
         self._say, self.saying = say, threading.Lock()
         self.changed = threading.Condition()
         self.waiting: dict[Size, deque[Asked]] = {}
-        self.rooms: dict[Size, int] = {}
+        self.size, self.room = (0, 0), 0  # of the latest batch: its frames, and pairs it might have
         self.most_px: float = float("inf")  # pixels of a batch, less after memory ran out
         self.usage = Usage()
         self.at_work, self.first_at, self.began_at = 0, 0.0, 0.0
@@ -140,8 +144,9 @@ class FlowServer:
         """The life of a thread; what it cannot handle ends the process, so that nobody waits."""
         try:
             while True:
-                batch, room = self._gather(solver)
+                batch, room = self._gather()
                 self._compute(solver, batch, room)
+                del batch  # so that the memory of a client that is gone is not kept
                 with self.changed:
                     now = time.monotonic()
                     self.at_work -= 1
@@ -157,7 +162,7 @@ class FlowServer:
         self.say(one_line(error))
         os._exit(STATUS_LOST)
 
-    def _gather(self, solver: Solver) -> tuple[list[Asked], int]:
+    def _gather(self) -> tuple[list[Asked], int]:
         """Wait for pairs; the longest waiting one, and what waits of its size, up to the room.
 
         A second batch beside one at work has to fill half the room: two small ones would take as
@@ -167,9 +172,9 @@ class FlowServer:
             while True:
                 if self.waiting:
                     size = min(self.waiting, key=lambda one: self.waiting[one][0].at)
-                    if size not in self.rooms:
-                        self.rooms[size] = solver.room(size)
-                    room = self._room(size)
+                    if size != self.size:
+                        self.size, self.room = size, room_for(size, self.solvers)
+                    room = self._limited(self.room, size)
                     if self.at_work == 0 or len(self.waiting[size]) >= room / 2:
                         break
                 self.changed.wait()
@@ -184,8 +189,9 @@ class FlowServer:
             self.changed.notify()
         return batch, room
 
-    def _room(self, size: Size) -> int:
-        return int(max(1, min(self.rooms[size], self.most_px // (size[0] * size[1]))))
+    def _limited(self, room: int, size: Size) -> int:
+        """The room that is left of `room` after memory ran out."""
+        return int(max(1, min(room, self.most_px // (size[0] * size[1]))))
 
     def _compute(self, solver: Solver, batch: list[Asked], room: int) -> None:
         """Compute and answer; halves where memory runs out; what fails costs its video only."""
@@ -205,7 +211,7 @@ class FlowServer:
             batch[0].client.send(reason)
             return
         for part in parts:  # here, where the error no longer holds the memory of its frames
-            self._compute(solver, part, self._room(part[0].client.size))
+            self._compute(solver, part, self._limited(room, part[0].client.size))
 
     def _halves(self, batch: list[Asked], room: int) -> list[list[Asked]]:
         """The batch in parts for half the room, which goes for all from now on; none of one pair.
@@ -266,7 +272,7 @@ def serve(handle: int, parent: int) -> None:
             control.send(one_line(error))
             return
         control.send("")
-        server = FlowServer(control.send)
+        server = FlowServer(control.send, solvers)
         for solver in solvers:
             threading.Thread(target=server.work, args=(solver,), daemon=True).start()
         try:

@@ -1,4 +1,4 @@
-"""Pairs collected into batches, and two batches at work on a GPU at a time."""
+"""Pairs collected into batches, and several batches at work on a GPU at a time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flowkit.quantize import bound_range
 
 BATCH_PX = 8 << 20  # pixels of a batch: 96 pairs of 340 x 256, many waves of blocks a pass
 MOST_PAIRS = 4096  # in a batch of tiny frames: a grid has at most 65,535 blocks in depth
-SLOTS = 2  # batches at work: one fills the GPU while the other's last pairs leave it idle
+SLOTS = 4  # batches at work: one fills the GPU while the last pairs of others leave it idle
 MEMORY_SHARE = 0.8  # of the free memory of a GPU, for all batches
 
 Size = tuple[int, int]
@@ -82,14 +82,6 @@ class Slot:
         self.queue, self.method, self.make, self.fetch = queue, method, solver, fetch
         self.solver: Solver | None = None
 
-    def room(self, size: Size) -> int:
-        """The pairs of frames of `size` that a batch may hold where SLOTS share the GPU."""
-        px = size[0] * size[1]
-        # What the slots hold for another size will be given back; they hold alike.
-        free = self.queue.gpu.free_bytes() + SLOTS * self.held_bytes()
-        fitting = int(free * MEMORY_SHARE / SLOTS / (self.make.bytes_a_px * px))
-        return max(1, min(BATCH_PX // px, fitting, MOST_PAIRS))
-
     def held_bytes(self) -> int:
         """Memory of the GPU that it holds."""
         solver = self.solver
@@ -105,6 +97,15 @@ class Slot:
                 self.solver = self.make(self.queue, self.method, (size[0], size[1]), room)
             flow = self.solver.solve(batch.frames, batch.frame_of)
             return list(self.fetch(self.queue, flow, count))
+
+
+def room_for(size: Size, slots: Sequence[Slot]) -> int:
+    """The pairs of frames of `size` that a batch may hold where `slots` share a GPU."""
+    px = size[0] * size[1]
+    # What the slots hold now will be given back.
+    free = slots[0].queue.gpu.free_bytes() + sum(slot.held_bytes() for slot in slots)
+    fitting = int(free * MEMORY_SHARE / len(slots) / (slots[0].make.bytes_a_px * px))
+    return max(1, min(BATCH_PX // px, fitting, MOST_PAIRS))
 
 
 def computed(
@@ -137,7 +138,7 @@ def open_slot(method: Any, source: str, solver: type[Solver], fetch: Fetch) -> S
 def on_gpu(pairs: Iterable[Pair], open_one: Callable[[Fetch], Slot], fetch: Fetch) -> Iterator[Any]:
     """`computed` on the current GPU; opens it when iteration begins."""
     slots = [open_one(fetch) for _ in range(SLOTS)]
-    yield from computed(pairs, slots, slots[0].room)
+    yield from computed(pairs, slots, lambda size: room_for(size, slots))
 
 
 # --- what comes back ---

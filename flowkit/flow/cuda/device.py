@@ -57,6 +57,7 @@ class Queue(Protocol):
     """Work for a device, done in the order given; the kernels are those of one source."""
 
     processors: int  # multiprocessors of the device
+    shared_bytes: int  # of shared memory that a block may have
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         """An array of the device, of any content."""
@@ -83,9 +84,12 @@ class Queue(Protocol):
         """Start a kernel on numbers, arrays of the device and, for null, None."""
 
     def prepare(
-        self, kernel: str, grid: Dimensions, block: Dimensions, *arguments: Any
+        self, kernel: str, grid: Dimensions, block: Dimensions, *arguments: Any, shared: int = 0
     ) -> Callable[[], None]:
-        """What does this `launch` whenever called, as long as the arrays live."""
+        """What does this `launch` whenever called, as long as the arrays live.
+
+        `shared` is in bytes, of shared memory that the launch gives to each block.
+        """
 
 
 def signatures(source: str) -> dict[str, list[Any]]:
@@ -316,6 +320,9 @@ class Gpu:
             self.attribute(attributes.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
         )
         self.processors = self.attribute(attributes.CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+        self.shared_bytes = self.attribute(
+            attributes.CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN
+        )
         name = _checked(driver.cuDeviceGetName(NAME_BYTES, self.device))
         self.name = name.split(b"\0")[0].decode()
         if capability < OLDEST:
@@ -395,7 +402,7 @@ class GpuQueue:
         independent = self.driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value
         self.stream = _checked(self.driver.cuStreamCreate(independent))
         self.pinned = PinnedBlocks(self.driver)
-        self.processors = gpu.processors
+        self.processors, self.shared_bytes = gpu.processors, gpu.shared_bytes
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -474,12 +481,16 @@ class GpuQueue:
         self.prepare(kernel, grid, block, *arguments)()
 
     def prepare(
-        self, kernel: str, grid: Dimensions, block: Dimensions, *arguments: Any
+        self, kernel: str, grid: Dimensions, block: Dimensions, *arguments: Any, shared: int = 0
     ) -> Callable[[], None]:
         plain = tuple(a.address if isinstance(a, DeviceArray) else a for a in arguments)
         packed = pack_arguments(self.gpu.types[kernel], plain)
         start, function = self.driver.cuLaunchKernel, self.gpu.kernels[kernel]
-        given = (*grid, *block, 0, self.stream, ctypes.addressof(packed[1]), 0)
+        if shared:
+            limit = self.driver.CUfunction_attribute
+            most = limit.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _checked(self.driver.cuFuncSetAttribute(function, most, shared))
+        given = (*grid, *block, shared, self.stream, ctypes.addressof(packed[1]), 0)
 
         def launch(kept: Any = packed) -> None:  # the driver copies them at each launch
             _checked(start(function, *given))

@@ -64,7 +64,7 @@ class CudaTVL1(CudaTVL1Parameters):
     def fields(self, pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
         """The field of each pair of gray frames, in order, float32 (H, W, 2) px.
 
-        Reads up to three batches of pairs ahead; pairs of several videos may follow each other. A
+        Reads up to five batches of pairs ahead; pairs of several videos may follow each other. A
         batch ends where the size changes. A frame is uploaded once a batch, however many pairs hold
         that very array: do not write into a frame before its fields have come.
         """

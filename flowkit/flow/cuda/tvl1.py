@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 from flowkit.flow.cuda import images, tvl1_kernels
 from flowkit.flow.cuda.batches import frame_capacity
 from flowkit.flow.cuda.images import BLOCK, Flow, blocks_of, pitch_of
-from flowkit.flow.cuda.tvl1_kernels import BORDER, HALO, STATE_INTS, STEP, THREADS
+from flowkit.flow.cuda.tvl1_kernels import (
+    BORDER,
+    DECLARED_BYTES,
+    HALO,
+    STAGING_BYTES,
+    STATE_INTS,
+    STEP,
+    THREADS,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +29,7 @@ if TYPE_CHECKING:
 SOURCE = images.SOURCE + tvl1_kernels.SOURCE
 SMALLEST_SIDE = 16  # px: OpenCV drops a level of the pyramid with a shorter side
 LISTS = 3  # of the pairs at work: one is read, one is written, one is emptied
+LIST_HEAD = 3  # ints before the entries of a list
 MEDIAN_BLOCKS = 4  # of `begin_round` that fit a multiprocessor
 FLAT_PASSES = 5  # passes between two looks where no median divides the iterations
 
@@ -95,7 +104,8 @@ class TVL1Batch:
         self.partial = queue.empty((pairs, tiles, HALO), "float32")
         self.finished = queue.empty((1,), "int32")
         self.look = queue.watch(self.finished)
-        self.lists = queue.empty((LISTS, 1 + pairs), "int32")
+        self.list_ints = LIST_HEAD + 2 * pairs
+        self.lists = queue.empty((LISTS, self.list_ints), "int32")
         self.launches = {level: self._prepare(level) for level in self.levels}
 
     def solve(self, frames: list[np.ndarray], frame_of: np.ndarray) -> Flow:
@@ -176,7 +186,7 @@ class TVL1Batch:
             "linearize", blocks_of(level.height, level.width, count), BLOCK,
             self.images[:, level.offset :], self.frame_stride, self.samples, self.sample_stride,
             self.frame_of, self.flow, self.flow_buffer, self.plane, self.data, self.states,
-            self.lists, 1 + self.capacity, level.height, level.width, level.pitch,
+            self.lists, self.list_ints, level.height, level.width, level.pitch,
             -0.5 if cuda_rule else -0.75, cuda_rule, 0 if median else inner, outer,
         )  # fmt: skip
         self.warps_begun += 1
@@ -185,6 +195,7 @@ class TVL1Batch:
         for _ in range(rounds):
             if median:
                 launches.begin_round[turn]()
+                turn = (turn + 1) % LISTS
             for _ in range(passes):
                 launches.iterate[turn]()
                 turn = (turn + 1) % LISTS
@@ -201,12 +212,14 @@ class TVL1Batch:
         parts = min(2 * columns * rows * self.capacity, MEDIAN_BLOCKS * processors)
         tiles = min(math.prod(tiles_of(level)) * self.capacity, processors)
         stop = method.epsilon**2 * level.height * level.width
+        staged = self.queue.shared_bytes >= DECLARED_BYTES + STAGING_BYTES
         return Launches(
             begin_round=[
                 prepare(
                     "begin_round", (parts, 1, 1), (256, 1, 1),
-                    self.flow, self.states, self.lists[turn], self.flow_buffer, self.plane,
-                    level.height, level.width, level.pitch, columns, rows, method.inner_iterations,
+                    self.flow, self.states, self.lists, self.list_ints, turn,
+                    self.flow_buffer, self.plane, level.height, level.width, level.pitch,
+                    columns, rows, method.inner_iterations,
                 )
                 for turn in range(LISTS)
             ],
@@ -214,11 +227,11 @@ class TVL1Batch:
                 prepare(
                     "iterate", (tiles, 1, 1), (THREADS, 1, 1),
                     self.flow, self.dual, self.data, self.states, self.partial, self.finished,
-                    self.lists, 1 + self.capacity, turn,
+                    self.lists, self.list_ints, turn,
                     self.flow_buffer, self.dual_buffer, self.plane,
                     level.height, level.width, level.pitch, *tiles_of(level),
                     method.theta, method.lambda_ * method.theta, method.tau / method.theta, stop,
-                    method.like_opencv_cuda,
+                    method.like_opencv_cuda, staged, shared=STAGING_BYTES if staged else 0,
                 )
                 for turn in range(LISTS)
             ],

@@ -11,10 +11,14 @@ So a warp ends after exactly the iteration that the one-by-one algorithm ends af
 of a pair to finish adds up the errors in a fixed order and decides; the host only looks, a round
 late, whether every pair is done.
 
-The pairs still at work stand in a list on the device, which every pass makes for the next (in any
+The pairs still at work stand in a list on the device, which every kernel makes for the next (in any
 order: a pair depends on no other). As many blocks as the GPU has multiprocessors go through their
 tiles, so pairs that have ended cost nothing. Three lists take turns: one is read, one is written,
 one is emptied.
+
+A block is alone on its multiprocessor, so it must wait for nothing itself: the planes of its next
+tile come to shared memory while it works on this one, and it tells that a tile is written only
+after the iterations of the next.
 """
 
 from __future__ import annotations
@@ -22,21 +26,32 @@ from __future__ import annotations
 TILE = 64  # px: side of a tile
 HALO = 6  # iterations a pass: divides OpenCV's 30 between two medians
 STEP = TILE - 2 * HALO  # px from tile to tile
-THREADS = 512
+ROWS, WARPS = 4, 16  # px of a strip's height; strips of a tile, each a warp's
+THREADS = 32 * WARPS
+STAGING_BYTES = 9 * 4 * TILE * TILE  # of the planes of a tile, in shared memory
+DECLARED_BYTES = 22 << 10  # of shared memory that `iterate` itself declares, rounded up
 BORDER = 8  # zeros around the sampled image: the taps of a clamped position reach 5 px outside
 STATE_INTS = 12  # size of struct State in 4-byte words
 
 CONSTANTS = f"""
 #define HALO {HALO}
 #define STEP {STEP}
+#define ROWS {ROWS}
+#define WARPS {WARPS}
 #define BORDER {BORDER}
 """
 
 SOURCE = (
     CONSTANTS
     + r"""
-#define ROWS 4
-#define WARPS 16
+#define ITERATIONS(entry) ((entry) >> 16 & 15)
+#define UNIFORM(value) __shfl_sync(FULL, value, 0)
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define BRINGS 1
+#endif
+#ifndef DYNAMIC_SHARED
+#define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
+#endif
 
 struct State {      // of one pair
     int flow;       // which of the two buffers holds u and v
@@ -51,18 +66,48 @@ struct State {      // of one pair
     long long work;  // pixels times iterations, of all warps and scales
 };
 
-// True in the last block to come here of a kernel that has `blocks` of them for this pair.
-__device__ bool is_last_block(State* state, int blocks)
+// For one thread, which a barrier has told that its block has written: whether that was the last of
+// the pair's `blocks` of the running kernel. Then it may read what the others wrote.
+__device__ __forceinline__ bool is_last(State* state, int blocks)
 {
-    __shared__ int last;
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0 && threadIdx.y == 0)
-        last = atomicAdd(&state->ticket, 1) == blocks - 1;
-    __syncthreads();
-    bool answer = last;
-    __threadfence();
-    return answer;
+    int before;
+#ifdef __CUDA_ARCH__
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;"  // less than two __threadfence
+                 : "=r"(before) : "l"(&state->ticket) : "memory");
+#else
+    before = atomicAdd(&state->ticket, 1);
+#endif
+    if (before < blocks - 1) return false;
+    state->ticket = 0;
+    return true;
+}
+
+// Copies to shared memory, which go on meanwhile: 4 bytes, or 16. `arrived` waits for the thread's.
+__device__ __forceinline__ void bring(float* to, const float* from)
+{
+#if BRINGS
+    unsigned place = (unsigned)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(place), "l"(from) : "memory");
+#else
+    *to = *from;
+#endif
+}
+
+__device__ __forceinline__ void bring(float4* to, const float* from)
+{
+#if BRINGS
+    unsigned place = (unsigned)__cvta_generic_to_shared(to);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(place), "l"(from) : "memory");
+#else
+    *to = *(const float4*)from;
+#endif
+}
+
+__device__ __forceinline__ void arrived()
+{
+#if BRINGS
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
 }
 
 // A pair at work, as a list names it: its number, the iterations of its next pass (0: it waits for
@@ -73,10 +118,26 @@ __device__ __forceinline__ int entry_of(const State* state, int pair)
     return pair | n << 16 | state->flow << 20 | state->dual << 21;
 }
 
-// A list: how many entries it has, then these.
-__device__ __forceinline__ void append(int* list, int entry)
+// A list: how many pairs work, how many wait for a median, and how many tiles have been taken by
+// blocks after their first two; then the entries of those that work, then of those that
+// wait, with room for all pairs each.
+#define WORKING(list) (list)[0]
+#define WAITING(list) (list)[1]
+#define TAKEN(list) (list)[2]
+__device__ __forceinline__ int* entries(int* list, int list_stride, int waiting)
 {
-    list[1 + atomicAdd(list, 1)] = entry;
+    return list + 3 + (waiting ? (list_stride - 3) / 2 : 0);
+}
+
+__device__ __forceinline__ void append(int* list, int list_stride, int entry)
+{
+    int waits = ITERATIONS(entry) == 0;
+    entries(list, list_stride, waits)[atomicAdd(&list[waits], 1)] = entry;
+}
+
+__device__ __forceinline__ void empty(int* list)
+{
+    WORKING(list) = WAITING(list) = TAKEN(list) = 0;
 }
 
 // I1, I1x and I1y side by side, zero around: samples (F, h + 2 BORDER, w + 2 BORDER), one level.
@@ -126,10 +187,9 @@ extern "C" __global__ void enter_scale(
         float* p = dual + dual_at * dual_buffer + blockIdx.z * 4 * plane + at;
         for (int i = 0; i < 4; ++i) p[i * plane] = 0.0f;
     }
-    if (is_last_block(state, gridDim.x * gridDim.y) && threadIdx.x == 0 && threadIdx.y == 0) {
+    __syncthreads();
+    if (threadIdx.x == 0 && threadIdx.y == 0 && is_last(state, gridDim.x * gridDim.y))
         state->flow = 1 - from;
-        state->ticket = 0;
-    }
 }
 
 // The four bicubic weights at fraction t between the second and the third tap.
@@ -180,10 +240,10 @@ extern "C" __global__ void linearize(
         state->done = 0;
         state->count = 0;
         state->former = 0.0;
-        lists[1 + pair] = entry_of(state, pair);
+        entries(lists, list_stride, left == 0)[pair] = entry_of(state, pair);
         if (pair == 0) {
-            lists[0] = gridDim.z;
-            lists[list_stride] = lists[2 * list_stride] = 0;
+            for (int i = 0; i < 3; ++i) empty(lists + i * list_stride);
+            lists[left == 0] = gridDim.z;
         }
     }
     int x = blockIdx.x * blockDim.x + threadIdx.x, y = blockIdx.y * blockDim.y + threadIdx.y;
@@ -282,70 +342,112 @@ __device__ __forceinline__ float last_column(const float* c, const float* r)
     return m;
 }
 
-// The 5 x 5 median of u and v, edges repeated, for the pairs of a list, which all begin a round of
-// iterations. A thread makes four pixels of a row from eight columns that it sorts once.
-extern "C" __global__ void __launch_bounds__(256) begin_round(
-    float* flow, State* states, int* list, long long flow_buffer, long long plane,
-    int h, int w, int pitch, int columns_of_blocks, int rows_of_blocks, int inner)
+// Behind the last of a pair's parts it begins a round of `inner` iterations.
+__device__ __forceinline__ void settle_round(
+    State* states, int* next, int list_stride, int pair, int parts, int inner)
 {
-    __shared__ float4 tile[20][17];  // 16 + 4 rows of 64 + 4 px
-    float* cells = (float*)tile;
-    int blocks = columns_of_blocks * rows_of_blocks, units = 2 * blocks * list[0];
-    for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
-        int number = unit / (2 * blocks), part = unit - number * 2 * blocks;
-        int component = part >= blocks;
-        part -= component * blocks;
-        int entry = list[1 + number], pair = entry & 0xffff, from = entry >> 20 & 1;
-        size_t offset = (2 * pair + component) * plane;
-        const float* source = flow + from * flow_buffer + offset;
-        float* target = flow + (1 - from) * flow_buffer + offset;
-        int y0 = part / columns_of_blocks;
-        int x0 = (part - y0 * columns_of_blocks) * 64;
-        y0 *= 16;
-        for (int i = threadIdx.x; i < 20 * 68; i += 256) {
-            int row = i / 68, column = i - row * 68;
-            int x = max(0, min(x0 + column - 2, w - 1)), y = max(0, min(y0 + row - 2, h - 1));
-            cells[i] = source[(size_t)y * pitch + x];
-        }
+    State* state = states + pair;
+    if (!is_last(state, parts)) return;
+    state->flow ^= 1;
+    state->left = inner;
+    state->rounds -= 1;
+    append(next, list_stride, entry_of(state, pair));
+}
+
+// A part of 64 x 16 px of u or v of one pair: where it is, and where the component's plane begins.
+struct Part {
+    int entry, x, y;
+    size_t plane;
+};
+
+// The 5 x 5 median of u and v, edges repeated, for the pairs of list `turn`, which all wait for it;
+// to the next they come as pairs at work. A thread makes four pixels of a row from eight columns
+// that it sorts once; the pixels of the block's next part are brought meanwhile.
+extern "C" __global__ void __launch_bounds__(256, 4) begin_round(
+    float* flow, State* states, int* lists, int list_stride, int turn,
+    long long flow_buffer, long long plane, int h, int w, int pitch,
+    int columns_of_parts, int rows_of_parts, int inner)
+{
+    __shared__ float4 tiles[2][20][17];  // 16 + 4 rows of 64 + 4 px
+    int* list = lists + turn * list_stride;
+    int* next = lists + (turn + 1) % 3 * list_stride;
+    if (blockIdx.x == 0 && threadIdx.x == 0) empty(lists + (turn + 2) % 3 * list_stride);
+    int parts = 2 * columns_of_parts * rows_of_parts, units = parts * WAITING(list);
+    Part part, coming_part;
+    int settling = -1;  // the pair whose part was the last one
+    int which = 0;  // of `tiles`
+    for (int unit = blockIdx.x - gridDim.x; unit < units; unit += gridDim.x, which ^= 1) {
+        bool works = unit >= 0;
+        arrived();
         __syncthreads();
-        int quad = threadIdx.x & 15, row = threadIdx.x >> 4;
-        float columns[8][5];
-        for (int i = 0; i < 5; ++i) {
-            float4 a = tile[row + i][quad], b = tile[row + i][quad + 1];
-            columns[0][i] = a.x; columns[1][i] = a.y; columns[2][i] = a.z; columns[3][i] = a.w;
-            columns[4][i] = b.x; columns[5][i] = b.y; columns[6][i] = b.z; columns[7][i] = b.w;
+        int coming = unit + gridDim.x;
+        if (coming < units) {
+            int number = coming / parts, place = coming - number * parts;
+            coming_part.entry = entries(list, list_stride, 1)[number];
+            int component = place >= parts / 2;
+            place -= component * parts / 2;
+            coming_part.y = place / columns_of_parts;
+            coming_part.x = (place - coming_part.y * columns_of_parts) * 64;
+            coming_part.y *= 16;
+            coming_part.plane = (2 * (coming_part.entry & 0xffff) + component) * plane;
+            const float* source =
+                flow + (coming_part.entry >> 20 & 1) * flow_buffer + coming_part.plane;
+            for (int i = threadIdx.x; i < 20 * 68; i += 256) {
+                int row = i / 68, column = i - row * 68;
+                int x = max(0, min(coming_part.x + column - 2, w - 1));
+                int y = max(0, min(coming_part.y + row - 2, h - 1));
+                bring((float*)tiles[which ^ 1] + i, source + (size_t)y * pitch + x);
+            }
         }
-        for (int i = 0; i < 8; ++i) sort5(columns[i]);
-        float left[10], center[10], right[10], middle[6];
-        merge5(columns[1], columns[2], left);
-        merge5(columns[3], columns[4], center);
-        merge5(columns[5], columns[6], right);
-        float4 out;
-        middle_six(left, center, middle);
-        out.x = last_column(columns[0], middle);
-        out.y = last_column(columns[5], middle);
-        middle_six(center, right, middle);
-        out.z = last_column(columns[2], middle);
-        out.w = last_column(columns[7], middle);
-        int x = x0 + 4 * quad, y = y0 + row;
-        if (x < w && y < h) *(float4*)(target + (size_t)y * pitch + x) = out;  // whole quads
-        State* state = states + pair;
-        if (is_last_block(state, 2 * blocks) && threadIdx.x == 0) {
-            state->flow = 1 - from;
-            state->left = inner;
-            state->rounds -= 1;
-            state->ticket = 0;
-            list[1 + number] = entry_of(state, pair);
+        if (threadIdx.x == 0 && settling >= 0)
+            settle_round(states, next, list_stride, settling, parts, inner);
+        if (works) {
+            int quad = threadIdx.x & 15, row = threadIdx.x >> 4;
+            float columns[8][5];
+            for (int i = 0; i < 5; ++i) {
+                float4 a = tiles[which][row + i][quad], b = tiles[which][row + i][quad + 1];
+                columns[0][i] = a.x; columns[1][i] = a.y; columns[2][i] = a.z;
+                columns[3][i] = a.w; columns[4][i] = b.x; columns[5][i] = b.y;
+                columns[6][i] = b.z; columns[7][i] = b.w;
+            }
+            for (int i = 0; i < 8; ++i) sort5(columns[i]);
+            float left[10], center[10], right[10], middle[6];
+            merge5(columns[1], columns[2], left);
+            merge5(columns[3], columns[4], center);
+            merge5(columns[5], columns[6], right);
+            float4 out;
+            middle_six(left, center, middle);
+            out.x = last_column(columns[0], middle);
+            out.y = last_column(columns[5], middle);
+            middle_six(center, right, middle);
+            out.z = last_column(columns[2], middle);
+            out.w = last_column(columns[7], middle);
+            int x = part.x + 4 * quad, y = part.y + row;
+            float* target = flow + (~part.entry >> 20 & 1) * flow_buffer + part.plane;
+            if (x < w && y < h) *(float4*)(target + (size_t)y * pitch + x) = out;  // whole quads
+            settling = part.entry & 0xffff;
         }
+        part = coming_part;
     }
+    __syncthreads();
+    if (threadIdx.x == 0 && settling >= 0)
+        settle_round(states, next, list_stride, settling, parts, inner);
 }
 
 // --- the iterations ---
 
-// After a pass of n iterations, errors[k][0] that of the k-th: go on, repeat a part, or end. True
+__device__ __forceinline__ float add_lanes(float value)
+{
+#pragma unroll
+    for (int step = 16; step > 0; step >>= 1) value += __shfl_xor_sync(FULL, value, step);
+    return value;
+}
+
+
+// After a pass of n iterations, errors[k] that of the k-th: go on, repeat a part, or end. True
 // if the warp goes on.
 __device__ bool decide(
-    State* state, int n, int px, float (*errors)[WARPS], float stop, int cuda_rule, int* finished)
+    State* state, int n, int px, const float* errors, float stop, int cuda_rule, int* finished)
 {
     int ends = 0;
     if (state->redo) {
@@ -353,12 +455,14 @@ __device__ bool decide(
         ends = 1;
     } else {
         int stop_after = 0;
-        for (int k = 0; k < n && !stop_after; ++k) {
+#pragma unroll
+        for (int k = 0; k < HALO; ++k) {
+            if (k >= n || stop_after) continue;
             if (!cuda_rule) {
-                if (!(errors[k][0] > stop)) stop_after = k + 1;
+                if (!(errors[k] > stop)) stop_after = k + 1;
             } else if (stop > 0.0f && ((state->count + k) & 1) && state->former < stop) {
-                state->former = errors[k][0];
-                if (!(errors[k][0] > stop)) stop_after = k + 1;
+                state->former = errors[k];
+                if (!(errors[k] > stop)) stop_after = k + 1;
             } else {
                 state->former -= stop;
             }
@@ -381,150 +485,249 @@ __device__ bool decide(
     return !ends;
 }
 
-// Up to HALO iterations of every pair of list `turn` that has some left; the pairs that go on are
-// the next list. flow: two buffers of (N, 2) planes, dual: two of (N, 4). partial (N, tiles, HALO):
-// the error of each tile and iteration.
-extern "C" __global__ void __launch_bounds__(512, 1) iterate(
+// What the host gives `iterate` once for a scale.
+struct Fields {
+    const float *flow, *dual, *data;
+    long long flow_buffer, dual_buffer, plane;
+    int h, w, pitch, columns;
+};
+
+// The nine planes of a warp's strip of a tile to its shared memory, [plane][row][64 px].
+__device__ __forceinline__ void bring_strip(
+    float4* to, const Fields& f, int entry, int tile, int warp, int lane)
+{
+    int tile_y = tile / f.columns, tile_x = tile - tile_y * f.columns, pair = entry & 0xffff;
+    int part = lane & 15, x = tile_x * STEP + 4 * part;
+    int y = tile_y * STEP + ROWS * warp + (lane >> 4);
+    if (x >= f.w) return;
+    long long at = (long long)y * f.pitch + x;
+    const float* from[3] = {
+        f.data + 3 * pair * f.plane + at,
+        f.flow + (entry >> 20 & 1) * f.flow_buffer + 2 * pair * f.plane + at,
+        f.dual + (entry >> 21 & 1) * f.dual_buffer + 4 * pair * f.plane + at};
+    to += 16 * (lane >> 4) + part;
+#pragma unroll
+    for (int i = 0; i < 9; ++i) {
+        const float* source = i < 3 ? from[0] + i * f.plane
+                            : i < 5 ? from[1] + (i - 3) * f.plane : from[2] + (i - 5) * f.plane;
+#pragma unroll
+        for (int r = 0; r < ROWS; r += 2)  // two rows at a time
+            if (y + r < f.h) bring(to + (i * ROWS + r) * 16, source + (size_t)r * f.pitch);
+    }
+}
+
+// Up to HALO iterations of every pair of list `turn` that has some left; those that go on, to the
+// next. flow: two buffers of (N, 2) planes, dual: two of (N, 4). partial (N, tiles, HALO): the
+// error of each tile and iteration. staged: STAGING_BYTES of shared memory are given, to which a
+// tile's planes are brought while the tile before it is worked on.
+extern "C" __global__ void __launch_bounds__(32 * WARPS) iterate(
     float* flow, float* dual, const float* data, State* states, float* partial, int* finished,
     int* lists, int list_stride, int turn,
     long long flow_buffer, long long dual_buffer, long long plane, int h, int w, int pitch,
-    int columns, int rows, float theta, float limit, float taut, float stop, int cuda_rule)
+    int columns, int rows, float theta, float limit, float taut, float stop, int cuda_rule,
+    int staged)
 {
-    __shared__ float4 below_u[WARPS + 1][32];  // u, v of a strip's top row, for the strip above it
-    __shared__ float4 above_p[WARPS + 1][32];  // p12, p22 of its bottom row, for the strip below
+    // Between strips k - 1 and k, a cell of each lane: u, v of the lower one's top row for the
+    // upper one, or p12, p22 of the upper one's bottom row for the lower one; who reads it writes
+    // it next.
+    __shared__ float4 cells[(WARPS + 1) * 32];
+    __shared__ float by_lane[HALO][WARPS * 32];  // errors
     __shared__ float errors[HALO][WARPS];
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int* list = lists + turn * list_stride;
+    DYNAMIC_SHARED(float4, staging);
+    const Fields fields = {
+        flow, dual, data, flow_buffer, dual_buffer, plane, h, w, pitch, columns};
+    int lane = threadIdx.x & 31, warp = UNIFORM(threadIdx.x >> 5);
+#define ABOVE cells[threadIdx.x]
+#define BELOW cells[threadIdx.x + 32]
+#define BOTTOM make_float4(p12[ROWS - 1].x, p12[ROWS - 1].y, p22[ROWS - 1].x, p22[ROWS - 1].y)
+    float4* stage = staging + warp * (9 * ROWS * 16);
+    __shared__ int ahead;  // number of the tile after the one that comes
+    int* list = lists + turn * list_stride;
     int* next = lists + (turn + 1) % 3 * list_stride;
-    if (blockIdx.x == 0 && threadIdx.x == 0) lists[(turn + 2) % 3 * list_stride] = 0;
-    int tiles = columns * rows, units = tiles * list[0];
-    for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
-        int number = unit / tiles, tile = unit - number * tiles, entry = list[1 + number];
-        int pair = entry & 0xffff, n = entry >> 16 & 15;
-        int flow_at = entry >> 20 & 1, dual_at = entry >> 21 & 1;
-        if (n == 0) {  // waits for the next round
-            if (tile == 0 && threadIdx.x == 0) append(next, entry);
-            continue;
-        }
-        int tile_x = tile % columns, tile_y = tile / columns;
+    const int* at_work = entries(list, list_stride, 0);
+    if (blockIdx.x == 0) {
+        if (threadIdx.x == 0) empty(lists + (turn + 2) % 3 * list_stride);
+        for (int i = threadIdx.x; i < WAITING(list); i += 32 * WARPS)
+            append(next, list_stride, entries(list, list_stride, 1)[i]);
+    }
+    if (warp == 0) ABOVE = make_float4(0.0f, 0.0f, 0.0f, 0.0f);  // stays
+    if (warp == WARPS - 1) BELOW = make_float4(0.0f, 0.0f, 0.0f, 0.0f);  // then anything finite
+    int tiles = columns * rows, units = tiles * WORKING(list);
+    int unit = blockIdx.x, coming = unit + gridDim.x, settling = 0;
+    if (unit >= units) return;
+    int entry = UNIFORM(at_work[unit / tiles]);
+    if (staged) bring_strip(stage, fields, entry, unit % tiles, warp, lane);
+    for (;;) {
+        bool works = unit < units;
+        int n = ITERATIONS(entry), pair = entry & 0xffff, following = 0, taken = 0;
+        if (works && threadIdx.x == 0) taken = 2 * gridDim.x + atomicAdd(&TAKEN(list), 1);
+        if (coming < units) following = UNIFORM(at_work[coming / tiles]);
+        int tile = unit % tiles, tile_y = tile / columns, tile_x = tile - tile_y * columns;
         int x = tile_x * STEP + 2 * lane, y0 = tile_y * STEP + ROWS * warp;
-        size_t at = (size_t)y0 * pitch + x;
-        size_t flow_pair = pair * 2 * plane + at, dual_pair = pair * 4 * plane + at;
-        const float* flow_in = flow + flow_at * flow_buffer + flow_pair;
-        const float* dual_in = dual + dual_at * dual_buffer + dual_pair;
-        const float* data_in = data + pair * 3 * plane + at;
-
-        float2 u[ROWS], v[ROWS], p11[ROWS], p12[ROWS], p21[ROWS], p22[ROWS];
-        float2 ix[ROWS], iy[ROWS], rho_c[ROWS], inverse[ROWS];
-#pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-            bool inside = x < w && y0 + r < h, both = inside && x + 1 < w;
-            const float2 zero = make_float2(0.0f, 0.0f);
-#define LOAD(from, i) \
-        (inside ? *(const float2*)((from) + (i) * plane + (size_t)r * pitch) : zero)
-            u[r] = LOAD(flow_in, 0);
-            v[r] = LOAD(flow_in, 1);
-            p11[r] = LOAD(dual_in, 0);
-            p12[r] = LOAD(dual_in, 1);
-            p21[r] = LOAD(dual_in, 2);
-            p22[r] = LOAD(dual_in, 3);
-            ix[r] = LOAD(data_in, 0);
-            iy[r] = LOAD(data_in, 1);
-            rho_c[r] = LOAD(data_in, 2);
-            if (!both) {  // what lies beside the frame may be anything
-                u[r].y = v[r].y = p11[r].y = p12[r].y = p21[r].y = p22[r].y = 0.0f;
-                ix[r].y = iy[r].y = rho_c[r].y = 0.0f;
-            }
-            inverse[r].x = -1.0f / fmaxf(ix[r].x * ix[r].x + iy[r].x * iy[r].x, 1.1920929e-07f);
-            inverse[r].y = -1.0f / fmaxf(ix[r].y * ix[r].y + iy[r].y * iy[r].y, 1.1920929e-07f);
-        }
-
-        // What makes the edges of the frame: factors that are 0 there.
-        float keep_left = lane > 0 ? 1.0f : 0.0f;  // no dual field left of the frame
-        float theta_y = x + 1 < w ? theta : 0.0f;  // the column beside an odd width stays 0
-        float taut_x = x < w - 1 ? taut : 0.0f;  // forward differences: 0 in the last column
-        float taut_y = x + 1 < w - 1 ? taut : 0.0f;
         // What this thread writes and whose error it counts.
         int x_low = tile_x == 0 ? 0 : tile_x * STEP + HALO;
         int x_high = tile_x == columns - 1 ? w : (tile_x + 1) * STEP + HALO;
         int y_low = tile_y == 0 ? 0 : tile_y * STEP + HALO;
         int y_high = tile_y == rows - 1 ? h : (tile_y + 1) * STEP + HALO;
         bool owned = x >= x_low && x < x_high;
+        size_t at = (size_t)y0 * pitch + x;
+        float2 u[ROWS], v[ROWS], p11[ROWS], p12[ROWS], p21[ROWS], p22[ROWS];
 
-        if (warp == 0) {
-            above_p[0][lane] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-            below_u[WARPS][lane] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        }
-        above_p[warp + 1][lane] =
-            make_float4(p12[ROWS - 1].x, p12[ROWS - 1].y, p22[ROWS - 1].x, p22[ROWS - 1].y);
-        __syncthreads();
+        if (works) {
+            float2 ix[ROWS], iy[ROWS], rho_c[ROWS], inverse[ROWS];
+            const float2 zero = make_float2(0.0f, 0.0f);
+#define TAKE(PLANE) \
+            _Pragma("unroll") \
+            for (int r = 0; r < ROWS; ++r) { \
+                bool inside = x < w && y0 + r < h; \
+                ix[r] = inside ? PLANE(data_in, 0, 0) : zero; \
+                iy[r] = inside ? PLANE(data_in, 1, 1) : zero; \
+                rho_c[r] = inside ? PLANE(data_in, 2, 2) : zero; \
+                u[r] = inside ? PLANE(flow_in, 0, 3) : zero; \
+                v[r] = inside ? PLANE(flow_in, 1, 4) : zero; \
+                p11[r] = inside ? PLANE(dual_in, 0, 5) : zero; \
+                p12[r] = inside ? PLANE(dual_in, 1, 6) : zero; \
+                p21[r] = inside ? PLANE(dual_in, 2, 7) : zero; \
+                p22[r] = inside ? PLANE(dual_in, 3, 8) : zero; \
+            }
+#define STAGED(from, i, all) ((const float2*)stage)[((all) * ROWS + r) * 32 + lane]
+#define DIRECT(from, i, all) *(const float2*)((from) + (i) * plane + (size_t)r * pitch)
+            if (staged) {
+                arrived();
+                __syncwarp();
+                TAKE(STAGED)
+                __syncwarp();
+                if (following) bring_strip(stage, fields, following, coming % tiles, warp, lane);
+            } else {
+                const float* data_in = data + 3 * pair * plane + at;
+                const float* flow_in =
+                    flow + (entry >> 20 & 1) * flow_buffer + 2 * pair * plane + at;
+                const float* dual_in =
+                    dual + (entry >> 21 & 1) * dual_buffer + 4 * pair * plane + at;
+                TAKE(DIRECT)
+            }
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r) {
+                if (x + 1 >= w) {  // what lies beside the frame may be anything
+                    u[r].y = v[r].y = p11[r].y = p12[r].y = p21[r].y = p22[r].y = 0.0f;
+                    ix[r].y = iy[r].y = rho_c[r].y = 0.0f;
+                }
+                float gx = ix[r].x * ix[r].x + iy[r].x * iy[r].x;
+                float gy = ix[r].y * ix[r].y + iy[r].y * iy[r].y;
+                inverse[r].x = -1.0f / fmaxf(gx, 1.1920929e-07f);
+                inverse[r].y = -1.0f / fmaxf(gy, 1.1920929e-07f);
+            }
 
+            // What makes the edges of the frame: factors that are 0 there.
+            float keep_left = lane > 0 ? 1.0f : 0.0f;  // no dual field left of the frame
+            float theta_y = x + 1 < w ? theta : 0.0f;  // the column beside an odd width stays 0
+            float taut_x = x < w - 1 ? taut : 0.0f;  // forward differences: 0 in the last column
+            float taut_y = x + 1 < w - 1 ? taut : 0.0f;
+            float counted[ROWS];  // as a factor: a multiply-add by 1 rounds as an addition does
+#pragma unroll
+            for (int r = 0; r < ROWS; ++r)
+                counted[r] = y0 + r >= y_low && y0 + r < y_high ? 1.0f : 0.0f;
+
+            BELOW = BOTTOM;
+            if (threadIdx.x == 0) ahead = taken;
+            __syncthreads();
+
+            if (y0 >= h)  // a strip below the frame
+                for (int k = 0; k < n; ++k) {
+                    by_lane[k][threadIdx.x] = 0.0f;
+                    __syncthreads();
+                    __syncthreads();
+                }
+            else
 #pragma unroll 1
-        for (int k = 0; k < n; ++k) {
-            float4 above = above_p[warp][lane];
-            float2 above12 = make_float2(above.x, above.y), above22 = make_float2(above.z, above.w);
-            float error = 0.0f;
+            for (int k = 0; k < n; ++k) {
+                float4 above = ABOVE;
+                float2 above12 = make_float2(above.x, above.y);
+                float2 above22 = make_float2(above.z, above.w);
+                float error = 0.0f;
 #pragma unroll
-            for (int r = 0; r < ROWS; ++r) {
-                float left11 = __shfl_up_sync(FULL, p11[r].y, 1);
-                float left21 = __shfl_up_sync(FULL, p21[r].y, 1);
-                float2 div_u, div_v;
-                div_u.x = (p11[r].x - keep_left * left11) + (p12[r].x - above12.x);
-                div_u.y = (p11[r].y - p11[r].x) + (p12[r].y - above12.y);
-                div_v.x = (p21[r].x - keep_left * left21) + (p22[r].x - above22.x);
-                div_v.y = (p21[r].y - p21[r].x) + (p22[r].y - above22.y);
-                above12 = p12[r];
-                above22 = p22[r];
-                float rho_x = rho_c[r].x + ix[r].x * u[r].x + iy[r].x * v[r].x;
-                float rho_y = rho_c[r].y + ix[r].y * u[r].y + iy[r].y * v[r].y;
-                float step_x = fmaxf(-limit, fminf(limit, rho_x * inverse[r].x));
-                float step_y = fmaxf(-limit, fminf(limit, rho_y * inverse[r].y));
-                float du_x = step_x * ix[r].x + theta * div_u.x;
-                float du_y = step_y * ix[r].y + theta_y * div_u.y;
-                float dv_x = step_x * iy[r].x + theta * div_v.x;
-                float dv_y = step_y * iy[r].y + theta_y * div_v.y;
-                u[r].x += du_x;
-                u[r].y += du_y;
-                v[r].x += dv_x;
-                v[r].y += dv_y;
-                float change = du_x * du_x + dv_x * dv_x + (du_y * du_y + dv_y * dv_y);
-                if (y0 + r >= y_low && y0 + r < y_high) error += change;
-            }
-            below_u[warp][lane] = make_float4(u[0].x, u[0].y, v[0].x, v[0].y);
-            error = owned ? error : 0.0f;
-#pragma unroll
-            for (int step = 16; step > 0; step >>= 1) error += __shfl_xor_sync(FULL, error, step);
-            if (lane == 0) errors[k][warp] = error;
-            __syncthreads();
+                for (int r = 0; r < ROWS; ++r) {
+                    float left11 = __shfl_up_sync(FULL, p11[r].y, 1);
+                    float left21 = __shfl_up_sync(FULL, p21[r].y, 1);
+                    float2 div_u, div_v;
+                    div_u.x = (p11[r].x - keep_left * left11) + (p12[r].x - above12.x);
+                    div_u.y = (p11[r].y - p11[r].x) + (p12[r].y - above12.y);
+                    div_v.x = (p21[r].x - keep_left * left21) + (p22[r].x - above22.x);
+                    div_v.y = (p21[r].y - p21[r].x) + (p22[r].y - above22.y);
+                    above12 = p12[r];
+                    above22 = p22[r];
+                    float rho_x = rho_c[r].x + ix[r].x * u[r].x + iy[r].x * v[r].x;
+                    float rho_y = rho_c[r].y + ix[r].y * u[r].y + iy[r].y * v[r].y;
+                    float step_x = fmaxf(-limit, fminf(limit, rho_x * inverse[r].x));
+                    float step_y = fmaxf(-limit, fminf(limit, rho_y * inverse[r].y));
+                    float du_x = step_x * ix[r].x + theta * div_u.x;
+                    float du_y = step_y * ix[r].y + theta_y * div_u.y;
+                    float dv_x = step_x * iy[r].x + theta * div_v.x;
+                    float dv_y = step_y * iy[r].y + theta_y * div_v.y;
+                    u[r].x += du_x;
+                    u[r].y += du_y;
+                    v[r].x += dv_x;
+                    v[r].y += dv_y;
+                    float change = du_x * du_x + dv_x * dv_x + (du_y * du_y + dv_y * dv_y);
+                    error += change * counted[r];
+                }
+                if (warp > 0) ABOVE = make_float4(u[0].x, u[0].y, v[0].x, v[0].y);
+                error = owned ? error : 0.0f;
+                by_lane[k][threadIdx.x] = error;
+                __syncthreads();
 
-            float4 below = below_u[warp + 1][lane];
+                float4 below = BELOW;
 #pragma unroll
-            for (int r = 0; r < ROWS; ++r) {
-                bool inner = r < ROWS - 1;
-                float2 next_u = inner ? u[inner ? r + 1 : r] : make_float2(below.x, below.y);
-                float2 next_v = inner ? v[inner ? r + 1 : r] : make_float2(below.z, below.w);
-                float right_u = __shfl_down_sync(FULL, u[r].x, 1);
-                float right_v = __shfl_down_sync(FULL, v[r].x, 1);
-                float down = y0 + r < h - 1 ? taut : 0.0f;  // 0 in the last row
+                for (int r = 0; r < ROWS; ++r) {
+                    bool inner = r < ROWS - 1;
+                    float2 next_u = inner ? u[inner ? r + 1 : r] : make_float2(below.x, below.y);
+                    float2 next_v = inner ? v[inner ? r + 1 : r] : make_float2(below.z, below.w);
+                    float right_u = __shfl_down_sync(FULL, u[r].x, 1);
+                    float right_v = __shfl_down_sync(FULL, v[r].x, 1);
+                    float down = y0 + r < h - 1 ? taut : 0.0f;  // 0 in the last row
 #define DUAL_STEP(c, taut_c, u_right, v_right) { \
-        float ux = taut_c * (u_right - u[r].c), uy = down * (next_u.c - u[r].c); \
-        float vx = taut_c * (v_right - v[r].c), vy = down * (next_v.c - v[r].c); \
-        float nu = 1.0f + sqrtf(ux * ux + uy * uy), nv = 1.0f + sqrtf(vx * vx + vy * vy); \
-        float shrink = 1.0f / (nu * nv), shrink_u = shrink * nv, shrink_v = shrink * nu; \
-        p11[r].c = (p11[r].c + ux) * shrink_u; \
-        p12[r].c = (p12[r].c + uy) * shrink_u; \
-        p21[r].c = (p21[r].c + vx) * shrink_v; \
-        p22[r].c = (p22[r].c + vy) * shrink_v; }
-                DUAL_STEP(x, taut_x, u[r].y, v[r].y)
-                DUAL_STEP(y, taut_y, right_u, right_v)
+            float ux = taut_c * (u_right - u[r].c), uy = down * (next_u.c - u[r].c); \
+            float vx = taut_c * (v_right - v[r].c), vy = down * (next_v.c - v[r].c); \
+            float nu = 1.0f + sqrtf(ux * ux + uy * uy), nv = 1.0f + sqrtf(vx * vx + vy * vy); \
+            float shrink = 1.0f / (nu * nv), shrink_u = shrink * nv, shrink_v = shrink * nu; \
+            p11[r].c = (p11[r].c + ux) * shrink_u; \
+            p12[r].c = (p12[r].c + uy) * shrink_u; \
+            p21[r].c = (p21[r].c + vx) * shrink_v; \
+            p22[r].c = (p22[r].c + vy) * shrink_v; }
+                    DUAL_STEP(x, taut_x, u[r].y, v[r].y)
+                    DUAL_STEP(y, taut_y, right_u, right_v)
+                }
+                BELOW = BOTTOM;
+                __syncthreads();
             }
-            above_p[warp + 1][lane] =
-                make_float4(p12[ROWS - 1].x, p12[ROWS - 1].y, p22[ROWS - 1].x, p22[ROWS - 1].y);
-            __syncthreads();
         }
 
-        float* flow_out = flow + (1 - flow_at) * flow_buffer + flow_pair;
-        float* dual_out = dual + (1 - dual_at) * dual_buffer + dual_pair;
+        // The tile before has long been written, so that its fence has little to wait for. Behind
+        // the pair's last tile the first warp adds up the errors of the tiles.
+        if (settling && warp == 0) {
+            State* state = states + (settling & 0xffff);
+            int last = lane == 0 && is_last(state, tiles);
+            if (UNIFORM(last)) {
+                const float* parts = partial + (size_t)(settling & 0xffff) * tiles * HALO;
+                float sums[HALO];
+#pragma unroll
+                for (int k = 0; k < HALO; ++k) {
+                    sums[k] = 0.0f;
+#pragma unroll 1
+                    for (int i = lane; i < tiles; i += 32) sums[k] += __ldcg(&parts[i * HALO + k]);
+                    sums[k] = add_lanes(sums[k]);
+                }
+                if (lane == 0) {
+                    int left = ITERATIONS(settling);
+                    if (decide(state, left, h * w, sums, stop, cuda_rule, finished))
+                        append(next, list_stride, entry_of(state, settling & 0xffff));
+                }
+            }
+        }
+        if (!works) return;
+
+        float* flow_out = flow + (~entry >> 20 & 1) * flow_buffer + 2 * pair * plane + at;
+        float* dual_out = dual + (~entry >> 21 & 1) * dual_buffer + 4 * pair * plane + at;
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             if (!owned || y0 + r < y_low || y0 + r >= y_high) continue;
@@ -537,24 +740,40 @@ extern "C" __global__ void __launch_bounds__(512, 1) iterate(
             STORE(dual_out, 3, p22[r])
         }
 
-        // Warp k adds up iteration k, first over the strips of the tile, then over the tiles.
-        float sum = warp < n && lane < WARPS ? errors[warp < HALO ? warp : 0][lane] : 0.0f;
-        for (int step = 16; step > 0; step >>= 1) sum += __shfl_xor_sync(FULL, sum, step);
-        if (warp < n && lane == 0) partial[((size_t)pair * tiles + tile) * HALO + warp] = sum;
-        if (!is_last_block(states + pair, tiles)) continue;
-        sum = 0.0f;
-        if (warp < n)
-            for (int i = lane; i < tiles; i += 32)
-                sum += __ldcg(&partial[((size_t)pair * tiles + i) * HALO + warp]);
-        for (int step = 16; step > 0; step >>= 1) sum += __shfl_xor_sync(FULL, sum, step);
-        if (warp < n && lane == 0) errors[warp][0] = sum;
-        __syncthreads();
-        if (threadIdx.x == 0) {
-            State* state = states + pair;
-            state->ticket = 0;
-            if (decide(state, n, h * w, errors, stop, cuda_rule, finished))
-                append(next, entry_of(state, pair));
+        // The sums over lanes of up to eight values at once, each in the order of a butterfly:
+        // lanes with bit 4 set take the upper four on, of these lanes with bit 3 set the upper
+        // two, and so on.
+        float some[8];
+#pragma unroll
+        for (int k = 0; k < 8; ++k) some[k] = k < n ? by_lane[k < HALO ? k : 0][threadIdx.x] : 0.0f;
+#pragma unroll
+        for (int half = 4, step = 16; half > 0; half >>= 1, step >>= 1) {
+            bool upper = lane & step;
+#pragma unroll
+            for (int k = 0; k < half; ++k) {
+                float given = upper ? some[k] : some[k + half];
+                float kept = upper ? some[k + half] : some[k];
+                some[k] = kept + __shfl_xor_sync(FULL, given, step);
+            }
         }
+        some[0] += __shfl_xor_sync(FULL, some[0], 2);
+        some[0] += __shfl_xor_sync(FULL, some[0], 1);
+        int which = lane >> 2;  // bits 4, 3, 2 of the lane: half 4, 2, 1
+        if ((lane & 3) == 0 && which < HALO) errors[which][warp] = some[0];
+        int tile_ahead = ahead;
+        __syncthreads();
+        if (warp == 0) {
+#pragma unroll
+            for (int k = 0; k < HALO; ++k) {
+                float sum = k < n && lane < WARPS ? errors[k][lane < WARPS ? lane : 0] : 0.0f;
+                sum = add_lanes(sum);
+                if (lane == 0) partial[((size_t)pair * tiles + tile) * HALO + k] = sum;
+            }
+        }
+        settling = entry;
+        unit = coming;
+        entry = following;
+        coming = tile_ahead;
     }
 }
 """
