@@ -14,3 +14,14 @@ def real_data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real clips at {DATA}: set FLOWKIT_DATA to the folder that holds them")
     return DATA
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Torch computes in one thread: small networks are slower in more."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

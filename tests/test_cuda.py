@@ -9,12 +9,15 @@ import pickle
 import re
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
+import made_pairs
 import numpy as np
 import pytest
 from cuda_emulator import EmulatedQueue, build, compiler
 from driver_double import DriverDouble
+from made_pairs import shifted
 
 from flowkit import fields, quantize
 from flowkit._cv2 import cv2
@@ -38,20 +41,7 @@ QUICK = {  # a few iterations, for laws that hold for any number of them
 }
 
 
-def texture(height: int, width: int, *, seed: int = 0, grain: float = 3) -> np.ndarray:
-    """Random gray blobs of about `grain` px, uint8 (height, width)."""
-    noise = np.random.default_rng(seed).normal(size=(height + 32, width + 32))
-    smooth = cv2.GaussianBlur(noise, (0, 0), grain)[16:-16, 16:-16]
-    return cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
-
-
-def shifted(frame: np.ndarray, dx: float, dy: float) -> np.ndarray:
-    """The frame moved right by dx and down by dy px."""
-    height, width = frame.shape
-    move = np.float32([[1, 0, dx], [0, 1, dy]])
-    return cv2.warpAffine(
-        frame, move, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE
-    )
+texture = partial(made_pairs.texture, grain=3)
 
 
 # --- on the processor ---

@@ -28,12 +28,7 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 SHORT = ("--moments", "2", "--views", "center")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import av
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from made_runs import write_run
 from made_videos import moving_texture, write_images, write_video
@@ -44,12 +43,7 @@ DIS = make_method("dis")
 VIEWS = TestViews(3)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
