@@ -23,7 +23,14 @@ from flowkit.records.layout import Storage
 from flowkit.records.ownership import in_the_way, remove_record, take_mark_away
 from flowkit.records.packing import pack_record, unpack_record
 from flowkit.records.reading import SIDECAR, find_records, open_record, read_sidecar
-from flowkit.records.unfinished import DEAD_S, INCOMPLETE, WorkFolder, find_work, remove_dead
+from flowkit.records.unfinished import (
+    DEAD_S,
+    INCOMPLETE,
+    WorkFolder,
+    find_work,
+    remove_dead,
+    remove_if_dead,
+)
 from flowkit.records.writing import RecordWriter
 from flowkit.series import Series
 from flowkit.video.sources import Source
@@ -374,3 +381,15 @@ def test_records_are_written_where_the_file_system_has_no_locks(tmp_path, monkey
         assert list(find_work(tmp_path)) == [(work.path, "in progress")]
         os.utime(work.path / "lock", (0, time.time() - DEAD_S - 1))
         assert list(find_work(tmp_path)) == [(work.path, "dead")]
+
+
+def test_work_that_another_removes_meanwhile_is_gone(tmp_path, monkeypatch):
+    folder = tmp_path / INCOMPLETE / "work"
+    folder.mkdir(parents=True)
+
+    def raced(folder):
+        folder.rmdir()
+        raise FileNotFoundError(folder / "lock")
+
+    monkeypatch.setattr("flowkit.records.unfinished._state", raced)
+    assert remove_if_dead(folder)

@@ -1,6 +1,7 @@
 """Scoring: the mean over test views, by record alone, and resumed as if never stopped."""
 
 import logging
+import threading
 
 import numpy as np
 import pytest
@@ -128,6 +129,26 @@ def test_a_video_is_asked_alone(records, run):
     for pass_inputs in (1, 7, 1000):
         other = Scorer(run, views=TestViews(4), pass_inputs=pass_inputs)
         np.testing.assert_allclose(np.stack(list(other.score(opened))), alone, atol=1e-5)
+
+
+def test_reading_ahead_ends_with_the_scores_that_are_asked_for(records, run, monkeypatch):
+    opened, begun, go_on = list(map(open_record, records.find().values())), [], threading.Event()
+
+    def read(self, one):
+        begun.append(one.record.name)
+        if len(begun) > 1:
+            go_on.wait(60)
+        return original(self, one)
+
+    original = Scorer._read
+    monkeypatch.setattr(Scorer, "_read", read)
+    before = set(threading.enumerate())
+    scores = Scorer(run, views=TestViews(1)).score(opened, readers=3)
+    threading.Timer(0.3, go_on.set).start()
+    next(scores)
+    scores.close()
+    assert len(begun) <= 5
+    assert set(threading.enumerate()) <= before
 
 
 def test_moments_that_a_short_video_repeats_are_asked_once(records, run, monkeypatch):

@@ -1,6 +1,7 @@
 """Training: what each stream can learn, and that nothing but the job decides the weights."""
 
 import csv
+import logging
 import multiprocessing
 import os
 import signal
@@ -9,7 +10,7 @@ import sys
 import threading
 import types
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -364,6 +365,36 @@ def run_two_processes(records, out, net):
     )
     assert done.returncode == 0, done.stderr
     return [load_file(out / f"rank{rank}.safetensors") for rank in (0, 1)]
+
+
+class Shared(nn.Module):
+    """A stand-in for a network of several processes: notes which passes share their gradients."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.shares, self.is_shared = net, [], True
+
+    @contextmanager
+    def no_sync(self):
+        self.is_shared = False
+        yield
+        self.is_shared = True
+
+    def forward(self, *inputs):
+        self.shares.append(self.is_shared)
+        return self.net(*inputs)
+
+
+def test_only_the_last_pass_of_a_step_shares_its_gradients(records, monkeypatch):
+    monkeypatch.setattr("flowkit.training.trainer.DistributedDataParallel", Shared)
+    job = make_job(records, recipe={"batch_size": 6, "dropout": 0.0})
+    training = prepare(job, ALONE, Machine(micro_batch=2))
+    training.model = shared = Shared(training.net)
+    monkeypatch.setattr(training, "_choose_what_learns", lambda: None)  # keeps that model
+    with training.loader() as batches:
+        for _ in range(2):
+            training.take_step(batches)
+    assert shared.shares == [False, False, True] * 2
 
 
 @pytest.mark.slow
@@ -920,6 +951,15 @@ def test_tensorboard_is_told_what_the_csv_says(tmp_path, records, monkeypatch):
         if name != "step"
     }
     assert told == pytest.approx(expected)
+
+
+def test_a_batch_that_is_taken_in_passes_says_so(records, caplog):
+    caplog.set_level(logging.INFO, "flowkit")
+    job = make_job(records, recipe={"batch_size": 6})
+    for micro_batch, said in ((6, ""), (4, "6 is made up on 1 processes in 2 passes of at most 4")):
+        caplog.clear()
+        prepare(job, ALONE, Machine(micro_batch=micro_batch))
+        assert said in caplog.text and ("is made up" in caplog.text) == bool(said)
 
 
 def test_the_log_has_a_row_after_20_steps_or_10_seconds(records, monkeypatch):

@@ -138,6 +138,15 @@ def test_bfloat16_gives_a_gradient_of_the_same_direction(records):
     assert rounded.norm() == pytest.approx(float(exact.norm()), rel=0.05)
 
 
+def test_the_held_out_part_is_asked_in_bfloat16_where_the_training_is(records):
+    exact, rounded = (
+        prepare(make_job(records), ALONE, Machine(bf16=bf16)).ask_heldout(lambda: False)
+        for bf16 in (False, True)
+    )
+    assert rounded[0] != exact[0]
+    assert rounded[0] == pytest.approx(exact[0], rel=0.01)
+
+
 @pytest.mark.slow
 def test_a_compiled_network_gives_the_same_gradient_where_nothing_is_dropped(records):
     plain, compiled = (gradient_of_a_step(records, Machine(compile=on)) for on in (False, True))
