@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -285,3 +286,57 @@ def test_the_first_field_of_a_process_uses_names_that_there_are():
     scope: dict[str, object] = {}
     exec(imports, scope)
     assert scope["CudaTVL1"]
+
+
+def test_mutation_draws_by_its_seed_over_all_operators_and_parts():
+    import mutation
+
+    drawn = mutation.draw(ROOT, 1, 100)
+    assert drawn == mutation.draw(ROOT, 1, 150)[:100]
+    assert drawn != mutation.draw(ROOT, 2, 100)
+    assert len({mutant.name for mutant in drawn}) == 100
+    assert {mutant.part for mutant in drawn} == set(mutation.PARTS)
+    operators = Counter(mutant.operator for mutant in drawn)
+    assert len(operators) == 14 and max(operators.values()) - min(operators.values()) <= 1
+
+
+PROBE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import mutation
+work = Path(sys.argv[2])
+mutation.own_tree(work)
+mutation.TEST_S = 15.0
+tests = mutation.tests_of(work)
+for mutant in mutation.find_mutants("records", work / "tree/flowkit/records/part.py"):
+    found = mutation.judge(work, mutant, tests, 40.0)
+    print(mutant.old, mutant.text, found["how"] or "survived", sep=" -> ")
+"""
+
+
+def test_mutation_tells_what_tests_see_from_what_they_do_not(tmp_path):
+    pytest.importorskip("coverage", reason="needs coverage: pip install coverage")
+    source = "def larger(a, b):\n    while a < b:\n        a += 1\n    return a\n"
+    test = "def test_larger():\n    assert larger(1, 3) == 3\n"
+    for name, text in {
+        "flowkit/__init__.py": "",
+        "flowkit/records/__init__.py": "",
+        "flowkit/records/part.py": source,
+        "tests/test_part.py": f"from flowkit.records.part import larger\n\n{test}",
+    }.items():
+        path = tmp_path / "tree" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, ROOT / "benchmarks", tmp_path], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert set(done.stdout.splitlines()[1:]) == {
+        "a < b -> (a <= b) -> failed",
+        "a < b -> (a >= b) -> failed",
+        "a < b -> (not a < b) -> failed",
+        "a += 1 -> pass -> hung",
+        "1 -> (2) -> survived",  # 1 + 2 is 3, too
+        "a -> (None) -> failed",
+    }
