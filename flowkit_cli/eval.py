@@ -92,6 +92,7 @@ def eval(  # the command's name
     flowkit eval --cv 5                   -> held-out scores of the whole training part
     """
     from flowkit.evaluation.scoring import Scorer, score_part
+    from flowkit.networks.checkpoints import read_checkpoint
     from flowkit.training.distributed import choose_device
 
     if folds is not None and parts == ("test",):
@@ -100,9 +101,8 @@ def eval(  # the command's name
     device = choose_device(options["device"])
     readers = options["workers"] or (1 if device.type == "cpu" else cores())
     for run in runs_given or _find_runs(runs):
-        scorer = Scorer(
-            run, views=test_views(options), device=device, pass_inputs=options["pass_inputs"]
-        )
+        views = test_views(options, read_checkpoint(run))
+        scorer = Scorer(run, views=views, device=device, pass_inputs=options["pass_inputs"])
         place = scorer.path.parent
         asked: tuple[Part, ...] = parts or ("test", "heldout")
         split = _read_split(
@@ -129,7 +129,7 @@ def _cross_validate(scorer: Scorer, records: RecordFolder, folds: int, workers: 
     from flowkit.data.splits import read_split
     from flowkit.evaluation.scoring import Scorer, score_part
     from flowkit.scores.files import write_scores
-    from flowkit.training.cross_validation import fold_jobs, join_folds
+    from flowkit.training.cross_validation import fold_folder, fold_jobs, join_folds
     from flowkit.training.distributed import Ranks
     from flowkit.training.jobs import Machine
     from flowkit.training.loop import SPLIT_FILE, train
@@ -138,8 +138,8 @@ def _cross_validate(scorer: Scorer, records: RecordFolder, folds: int, workers: 
     split = read_split(run / SPLIT_FILE)
     files = []
     is_new = False
-    for number, job in enumerate(fold_jobs(run, scorer.checkpoint, records, folds), start=1):
-        place = run / "cv" / f"fold-{number}of{folds}"
+    for number, job in enumerate(fold_jobs(run, scorer.checkpoint, records, folds)):
+        place = fold_folder(run, number, folds)
         for told in train(
             job, place, Ranks(0, 1, scorer.device), Machine(workers=workers), start="resume"
         ):

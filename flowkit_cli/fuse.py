@@ -114,6 +114,7 @@ def fuse(
         if "fusion" in streams[name].meta and not {path, path.parent} & set(scores):
             del streams[name]  # an earlier result, found but not asked for
     if not scores:
+        _leave_towers_out(streams, files)
         _refuse_rivals(streams, files, runs)
     if len(streams) < 2:
         there = ", ".join(str(files[name]) for name in streams) or "none"
@@ -141,6 +142,14 @@ def fuse(
     if as_json:
         output.json_line(place)
     output.say(f"wrote {out}, {fitted}")
+
+
+def _leave_towers_out(streams: dict[str, Scores], files: Mapping[str, Path]) -> None:
+    """Drop joined towers that nobody named: they grew from the two streams beside them."""
+    for name in [name for name, found in streams.items() if found.meta.get("stream") == "towers"]:
+        if len(streams) > 1:
+            output.say(f"{files[name]}: left out, as it holds both streams: name it to fuse it")
+            del streams[name]
 
 
 def _refuse_rivals(streams: Mapping[str, Scores], files: Mapping[str, Path], runs: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,12 @@ log = logging.getLogger("flowkit")
     help="Run or checkpoint of the temporal stream.  [default: likewise]",
 )
 @click.option(
+    "--towers",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Run or checkpoint of joined towers, instead of the two streams.",
+)
+@click.option(
     "--fusion",
     metavar="FILE|average",
     help="What flowkit fuse kept.  [default: RUNS/fused/fusion.npz, if it is there, else average]",
@@ -69,6 +75,7 @@ def predict(
     videos: tuple[str, ...],
     spatial: Path | None,
     temporal: Path | None,
+    towers: Path | None,
     fusion: str | None,
     runs: Path,
     top: int,
@@ -101,10 +108,11 @@ def predict(
         if len(named) != 1:
             raise UsageError(f"--out shows one video, got {len(named)}")
         output.check_out("--out", out, "a .mp4", [*videos, *(path for path, _ in named)])
-    found = _find_streams(spatial, temporal, runs)
+    found = _find_streams({"spatial": spatial, "temporal": temporal, "towers": towers}, runs)
     chosen = _read_fusion(fusion, runs, found)
-    checkpoints = [(checkpoint, options["moments"]) for _, checkpoint in found.values()]
-    looks = looks_of(checkpoints, max_frame_mpx=options["max_frame_mpx"], whole=out is not None)
+    checkpoints = [one for _, one in found.values()]
+    asked_at = [(one, test_views(options, one).moments) for one in checkpoints]
+    looks = looks_of(asked_at, max_frame_mpx=options["max_frame_mpx"], whole=out is not None)
     facts = METHODS[looks.request.method.name]
     if facts.one_worker or facts.runs_on == "cuda" or (workers is None and "-" in videos):
         workers = 1
@@ -129,12 +137,16 @@ def predict(
 
 
 def _find_streams(
-    spatial: Path | None, temporal: Path | None, runs: Path
+    asked: Mapping[str, Path | None], runs: Path
 ) -> dict[str, tuple[Path, Checkpoint]]:
-    """By the name of its run's folder, each stream that is named, else each of `runs`."""
+    """By the name of its run's folder, each stream that is named, else each of `runs`.
+
+    `asked` are the runs by what they should hold.
+    """
     from flowkit.networks.checkpoints import BEST, checkpoint_path, read_checkpoint
 
-    named = [path for path in (spatial, temporal) if path is not None]
+    names = {path: name for name, path in asked.items() if path is not None}
+    named = list(names)
     given = named or [
         runs / name for name in ("spatial", "temporal") if (runs / name / BEST).exists()
     ]
@@ -146,8 +158,8 @@ def _find_streams(
     found = {}
     for path in given:
         checkpoint = read_checkpoint(path)
-        held = "+".join(checkpoint.inputs)
-        expected = {spatial: "spatial", temporal: "temporal"}.get(path, held)
+        held = checkpoint.stream
+        expected = names.get(path, held)
         if held != expected:
             raise UsageError(f"--{expected} {path}: holds a {held} stream")
         found[checkpoint_path(path).absolute().parent.name] = path, checkpoint
@@ -165,10 +177,10 @@ def _make_predictor(
     from flowkit.scores.fusion import describe
     from flowkit.training.distributed import choose_device
 
-    device, views = choose_device(options["device"]), test_views(options)
+    device, size = choose_device(options["device"]), options["pass_inputs"]
     scorers = {
-        name: Scorer(path, views=views, device=device, pass_inputs=options["pass_inputs"])
-        for name, (path, _) in found.items()
+        name: Scorer(path, views=test_views(options, one), device=device, pass_inputs=size)
+        for name, (path, one) in found.items()
     }
     predictor = Predictor(scorers, fusion, max_frame_mpx=options["max_frame_mpx"])
     how = "" if fusion is None else f"; {describe(fusion, scorers)}"

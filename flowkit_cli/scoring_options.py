@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,7 @@ from flowkit.data.clips import VIEWS
 
 if TYPE_CHECKING:
     from flowkit.evaluation.scoring import TestViews
+    from flowkit.networks.checkpoints import Checkpoint
 
 
 def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -19,26 +21,20 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--moments",
             type=click.IntRange(1),
-            default=25,
-            show_default=True,
-            help="Moments of a video, at equal spacing.",
+            help="Moments of a video, at equal spacing.  [default: 25; of joined towers 10]",
         ),
         click.option(
             "--views",
             "crops",
             type=click.Choice(tuple(VIEWS)),
-            default="ten",
-            show_default=True,
             help="Of each moment: "
             + "; ".join(f"{name}, {one.about}" for name, one in VIEWS.items())
-            + ".",
+            + ".  [default: ten; of joined towers flip]",
         ),
         click.option(
             "--average",
             type=click.Choice(["softmax", "logits"]),
-            default="softmax",
-            show_default=True,
-            help="What is averaged over the views.",
+            help="What is averaged over the views.  [default: softmax; of joined towers logits]",
         ),
         click.option("--device", help="cpu, cuda or cuda:1.  [default: cuda if there is one]"),
         click.option(
@@ -55,8 +51,10 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def test_views(options: dict[str, Any]) -> TestViews:
-    """The views that the options ask for."""
-    from flowkit.evaluation.scoring import TestViews
+def test_views(options: dict[str, Any], checkpoint: Checkpoint) -> TestViews:
+    """The views that the options ask for, else those that go with a network."""
+    from flowkit.evaluation.scoring import default_views
 
-    return TestViews(options["moments"], options["crops"], options["average"])
+    names = ("moments", "crops", "average")
+    given = {name: options[name] for name in names if options[name] is not None}
+    return replace(default_views(checkpoint), **given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,7 @@ from flowkit_cli.train_options import (
     recipe_options,
 )
 from flowkit_cli.train_svm import svm
+from flowkit_cli.train_towers import towers
 
 if TYPE_CHECKING:
     from flowkit.data.record_folders import RecordFolder
@@ -44,18 +45,20 @@ LINE_S = 30  # seconds between two lines of progress, but for those with held-ou
 
 @click.group()
 def train() -> None:
-    """Train a stream: spatial, on frames, or temporal, on stacks of flow.
+    """Train a stream: spatial, on frames, or temporal, on stacks of flow; or join two.
 
     \b
     flowkit train temporal --L 10                    flow/ -> runs/temporal/
     flowkit train spatial --net resnet18 --weights IMAGENET1K_V1
     flowkit train temporal --recipe paper --bf16 --workers 16
     torchrun --nproc-per-node 4 -m flowkit_cli train temporal --recipe paper
+    flowkit train towers --join conv --at relu5      runs/spatial, runs/temporal -> runs/towers/
     flowkit train svm                                fisher/ -> runs/idt/
     """
 
 
 train.add_command(svm)
+train.add_command(towers)
 
 
 @train.command()
@@ -117,18 +120,23 @@ def temporal(
 
 
 def _train(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -> None:
+    run_job(stream, options, lambda: _make_job(stream, options))
+
+
+def run_job(name: str, options: dict[str, Any], make_job: Callable[[], Job]) -> None:
+    """Train the job of a run called `name`, or rehearse it, on what the options say."""
     from flowkit.training.distributed import join_ranks
     from flowkit.training.jobs import Machine
 
     if options["resume"] and options["overwrite"]:
         raise UsageError("--resume goes on and --overwrite begins again: give one of them")
-    folder = options["out"] or options["runs"] / stream
+    folder = options["out"] or options["runs"] / name
     with join_ranks(options["device"]) as ranks:
-        job = _make_job(stream, options)
-        names = ("micro_batch", "bf16", "channels_last", "compile", "tensorboard")
+        job = make_job()
+        names = ("micro_batch", "bf16", "channels_last", "compile", "tensorboard", "checkpointing")
         machine = Machine(
             workers=_workers(options["workers"], ranks),
-            **{name: options[name] for name in names},
+            **{name: options[name] for name in names if name in options},
         )
         if ranks.is_first:
             _say_job(job, options["recipe"], ranks, machine)
@@ -204,8 +212,12 @@ def _say_job(job: Job, recipe_name: str, ranks: Ranks, machine: Machine) -> None
             f"{len(task.split.heldout):,} held out, {len(task.classes):,} classes; "
             f"records {task.records.root}, split {task.split.name}"
         )
-    drops = f"x {recipe.drop_factor:g} at {', '.join(map(str, recipe.drop_at)) or 'no step'}"
-    fall = drops if recipe.schedule == "drops" else "falling along half a cosine"
+    fall = {
+        "drops": f"x {recipe.drop_factor:g} at {', '.join(map(str, recipe.drop_at)) or 'no step'}",
+        "cosine": "falling along half a cosine",
+        "plateau": f"x {recipe.drop_factor:g} where {recipe.patience} held-out accuracies in a row "
+        "are no higher",
+    }[recipe.schedule]
     output.say(
         f"{recipe.steps:,} steps of {recipe.batch_size} videos"
         + (f" in {recipe.segments} segments" if recipe.segments > 1 else "")
@@ -227,20 +239,24 @@ def _net_lines(job: Job, recipe_name: str) -> Iterator[str]:
     """The network, what it starts from and sees, and how to train that of the paper."""
     import torch
 
-    from flowkit.networks.streams import build_net, count_parameters
+    from flowkit.networks.streams import count_parameters
+    from flowkit.networks.towers import make_net
 
     heads = {task.name: len(task.classes) for task in job.tasks}
     with torch.device("meta"):
-        parameters = count_parameters(build_net(job.net, job.inputs, heads))
-    shapes = " and ".join(f"{c} channels of {h}x{w} px" for c, h, w in job.shapes)
+        parameters = count_parameters(make_net(job.net, job.inputs, heads, job.towers))
+    shapes = " and ".join(f"{c} channels of {h}x{w} px" for *_, c, h, w in job.shapes)
     forms = [f"; {form}" for form in map(_form_text, job.inputs.values()) if form]
-    weights = "fresh weights" if job.weights is None else f"weights {job.weights}"
+    weights = f"weights {' and '.join(job.sources)}" if job.sources else "fresh weights"
+    stream = f"{' and '.join(job.inputs)} stream"
+    if job.towers is not None:
+        stream = f"towers, {job.towers.about}"
     yield (
-        f"{' and '.join(job.inputs)} stream, recipe {recipe_name}: {job.net}, "
+        f"{stream}, recipe {recipe_name}: {job.net}, "
         f"{parameters:,} parameters, {weights}, mode {job.recipe.mode}"
     )
     yield f"its input: {shapes}{''.join(forms)}"
-    if recipe_name != "paper":
+    if recipe_name != "paper" and job.towers is None:
         of_paper = job.tasks[0].split.name.startswith(("ucf101-", "hmdb51-"))
         yield "the 2014 paper's network and schedule: --recipe paper" + (
             ", and only they compare with its published figures" if of_paper else ""
@@ -264,15 +280,13 @@ def _make_job(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -
 
     setup = recipe_facts(options["recipe"])
     net = options["net"] or setup.net
-    numbers = {name: options[name] for name in RECIPE_NUMBERS if options[name] is not None}
+    numbers = read_numbers(options)
     short_side, crop = setup.sizes[stream]
     if net != setup.net:  # its sizes and dropout, not those of the recipe's network
         facts = net_facts(net)
         short_side, crop = facts.size
         if facts.dropout is not None:
             numbers.setdefault("dropout", facts.dropout)
-    if "drop_at" in numbers:
-        numbers["drop_at"] = _read_steps(numbers["drop_at"])
     mode: Any = options["mode"] or ("fine-tune" if options["weights"] else setup.mode)
     weights = options["weights"] or (None if mode == "scratch" else setup.weights)
     tasks = _tasks(options)
@@ -285,7 +299,7 @@ def _make_job(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -
         augmentation=Augmentation(
             options["crops"] or setup.crops,
             options["flip"],
-            options["jitter"],
+            setup.jitter if options["jitter"] is None else options["jitter"],
             crop=options["crop"] or crop,
             short_side=options["short_side"] or short_side,
         ),
@@ -322,7 +336,7 @@ def _tasks(options: dict[str, Any]) -> tuple[Task, ...]:
         records, split = _read_place(place, options, None, runs / "split-added.json")
         other = (split if names is None else choose_classes(split, names), records)
     return tuple(
-        Task(name, _heldout(split, options["heldout"]), records, added=other)
+        Task(name, heldout_of(split, options["heldout"]), records, added=other)
         if place == 0
         else Task(name, train_on_all(split), records)
         for place, (name, records, split) in enumerate(named)
@@ -367,7 +381,7 @@ def _read_place(
     return records, read_split(path or default)
 
 
-def _heldout(split: Split, wanted: bool) -> Split:
+def heldout_of(split: Split, wanted: bool) -> Split:
     """The split with a held-out part in its training part, or without one."""
     from dataclasses import replace
 
@@ -376,6 +390,19 @@ def _heldout(split: Split, wanted: bool) -> Split:
     if not wanted:
         return replace(split, train=split.train + split.heldout, heldout=())
     return split if split.heldout else hold_out(split)
+
+
+def read_numbers(options: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a recipe that were given."""
+    numbers = {name: options[name] for name in RECIPE_NUMBERS if options[name] is not None}
+    match numbers.get("drop_at"):
+        case None:
+            pass
+        case "plateau":
+            numbers |= {"schedule": "plateau", "drop_at": ()}
+        case text:
+            numbers["drop_at"] = _read_steps(text)
+    return numbers
 
 
 def _read_steps(text: str) -> tuple[int, ...]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from flowkit.networks.table import NETS, PREFIX
-from flowkit.training.recipes import MODES, RECIPES, SCHEDULES
+from flowkit.training.recipes import MODES, RECIPES, SCHEDULES, RecipeFacts, TowersRecipe
 from flowkit_cli.record_options import missing_option, record_options
 
 PATH = click.Path(path_type=Path)
@@ -45,8 +45,8 @@ class NetName(click.Choice[str]):
         return super().convert(value, param, ctx)
 
 
-def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Where records, splits and runs are; several data sets."""
+def place_options(split: str, out: str) -> Callable[..., Any]:
+    """Where records, split and runs are; `split` and `out` say what they are by default."""
     options = [
         click.option(
             "--records", type=PATH, default="flow", show_default=True, help="Folder of the records."
@@ -56,13 +56,12 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--split",
             "split_file",
             type=PATH,
-            help="Split to train on (flowkit split make).  [default: RUNS/split.json, made from "
-            "the class folders if it is not there]",
+            help=f"Split to train on (flowkit split make).  [default: {split}]",
         ),
         click.option(
             "--runs", type=PATH, default="runs", show_default=True, help="Folder of all runs."
         ),
-        click.option("--out", type=PATH, help="Folder of this run.  [default: RUNS/STREAM]"),
+        click.option("--out", type=PATH, help=f"Folder of this run.  [default: {out}]"),
         click.option(
             "--heldout/--no-heldout",
             default=True,
@@ -71,6 +70,16 @@ def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "step is the best and the whole part trains.",
         ),
         missing_option,
+    ]
+    return lambda command: _with(options, command)
+
+
+def data_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where records, splits and runs are; several data sets."""
+    options = [
+        place_options(
+            "RUNS/split.json, made from the class folders if it is not there", "RUNS/STREAM"
+        ),
         click.option(
             "--task",
             "tasks",
@@ -128,6 +137,14 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(1),
             help="px of the network's input.  [default: by --recipe]",
         ),
+        view_options,
+    ]
+    return _with(options, command)
+
+
+def view_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """How training clips are changed."""
+    options = [
         click.option(
             "--crops",
             type=click.Choice(["random", "corner", "multi-scale", "jittered", "center"]),
@@ -139,24 +156,33 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--jitter",
             type=click.FloatRange(0),
-            default=0.1,
-            show_default=True,
-            help="Deviation of the color change of frames; never of flow.",
+            help="Deviation of the color change of frames; never of flow.  [default: by --recipe]",
         ),
     ]
     return _with(options, command)
 
 
 def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The recipe and its numbers; those left out are the recipe's."""
+    """The recipe of a stream and its numbers; those left out are the recipe's."""
+    return recipe_option(RECIPES)(number_options(command))
+
+
+def recipe_option(
+    recipes: Mapping[str, RecipeFacts] | Mapping[str, TowersRecipe],
+) -> Callable[..., Any]:
+    """--recipe, one of a table."""
+    return click.option(
+        "--recipe",
+        type=click.Choice(tuple(recipes)),
+        default="pretrained",
+        show_default=True,
+        help="; ".join(f"{name}: {one.about}" for name, one in recipes.items()) + ".",
+    )
+
+
+def number_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The numbers of a recipe."""
     options = [
-        click.option(
-            "--recipe",
-            type=click.Choice(tuple(RECIPES)),
-            default="pretrained",
-            show_default=True,
-            help="; ".join(f"{name}: {one.about}" for name, one in RECIPES.items()) + ".",
-        ),
         click.option(
             "--passes",
             type=click.FloatRange(0, min_open=True),
@@ -181,7 +207,10 @@ def recipe_options(command: Callable[..., Any]) -> Callable[..., Any]:
             help="How the rate falls: by --drop-at, or along half a cosine.",
         ),
         click.option(
-            "--drop-at", metavar="STEP,...", help="Steps at which the rate drops; none for never."
+            "--drop-at",
+            metavar="STEP,...",
+            help="Steps at which the rate drops; none for never, plateau for when held-out "
+            "accuracy stays where it was.",
         ),
         click.option("--drop-factor", type=float, help="What it is multiplied by there."),
         click.option("--momentum", type=float),

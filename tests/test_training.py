@@ -140,7 +140,7 @@ def test_the_rate_falls_along_half_a_cosine():
         ({"learning_rate": 0}, "expected learning_rate above 0, got 0"),
         ({"segments": 0}, "expected segments of at least 1, got 0"),
         ({"trunk_rate": 0}, "expected trunk_rate above 0, got 0"),
-        ({"schedule": "linear"}, "expected a schedule of drops or cosine, got 'linear'"),
+        ({"schedule": "linear"}, "expected a schedule of drops, cosine, plateau"),
         ({"drop_at": (5, 3)}, "expected drop_at steps in rising order"),
         ({"mode": "two-phase"}, "expected a first phase within the 80000 steps, got 0"),
     ],

@@ -10,6 +10,7 @@ from flowkit.data.clips import Clip, clip_starts, spaced_clips
 from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError
 
+TOWER_MOMENTS = 10  # samples of a video that joined towers are asked about, each with its flip
 TEST_GAP = 15  # frames; the largest of the 2016 authors' program
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from flowkit.data.clips import Clip
 from flowkit.data.inputs import Inputs, spaced_places
+from flowkit.data.moments import Moments
 from flowkit.data.stacks import StackForm
 from flowkit.documents import differences
 from flowkit.errors import UsageError, VideoError
@@ -45,24 +46,25 @@ IMAGES = "img_%05d.jpg"
 class Looks:
     """What streams look at in a video of any length, and how their flow is made; picklable.
 
-    `streams` are the inputs of each, and at how many moments they look. With `whole` all frames,
+    `streams` are the inputs of each, at how many moments they look, and of joined towers the
+    moments of a sample. With `whole` all frames,
     and the field from each of them to the next, are looked at, too.
     """
 
     request: Request
-    streams: tuple[tuple[Inputs, int], ...]
+    streams: tuple[tuple[Inputs, int, Moments | None], ...]
     whole: bool = False
 
     def hold(self, path: Path) -> HeldRecord:
         """The record of the video at `path`; VideoError where it is damaged or too short."""
         count = _count_frames(path, self.request.max_frame_mpx)
-        forms = [form for inputs, _ in self.streams for form in inputs.values()]
+        forms = [form for inputs, _, _ in self.streams for form in inputs.values()]
         least = 1 + max((f.step for f in forms if f is not None), default=int(self.whole))
         if count < least:
             raise VideoError(f"{path}: expected at least {least} frames, got {count}")
         wanted = Wanted(count, set(), {one: set() for one in self.request.series})
-        for inputs, moments in self.streams:
-            wanted.add(inputs, moments)
+        for stream in self.streams:
+            wanted.add(*stream)
         if self.whole:
             first = self.request.series[0]
             wanted.frames.update(range(count))
@@ -125,9 +127,9 @@ class Wanted(NamedTuple):
         """How many fields a series of this video has, wanted or not."""
         return self.frame_count - one.step
 
-    def add(self, inputs: Inputs, moments: int) -> None:
+    def add(self, inputs: Inputs, moments: int, several: Moments | None = None) -> None:
         """Want what the inputs of a stream look at."""
-        for places in spaced_places(inputs, "video", self.frame_count, moments):
+        for places in spaced_places(inputs, "video", self.frame_count, moments, several):
             for looks, form in zip(places, inputs.values(), strict=True):
                 for look in looks:
                     self._add_place(look, form)
@@ -175,7 +177,7 @@ def looks_of(
     """
     streams = list(streams)
     request = video_request(checkpoint for checkpoint, _ in streams)
-    inputs = tuple((checkpoint.inputs, moments) for checkpoint, moments in streams)
+    inputs = tuple((one.inputs, moments, one.several) for one, moments in streams)
     return Looks(replace(request, max_frame_mpx=max_frame_mpx), inputs, whole)
 
 

@@ -26,13 +26,15 @@ from flowkit.data.augment import frame_input
 from flowkit.data.clips import MOMENTS, View, moment_views, view_set
 from flowkit.data.datasets import TestClips
 from flowkit.data.inputs import Look, spaced_places
+from flowkit.data.moments import TOWER_MOMENTS
 from flowkit.data.origins import origin_of
 from flowkit.data.record_folders import Missing, RecordFolder
 from flowkit.data.splits import Split, Video, read_split
 from flowkit.data.stacks import flip, flow_stack
 from flowkit.documents import differences, listed
 from flowkit.errors import SplitError, UsageError
-from flowkit.networks.checkpoints import checkpoint_path, load_net
+from flowkit.networks.checkpoints import Checkpoint, checkpoint_path, load_net
+from flowkit.networks.towers import make_convolutional
 from flowkit.records.reading import Record
 from flowkit.scores.files import PLACED, Scores, read_scores, write_scores
 from flowkit.training.loop import SPLIT_FILE
@@ -71,6 +73,13 @@ class TestViews:
 Places = tuple[Look, ...]  # what each input of a network looks at
 
 
+def default_views(checkpoint: Checkpoint) -> TestViews:
+    """How a video is asked unless told otherwise: as in the paper of 2014, or of 2016."""
+    if checkpoint.towers is None:
+        return TestViews()
+    return TestViews(TOWER_MOMENTS, "flip", "logits")
+
+
 class _Pass(NamedTuple):
     """Some places of a record that are read together, each with the moments that it stands for."""
 
@@ -99,10 +108,12 @@ class Scorer:
             raise UsageError(f"expected at least one input of a pass, got {pass_inputs}")
         self.path = checkpoint_path(path)
         self.checkpoint, net = load_net(path)
+        self.several = self.checkpoint.several
         self.task, self.known = next(iter(self.checkpoint.tasks.items()))
-        self.views, self.pass_inputs = views or TestViews(), pass_inputs
-        self.several = None
+        self.views, self.pass_inputs = views or default_views(self.checkpoint), pass_inputs
         self.weights = _digest_weights(net)
+        if self.views.crops == "whole":
+            make_convolutional(net)
         self.device = torch.device(device)
         self.net = net.to(self.device)
 
@@ -166,12 +177,14 @@ class Scorer:
         checkpoint, views = self.checkpoint, self.views
         forms = [form for form in checkpoint.inputs.values() if form is not None]
         form = "".join(f", L = {form.length}" for form in forms)
+        if checkpoint.towers is not None:
+            form += f", {checkpoint.towers.about}"
         shown = f"{views.moments} x {view_set(views.crops).count} views"
         return {
             "kind": views.average,
-            "stream": "+".join(checkpoint.inputs),
+            "stream": checkpoint.stream,
             "about": f"{checkpoint.net}{form}, step {checkpoint.step:,}, {shown}",
-            "nets": [checkpoint.net],
+            "nets": checkpoint.net.split("+"),
             "checkpoint": {
                 "file": self.path.name,
                 "step": checkpoint.step,

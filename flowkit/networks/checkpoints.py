@@ -19,15 +19,17 @@ from safetensors import SafetensorError
 
 import flowkit
 from flowkit.data.inputs import Inputs, inputs_from_json
+from flowkit.data.moments import Moments
 from flowkit.data.origins import Origin, origin_from_json
 from flowkit.documents import differences, file_crc32, read_document, replacing, seal, short
 from flowkit.errors import CheckpointError, FlowkitError, RecordError
+from flowkit.networks.joining import Towers, towers_from_json
 from flowkit.records.reading import Record, flow_of
 
 if TYPE_CHECKING:  # what a checkpoint's JSON says is read without torch
     import torch
 
-    from flowkit.networks.streams import StreamNet
+    from flowkit.networks.towers import Net
 
 FORMAT = "flowkit checkpoint"
 VERSION = 2  # 1 had one stream: `stream`, `channels` and `form` where 2 has `inputs`
@@ -42,8 +44,9 @@ class Checkpoint:
     order of their logits. Frames are rescaled to `short_side` px and cropped to `crop` px. `flow`
     is what records must have been made with, None where they need not say. `training` is how the
     weights were made, `progress` how far they are, both for the training itself and for people.
-    `trained_on` are the videos that the weights have seen, None in what 0.1.0 wrote. Whatever a
-    later version adds has a default here, so that older checkpoints still load.
+    `trained_on` are the videos that the weights have seen, None in what 0.1.0 wrote. `towers` says
+    how two networks are joined, which `net` then names as NET+NET. Whatever a later version adds
+    has a default here, so that older checkpoints still load.
     """
 
     step: int
@@ -57,17 +60,28 @@ class Checkpoint:
     training: dict[str, Any] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
     trained_on: Origin | None = None
+    towers: Towers | None = None
 
     def __repr__(self) -> str:
         classes = ", ".join(f"{task}: {len(names)} classes" for task, names in self.tasks.items())
         return f"Checkpoint({self.net}, {'+'.join(self.inputs)}, step {self.step}, {classes})"
 
-    def build(self) -> StreamNet:
+    @property
+    def stream(self) -> str:
+        """What its scores are called: "spatial", "temporal" or "towers"."""
+        return "towers" if self.towers else "+".join(self.inputs)
+
+    @property
+    def several(self) -> Moments | None:
+        """The moments of a sample of joined towers."""
+        return None if self.towers is None else self.towers.moments
+
+    def build(self) -> Net:
         """The network with fresh weights."""
-        from flowkit.networks.streams import build_net
+        from flowkit.networks.towers import make_net
 
         heads = {task: len(classes) for task, classes in self.tasks.items()}
-        return build_net(self.net, self.inputs, heads, dropout=self.dropout)
+        return make_net(self.net, self.inputs, heads, self.towers, dropout=self.dropout)
 
     def check_record(self, record: Record) -> None:
         """RecordError, which names the difference, where a record is not what the net learned on.
@@ -144,6 +158,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         given = {key: data[key] for key in Checkpoint.__dataclass_fields__ if key in data}
         given["tasks"] = {task: tuple(classes) for task, classes in data["tasks"].items()}
         given["inputs"] = inputs_from_json(data["inputs"])
+        if (towers := data.get("towers")) is not None:
+            given["towers"] = towers_from_json(towers)
         if (seen := data.get("trained_on")) is not None:
             given["trained_on"] = origin_from_json(seen)
         return Checkpoint(**given)
@@ -151,12 +167,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: not of this format ({error!r})") from error
 
 
-def load_net(path: str | os.PathLike[str]) -> tuple[Checkpoint, StreamNet]:
+def load_net(path: str | os.PathLike[str]) -> tuple[Checkpoint, Net]:
     """The checkpoint at `path` and its network with its weights, on the CPU, in evaluation mode.
 
     `path` is a JSON of a checkpoint or a run's folder, for its best one. The network takes what
-    `Checkpoint.inputs` names, float32 (B, C, h, w), and gives logits, float32 (B, K), of the
-    classes of `Checkpoint.tasks`. CheckpointError where it is missing or not of this format.
+    `Checkpoint.inputs` names, float32 (B, C, h, w), or of joined towers (B, T, C, h, w), and gives
+    logits, float32 (B, K), of the classes of `Checkpoint.tasks`. CheckpointError where it is
+    missing or not of this format.
     """
     checkpoint = read_checkpoint(path)
     net = checkpoint.build()

@@ -17,10 +17,11 @@ import torch
 from flowkit.data.augment import RGB_MEAN, RGB_STD
 from flowkit.data.clips import MOMENTS
 from flowkit.data.inputs import input_channels
+from flowkit.data.moments import TEST_GAP, TOWER_MOMENTS
 from flowkit.documents import replacing
 from flowkit.errors import ExportError, InstallError, UsageError
 from flowkit.networks.checkpoints import Checkpoint, load_net
-from flowkit.networks.streams import StreamNet
+from flowkit.networks.towers import Net
 
 FORMATS = ("onnx", "torchscript")
 ENDINGS = {"onnx": ".onnx", "torchscript": ".pt"}
@@ -42,11 +43,11 @@ def export_net(
 
     The file takes ``input``, float32 (B, C, crop, crop) for any B, and gives ``logits``, float32
     (B, K), those of several tasks side by side. A network of several streams takes an input for
-    each, called as the stream is. What the checkpoint says of both, and how `flowkit eval` scores a
-    video with them, is in the file as JSON under the key ``flowkit.json``. It is read back, by
-    onnxruntime or TorchScript, and its outputs are compared on random inputs before it is put in
-    place: ExportError where they differ by more than 1e-4 of the largest. InstallError where a
-    library is missing.
+    each, called as the stream is: joined towers take float32 (B, T, C, crop, crop). What the
+    checkpoint says of both, and how `flowkit eval` scores a video with them, is in the file as JSON
+    under the key ``flowkit.json``. It is read back, by onnxruntime or TorchScript, and its outputs
+    are compared on random inputs before it is put in place: ExportError where they differ by more
+    than 1e-4 of the largest. InstallError where a library is missing.
     """
     if format not in FORMATS:
         raise UsageError(f"expected a format of {' or '.join(FORMATS)}, got {format!r}")
@@ -60,8 +61,9 @@ def export_net(
     description = json.dumps(said)
     channels = input_channels(checkpoint.inputs)
     names = [INPUT] if len(channels) == 1 else list(channels)
+    moments = () if checkpoint.towers is None else (checkpoint.towers.frames,)
     examples = {
-        name: torch.zeros(2, count, checkpoint.crop, checkpoint.crop)
+        name: torch.zeros(2, *moments, count, checkpoint.crop, checkpoint.crop)
         for name, count in zip(names, channels.values(), strict=True)
     }
     with replacing(out) as part, warnings.catch_warnings():
@@ -90,19 +92,29 @@ def _describe_scoring(checkpoint: Checkpoint) -> dict[str, Any]:
                 f"0..max(0, N - 1 - {form.length * form.step})",
                 "channels": "x1 y1 x2 y2 ... in px; of a video too short, field i mod their count",
             }
-    return {
+    told = {
         "moments": MOMENTS,
         "moment": "k of M: frame floor((2 k (N - 1) + M - 1) / (2 (M - 1))) of N; all from 0",
         "resize": "short side to short_side, long side rounded half up; then crops",
         "views": "crops at (0, 0), right, bottom left, bottom right, center (rounded down); "
         "then these five flipped, where every x of flow is negated",
         "average": "softmax, over views and moments",
-        **looks,
     }
+    if checkpoint.towers is not None:
+        told |= {
+            "moments": TOWER_MOMENTS,
+            "sample": f"{checkpoint.towers.frames} moments, {TEST_GAP} frames apart or as many as "
+            "fit, the middle one nearest to the moment; of each its clip and that clip's middle "
+            "frame, first_frame + (L step) // 2",
+            "views": "the crop in the center (rounded down), then that flipped, where every x of "
+            "flow is negated",
+            "average": "logits, over views and moments",
+        }
+    return told | looks
 
 
 def _write_onnx(
-    net: StreamNet, examples: Mapping[str, torch.Tensor], description: str, file: Path
+    net: Net, examples: Mapping[str, torch.Tensor], description: str, file: Path
 ) -> Callable[..., torch.Tensor]:
     """Write the file; the call that runs it by onnxruntime."""
     runtime = _onnx_libraries()[-1]
@@ -132,7 +144,7 @@ def _write_onnx(
 
 
 def _write_torchscript(
-    net: StreamNet, examples: Mapping[str, torch.Tensor], description: str, file: Path
+    net: Net, examples: Mapping[str, torch.Tensor], description: str, file: Path
 ) -> Callable[..., torch.Tensor]:
     """Write the file; the network that was read back from it."""
     with torch.no_grad():
@@ -142,7 +154,7 @@ def _write_torchscript(
 
 
 def _compare(
-    net: StreamNet, run: Callable[..., torch.Tensor], examples: Mapping[str, torch.Tensor]
+    net: Net, run: Callable[..., torch.Tensor], examples: Mapping[str, torch.Tensor]
 ) -> float:
     """The largest difference of a logit on random inputs; ExportError if it is no rounding."""
     generator = torch.Generator().manual_seed(0)

@@ -96,6 +96,16 @@ class Towers:
         return LOGITS in self.at
 
     @property
+    def about(self) -> str:
+        """In words: "conv at relu5", with what is not the default."""
+        text = f"{self.join} at {' and '.join(self.at)}"
+        if self.over_time != "mean":
+            text += f", {self.over_time}"
+        if self.frames > 1:
+            text += f" over {self.frames} frames"
+        return text + (", temporal kept" if self.keep == "temporal" else "")
+
+    @property
     def moments(self) -> Moments:
         """The moments of a sample."""
         return Moments(self.frames, *self.gap)

@@ -7,6 +7,7 @@ choices, docs/towers.md where they are from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from torch.utils.checkpoint import checkpoint
 from flowkit.data.inputs import Inputs, check_inputs, input_channels
 from flowkit.errors import UsageError
 from flowkit.networks.joining import Towers, net_names, tower_seams
-from flowkit.networks.streams import DROPOUT, StreamNet, build_stream, count_parameters
+from flowkit.networks.streams import DROPOUT, StreamNet, build_net, build_stream, count_parameters
+from flowkit.networks.table import net_facts
 
 SPATIAL_SHARE, TEMPORAL_SHARE = 0.25, 0.75  # of the towers' maps in a fresh conv3d
 
@@ -258,6 +260,21 @@ def build_towers(
     return TowersNet(spatial, temporal, towers)
 
 
+def make_net(
+    net: str,
+    inputs: Inputs,
+    heads: Mapping[str, int],
+    towers: Towers | None = None,
+    *,
+    dropout: float = DROPOUT,
+    seed: int = 0,
+) -> Net:
+    """A stream's network, or joined `towers`, with fresh weights."""
+    if towers is None:
+        return build_net(net, inputs, heads, dropout=dropout, seed=seed)
+    return build_towers(net, inputs, heads, towers, dropout=dropout, seed=seed)
+
+
 def make_join(towers: Towers, channels: int, *, is_signed: bool) -> nn.Module:
     """The module that joins maps of D `channels`; without a ReLU where they are signed."""
     if towers.over_time == "conv3d":
@@ -293,6 +310,50 @@ def pad_alike(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
             )
         padded.append(nn.functional.pad(maps, (0, right, 0, down)) if down or right else maps)
     return padded[0], padded[1]
+
+
+class MeanOverPlaces(nn.Module):
+    """Features at all places, (B, F, h, w) -> their mean, (B, F)."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features.mean((2, 3))
+
+
+def make_convolutional(net: Net) -> None:
+    """Let a network take images of any size: fully connected layers become convolutions, in place.
+
+    What it gives is the mean of the logits over all places (the last layer, which is linear, is
+    given the mean of its features). Networks that end in an average over places are as they were.
+    """
+    if isinstance(net, StreamNet):
+        if net_facts(net.name).seams is not None:
+            net.trunk = _convolutional(net.layers(), _channels(net.layers()))
+        return
+    channels = _channels(dict(net.below["spatial"].named_children()))
+    for name, above in net.above.items():
+        layers = dict(above.named_children())
+        own = [module for module in above.modules() if isinstance(module, nn.Conv2d)]
+        wide = channels * (2 if net.towers.join == "cat" and name == "joined" else 1)
+        net.above[name] = _convolutional(layers, own[-1].out_channels if own else wide)
+
+
+def _convolutional(layers: Mapping[str, nn.Module], channels: int) -> nn.Sequential:
+    """The layers, with convolutions after the flattening of maps of so many channels."""
+    names = list(layers)
+    behind = names[names.index("flatten") :]
+    if not any(isinstance(layers[name], nn.Linear) for name in behind):
+        return _sequence(layers)
+    made: dict[str, nn.Module] = {}
+    for name, layer in layers.items():
+        if isinstance(layer, nn.Linear):
+            side = math.isqrt(layer.in_features // channels)
+            made[name] = convolution = nn.Conv2d(channels, layer.out_features, side)
+            convolution.weight.data = layer.weight.data.view(-1, channels, side, side)
+            convolution.bias = layer.bias
+            channels = layer.out_features
+        elif not isinstance(layer, nn.Flatten | nn.AdaptiveAvgPool2d):
+            made[name] = layer
+    return _sequence(made | {"places": MeanOverPlaces()})
 
 
 class PublishedCount(NamedTuple):

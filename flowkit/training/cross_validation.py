@@ -14,7 +14,7 @@ from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import Split, hold_out, read_split
 from flowkit.documents import listed
 from flowkit.errors import UsageError
-from flowkit.networks.checkpoints import Checkpoint
+from flowkit.networks.checkpoints import BEST, Checkpoint, checkpoint_path
 from flowkit.scores.files import Scores, read_scores
 from flowkit.training.jobs import OPTIONS, Job
 from flowkit.training.loop import SPLIT_FILE, split_file
@@ -60,11 +60,34 @@ def fold_jobs(run: Path, checkpoint: Checkpoint, records: RecordFolder, folds: i
             tuple(tasks),
             recipe,
             augmentation=augmentation,
-            **given,
+            towers=checkpoint.towers,
+            **(given | _fold_weights(given.get("weights"), fold, folds)),
         )
         _refuse_seen(run, job, fold)
         jobs.append(job)
     return jobs
+
+
+def _fold_weights(weights: Any, fold: int, folds: int) -> dict[str, Any]:
+    """Of joined towers, those that were trained without the same fold; nothing of others."""
+    if not isinstance(weights, list):
+        return {}
+    found = []
+    for source in weights:
+        run = checkpoint_path(source).parent
+        place = fold_folder(run, fold, folds)
+        if not (place / BEST).exists():
+            raise UsageError(
+                f"{run}: towers without a fold are joined from runs without it, and {place} is not "
+                f"there: flowkit eval {run} --cv {folds}"
+            )
+        found.append(str(place))
+    return {"weights": tuple(found)}
+
+
+def fold_folder(run: Path, fold: int, folds: int) -> Path:
+    """Where a run is trained again without fold number `fold`, from 0."""
+    return run / "cv" / f"fold-{fold + 1}of{folds}"
 
 
 def _refuse_seen(run: Path, job: Job, fold: int) -> None:

@@ -6,20 +6,23 @@ import hashlib
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from flowkit.data.augment import Augmentation
 from flowkit.data.inputs import Inputs, check_inputs, input_channels, inputs_to_json
+from flowkit.data.moments import Moments
 from flowkit.data.origins import Origin, origin_of
 from flowkit.data.record_folders import Missing
 from flowkit.documents import differences
 from flowkit.errors import UsageError
 from flowkit.networks.checkpoints import Checkpoint
-from flowkit.networks.streams import StreamNet, build_net
+from flowkit.networks.joining import Towers, net_names, tower_seams
+from flowkit.networks.streams import build_net, build_stream
 from flowkit.networks.table import check_input_side
+from flowkit.networks.towers import Net, TowersNet
 from flowkit.networks.weights import FirstLayer, load_weights, read_weights, weights_origin
-from flowkit.training.recipes import Recipe
+from flowkit.training.recipes import TOWER_MODES, Recipe
 from flowkit.training.sampling import Task
 
 log = logging.getLogger(__name__)
@@ -35,6 +38,9 @@ class Job:
     `inputs` are what the network takes. The first task is the one that the best step is chosen for,
     by its held-out part. `weights` are what to start from (`weights.read_weights`), None for
     fresh ones. `eval_moments` clips of a held-out video, at equal spacing, are asked.
+
+    With `towers` the networks of a spatial and a temporal run, the two of `weights`, are joined;
+    `net` names both, NET+NET.
     """
 
     inputs: Inputs
@@ -42,14 +48,19 @@ class Job:
     tasks: tuple[Task, ...]
     recipe: Recipe
     augmentation: Augmentation = field(default_factory=Augmentation)
-    weights: str | None = None
+    weights: str | tuple[str, str] | None = None
     first_layer: FirstLayer = "averaged"
     seed: int = 0
     eval_moments: int = 5
     missing: Missing = "error"
+    towers: Towers | None = None
 
     def __post_init__(self) -> None:
         check_inputs(self.inputs)
+        if self.towers is not None:
+            self._check_towers(self.towers)
+        elif self.recipe.mode == "top":
+            raise UsageError("mode top is for joined towers: it trains from the join up")
         if self.recipe.mode in ("last-layer", "two-phase") and self.weights is None:
             raise UsageError(
                 f"mode {self.recipe.mode} trains on top of given weights: name them (--weights)"
@@ -59,16 +70,49 @@ class Job:
                 f"expected a batch of at least one clip for each of {len(self.tasks)} tasks, "
                 f"got {self.recipe.batch_size}"
             )
-        check_input_side(self.net, self.augmentation.crop)
+        if self.recipe.schedule == "plateau" and not self.tasks[0].split.heldout:
+            raise UsageError(
+                "the rate drops when held-out accuracy stays: hold a part out, or give --drop-at"
+            )
+        for name in [self.net] if self.towers is None else net_names(self.net):
+            check_input_side(name, self.augmentation.crop)
+
+    def _check_towers(self, towers: Towers) -> None:
+        tower_seams(self.net, towers.seam)
+        if len(self.inputs) < 2 or len(self.tasks) > 1 or isinstance(self.weights, str | None):
+            raise UsageError(
+                "joined towers take both streams, one task, and the weights of a spatial and a "
+                "temporal run"
+            )
+        if self.recipe.mode not in TOWER_MODES:
+            raise UsageError(
+                f"expected a mode of {' or '.join(TOWER_MODES)} for joined towers, "
+                f"got {self.recipe.mode}"
+            )
+        if self.recipe.segments > 1:
+            raise UsageError("segments do not go with joined towers: --frames does their work")
 
     @property
-    def shapes(self) -> list[tuple[int, int, int]]:
-        """(C, h, w) of each input."""
+    def shapes(self) -> list[tuple[int, ...]]:
+        """(C, h, w) of each input; of joined towers (T, C, h, w)."""
         crop = self.augmentation.crop
-        return [(channels, crop, crop) for channels in input_channels(self.inputs).values()]
+        moments = () if self.towers is None else (self.towers.frames,)
+        return [(*moments, c, crop, crop) for c in input_channels(self.inputs).values()]
 
-    def build(self) -> StreamNet:
+    @property
+    def several(self) -> Moments | None:
+        """The moments of a sample of joined towers."""
+        return None if self.towers is None else self.towers.moments
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Where the weights to start from are: none, one, or those of both towers."""
+        return (self.weights,) if isinstance(self.weights, str) else self.weights or ()
+
+    def build(self) -> Net:
         """The network with the weights that training starts from."""
+        if self.towers is not None:
+            return self._join(self.towers)
         net = build_net(
             self.net,
             self.inputs,
@@ -76,7 +120,7 @@ class Job:
             dropout=self.recipe.dropout,
             seed=self.seed,
         )
-        if self.weights is not None:
+        if isinstance(self.weights, str):
             classes = {task.name: task.classes for task in self.tasks}
             loaded = load_weights(
                 net, read_weights(self.weights, self.net), classes, first_layer=self.first_layer
@@ -90,9 +134,26 @@ class Job:
             )
         return net
 
+    def _join(self, towers: Towers) -> TowersNet:
+        """The towers of the two runs, the heads of whose first tasks are known to be alike."""
+        [task] = self.tasks
+        heads, classes = {task.name: len(task.classes)}, {task.name: task.classes}
+        streams = input_channels(self.inputs).items()
+        nets = []
+        for name, (stream, channels), source in zip(
+            net_names(self.net), streams, self.sources, strict=True
+        ):
+            dropout = self.recipe.dropout
+            net = build_stream(name, stream, heads, channels=channels, dropout=dropout)
+            weights = read_weights(source, name)
+            own = dict(list(weights.heads.items())[:1])
+            load_weights(net, replace(weights, heads=own), classes)
+            nets.append(net)
+        return TowersNet(nets[0], nets[1], towers)
+
     def origin(self) -> Origin:
         """The videos that the weights will have seen, those that they start from included."""
-        before = [] if self.weights is None else [weights_origin(self.weights)]
+        before = [weights_origin(source) for source in self.sources]
         return origin_of((video for task in self.tasks for video in task.videos), *before)
 
     def places(self) -> dict[str, Any]:
@@ -131,10 +192,16 @@ class Job:
                 "augmentation": asdict(Augmentation()) | told.get("augmentation", {}),
                 "net": checkpoint.net,
                 "inputs": inputs_to_json(checkpoint.inputs),
+                "towers": checkpoint.towers and asdict(checkpoint.towers),
             }
         )
-        asked = {"net": self.net, "inputs": inputs_to_json(self.inputs), **self.describe()}
-        return differences(json.loads(json.dumps(own)), asked)
+        asked = {
+            "net": self.net,
+            "inputs": inputs_to_json(self.inputs),
+            "towers": self.towers and asdict(self.towers),
+            **self.describe(),
+        }
+        return differences(*(json.loads(json.dumps(one)) for one in (own, asked)))
 
 
 @dataclass(frozen=True)
@@ -142,7 +209,9 @@ class Machine:
     """How the work is done; `bf16` changes results by rounding only, `compile` dropout masks, too.
 
     `workers` are loader processes, of each process of a training. `micro_batch` is the most clips
-    of a pass, None for what fits; the batch of the recipe is made up of passes.
+    of a pass, None for what fits; the batch of the recipe is made up of passes. `checkpointing`
+    computes what joined towers see below the join again for the backward pass, instead of keeping
+    it.
     """
 
     workers: int = 0
@@ -150,6 +219,7 @@ class Machine:
     bf16: bool = False
     channels_last: bool = False
     compile: bool = False
+    checkpointing: bool = False
     tensorboard: bool = False
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -98,25 +98,27 @@ def _take_steps(
     """
     recipe = training.job.recipe
     window, saved_at = _Window(training.job, training.step), time.monotonic()
+    rate = training.rate
     while True:
         training.saving.check()
         if _is_due(training, saved_at) and (found := _ask(training, asked)) is not None:
             if window.steps or found.heldout:
-                yield window.tell(training.step, found.heldout)
+                yield window.tell(training.step, rate, found.heldout)
             window, saved_at = _Window(training.job, training.step), time.monotonic()
             training.progress["saved"] = training.step
             training.save(folder, *found.names)
         if signum := int(training.ranks.most(asked() or 0)):
             if window.steps:
-                yield window.tell(training.step)
+                yield window.tell(training.step, rate)
             _save_and_stop(training, folder, signum)
         if training.step == recipe.steps:
             training.finish_saving()
             return
+        rate = training.rate
         window.add(*training.take_step(batches))
         is_asked = training.heldout is not None and training.step % recipe.eval_every == 0
         if window.is_long and not is_asked:
-            yield window.tell(training.step)
+            yield window.tell(training.step, rate)
             window = _Window(training.job, training.step)
 
 
@@ -198,7 +200,7 @@ class _Window:
         self.steps += 1
         self.end = time.monotonic()
 
-    def tell(self, step: int, found: tuple[float, float] | None = None) -> StepReport:
+    def tell(self, step: int, rate: float, found: tuple[float, float] | None = None) -> StepReport:
         recipe, names = self.job.recipe, [task.name for task in self.job.tasks]
         nan = [math.nan] * len(names)
         steps_per_s = self.steps / max(self.end - self.begin, 1e-9) if self.steps else math.nan
@@ -209,7 +211,7 @@ class _Window:
             steps=recipe.steps,
             losses=dict(zip(names, map(float, losses), strict=True)),
             accuracies=dict(zip(names, map(float, accuracies), strict=True)),
-            learning_rate=recipe.rate(step - 1),
+            learning_rate=rate,
             samples_per_s=steps_per_s * recipe.batch_size * recipe.segments,
             seconds_left=(recipe.steps - step) / steps_per_s,
             heldout_loss=None if found is None else found[0],
@@ -238,8 +240,23 @@ def _ask(training: Training, asked: Callable[[], int | None]) -> _Found | None:
     if best is None or (accuracy, -loss) > (best["accuracy"], -best["loss"]):
         best = {"step": training.step, "accuracy": accuracy, "loss": loss}
         names.append(BEST)
-    training.progress = {"best": best, "heldout": {"accuracy": accuracy, "loss": loss}}
+    progress = {"best": best, "heldout": {"accuracy": accuracy, "loss": loss}}
+    if training.job.recipe.schedule == "plateau":
+        progress |= _on_plateau(training, accuracy)
+    training.progress = progress
     return _Found(found, names)
+
+
+def _on_plateau(training: Training, accuracy: float) -> dict[str, Any]:
+    """How often the rate has dropped, and for how many held-out accuracies none was the highest."""
+    told = training.progress
+    highest, waited = told.get("highest", -1.0), told.get("waited", 0) + 1
+    drops = told.get("drops", 0)
+    if accuracy > highest:
+        highest, waited = accuracy, 0
+    elif waited == training.job.recipe.patience:
+        drops, waited = drops + 1, 0
+    return {"highest": highest, "waited": waited, "drops": drops}
 
 
 def _write_splits(folder: Path, tasks: Sequence[Task]) -> None:

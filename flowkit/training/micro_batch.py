@@ -8,16 +8,17 @@ from collections.abc import Sequence
 import torch
 
 from flowkit.errors import UsageError
-from flowkit.networks.streams import StreamNet, count_parameters
+from flowkit.networks.streams import count_parameters
+from flowkit.networks.towers import Net
 from flowkit.workers.machine import free_bytes
 
 COPIES = 5  # copies of the weights, 4 bytes each: they, gradients, momentum, a checkpoint to write
-Shapes = Sequence[tuple[int, int, int]]  # (C, h, w) of each input of a network
+Shapes = Sequence[tuple[int, ...]]  # (C, h, w) of each input of a network, or (T, C, h, w)
 # Share of a CPU's free memory that a pass may take: the loader and the system need the rest
 SHARE = 0.6
 
 
-def activation_bytes(net: StreamNet, shapes: Shapes) -> int:
+def activation_bytes(net: Net, shapes: Shapes) -> int:
     """Bytes that the backward pass of one clip of `shapes` keeps; nothing is computed."""
     saved: dict[int, int] = {}
 
@@ -36,7 +37,7 @@ def activation_bytes(net: StreamNet, shapes: Shapes) -> int:
 
 
 def fitting_micro_batch(
-    net: StreamNet, shapes: Shapes, share: int, device: torch.device, *, bf16: bool
+    net: Net, shapes: Shapes, share: int, device: torch.device, *, bf16: bool
 ) -> int:
     """The most clips of `shapes` in a pass, at most `share`, that `device` has memory for.
 
@@ -59,7 +60,7 @@ def fitting_micro_batch(
 
 
 def _try_micro_batch(
-    net: StreamNet, shapes: Shapes, share: int, device: torch.device, *, bf16: bool
+    net: Net, shapes: Shapes, share: int, device: torch.device, *, bf16: bool
 ) -> int:
     state = torch.cuda.get_rng_state(device)
     momentum = [torch.zeros_like(parameter) for parameter in net.parameters()]

@@ -18,9 +18,11 @@ PASSES = 20  # over the training videos, of the recipe "pretrained"
 EVAL_STEPS = 200  # the most between two of its checkpoints
 # What learns: everything from fresh weights, everything from others' weights, the last layer alone,
 # or the last layer first and then the top blocks with it (as in Keras's fine-tuning example).
-Mode = Literal["scratch", "fine-tune", "last-layer", "two-phase"]
-MODES: tuple[Mode, ...] = get_args(Mode)
-Schedule = Literal["drops", "cosine"]
+# Of joined towers: everything, or the top alone, from the join up.
+Mode = Literal["scratch", "fine-tune", "last-layer", "two-phase", "top"]
+MODES: tuple[Mode, ...] = ("scratch", "fine-tune", "last-layer", "two-phase")
+TOWER_MODES: tuple[Mode, ...] = ("top", "fine-tune")
+Schedule = Literal["drops", "cosine", "plateau"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 
@@ -33,8 +35,10 @@ class Recipe:
     loss (Wang et al. 2016, arXiv:1608.00859).
 
     The learning rate rises over `warmup_steps`; with the schedule "drops" it is multiplied by
-    `drop_factor` at each step of `drop_at`, with "cosine" it falls to zero along half a wave. The
-    trunk takes `trunk_rate` of it, the heads all. `frozen_statistics` keeps those of given weights
+    `drop_factor` at each step of `drop_at`, with "cosine" it falls to zero along half a wave, with
+    "plateau" it drops whenever `patience` held-out accuracies in a row are not above the best. The
+    trunk takes `trunk_rate` of it, the heads all; biases take `bias_rate` times as much, and with
+    `bias_decay` False no weight decay. `frozen_statistics` keeps those of given weights
     in all batch normalizations but the first (the same paper's partial BN). `clip_norm` is the
     largest norm of the gradient, None for any. Two phases: the heads alone learn for
     `first_phase_steps`, then the last `top_blocks` blocks of the trunk, too. The held-out part, if
@@ -52,6 +56,9 @@ class Recipe:
     drop_factor: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 5e-4  # that of Krizhevsky et al. 2012; the paper states none
+    bias_rate: float = 1.0
+    bias_decay: bool = True
+    patience: int = 3
     dropout: float = 0.9
     frozen_statistics: bool = False
     warmup_steps: int = 0
@@ -61,19 +68,19 @@ class Recipe:
     eval_every: int = 1_000
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UsageError(f"expected a mode of {', '.join(MODES)}, got {self.mode!r}")
+        if self.mode not in get_args(Mode):
+            raise UsageError(f"expected a mode of {', '.join(get_args(Mode))}, got {self.mode!r}")
         if self.schedule not in SCHEDULES:
             raise UsageError(
-                f"expected a schedule of {' or '.join(SCHEDULES)}, got {self.schedule!r}"
+                f"expected a schedule of {', '.join(SCHEDULES)}, got {self.schedule!r}"
             )
-        for name in ("steps", "batch_size", "segments", "eval_every"):
+        for name in ("steps", "batch_size", "segments", "patience", "eval_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"expected {name} of at least 1, got {getattr(self, name)}")
         for name in ("warmup_steps", "first_phase_steps", "top_blocks", "weight_decay", "momentum"):
             if getattr(self, name) < 0:
                 raise UsageError(f"expected {name} of at least 0, got {getattr(self, name)}")
-        for name in ("learning_rate", "trunk_rate", "drop_factor", "clip_norm"):
+        for name in ("learning_rate", "trunk_rate", "bias_rate", "drop_factor", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"expected {name} above 0, got {value}")
@@ -85,19 +92,19 @@ class Recipe:
                 f"got {self.first_phase_steps}"
             )
 
-    def rate(self, step: int) -> float:
-        """The learning rate of the heads at step `step`, from 0."""
+    def rate(self, step: int, drops: int = 0) -> float:
+        """The learning rate of the heads at step `step`, from 0, after `drops` on a plateau."""
         warmth = min(1.0, (step + 1) / (self.warmup_steps + 1))
         if self.schedule == "cosine":
             left = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         else:
-            left = self.drop_factor ** sum(step >= drop for drop in self.drop_at)
+            left = self.drop_factor ** (drops + sum(step >= drop for drop in self.drop_at))
         return self.learning_rate * left * warmth
 
     def top_blocks_at(self, step: int) -> int | None:
         """How many blocks of the trunk, from the last, learn at step `step`; None: all."""
         match self.mode:
-            case "last-layer":
+            case "last-layer" | "top":
                 return 0
             case "two-phase":
                 return 0 if step < self.first_phase_steps else self.top_blocks
@@ -110,8 +117,8 @@ class RecipeFacts:
 
     `by_mode` has the recipe of modes that need another. `passes` over the training videos are its
     length, None where that is `recipe.steps`. `net`, its `sizes` by stream (short side and crop in
-    px), `crops` in training, `weights`, `mode` and `first_layer` are what `flowkit train` takes
-    where nothing else is said.
+    px), `crops` and `jitter` in training, `weights`, `mode` and `first_layer` are what `flowkit
+    train` takes where nothing else is said.
     """
 
     about: str
@@ -119,6 +126,7 @@ class RecipeFacts:
     net: str
     sizes: Mapping[Stream, tuple[int, int]]
     crops: Crops = "random"
+    jitter: float = 0.1
     weights: str | None = None
     mode: Mode = "scratch"
     first_layer: FirstLayer = "averaged"
@@ -127,6 +135,9 @@ class RecipeFacts:
 
 
 _PAPER_TUNED = Recipe(steps=20_000, drop_at=(14_000,), first_phase_steps=5_000)
+# Section 4 of Feichtenhofer et al. 2016: as in 2014 but for these. Rate and decay of biases are of
+# their program, the numbers of steps those of 2014.
+_TOWER_ALONE = Recipe(schedule="plateau", drop_at=(), dropout=0.85, bias_rate=2.0, bias_decay=False)
 RECIPES = {
     "pretrained": RecipeFacts(
         "efficientnet-lite0 from ImageNet",
@@ -160,6 +171,17 @@ RECIPES = {
             "two-phase": _PAPER_TUNED,
         },
     ),
+    "paper-2016": RecipeFacts(
+        "towers to be joined, at full size",
+        _TOWER_ALONE,
+        "cnn-m-2048",
+        {"spatial": (256, 224), "temporal": (256, 224)},
+        jitter=0.0,
+        by_mode={
+            mode: replace(_TOWER_ALONE, steps=20_000, first_phase_steps=5_000)
+            for mode in ("fine-tune", "last-layer", "two-phase")
+        },
+    ),
     "short": RecipeFacts(
         "a small network from scratch",
         Recipe(
@@ -174,6 +196,53 @@ RECIPES = {
         ),
         "small",
         {"spatial": (128, 112), "temporal": (128, 112)},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class TowersRecipe:
+    """A recipe for joined towers, and what goes with it; `rates` are those of some networks."""
+
+    about: str
+    recipe: Recipe
+    crops: Crops
+    jitter: float
+    rates: Mapping[str, float] = field(default_factory=dict)
+    passes: float | None = None
+
+
+TOWER_RECIPES = {
+    "pretrained": TowersRecipe(
+        "small data, towers from ImageNet",
+        replace(RECIPES["pretrained"].recipe, learning_rate=1e-3, trunk_rate=1.0),
+        crops="multi-scale",
+        jitter=0.1,
+        passes=PASSES,
+    ),
+    "paper": TowersRecipe(
+        "that of 2016 at full size",
+        Recipe(
+            steps=4_970,  # 50 passes over the 9,537 videos of UCF-101's split 1, as their program
+            batch_size=96,
+            learning_rate=1e-3,
+            schedule="plateau",
+            drop_at=(),
+            dropout=0.85,
+            bias_rate=2.0,
+            bias_decay=False,
+            patience=2,
+            eval_every=497,
+        ),
+        crops="jittered",
+        jitter=0.0,
+        rates={"vgg16": 5e-4},  # printed as "50^-4"
+    ),
+    "short": TowersRecipe(
+        "small towers from scratch",
+        replace(RECIPES["short"].recipe, steps=500, drop_at=(400,), warmup_steps=0),
+        crops="random",
+        jitter=0.1,
     ),
 }
 
@@ -205,6 +274,30 @@ def make_recipe(
     recipe = facts.by_mode.get(mode, facts.recipe)
     if passes is None and "steps" not in numbers:
         passes = facts.passes
+    return _sized(recipe, videos, passes, {"mode": mode, **numbers})
+
+
+def make_tower_recipe(
+    name: str, mode: Mode, net: str, *, videos: int, passes: float | None = None, **numbers: Any
+) -> Recipe:
+    """The recipe of TOWER_RECIPES for joined towers whose spatial one is `net`; as `make_recipe`.
+
+    "paper" is section 4 of Feichtenhofer et al. 2016, its length that of their program.
+    """
+    if name not in TOWER_RECIPES:
+        raise UsageError(f"expected a recipe of {', '.join(TOWER_RECIPES)}, got {name!r}")
+    facts = TOWER_RECIPES[name]
+    if passes is None and "steps" not in numbers:
+        passes = facts.passes
+    if net in facts.rates:
+        numbers.setdefault("learning_rate", facts.rates[net])
+    return _sized(facts.recipe, videos, passes, {"mode": mode, **numbers})
+
+
+def _sized(
+    recipe: Recipe, videos: int | None, passes: float | None, numbers: dict[str, Any]
+) -> Recipe:
+    """The recipe with `numbers` of its own, as long as `passes` or as the numbers say."""
     if passes is not None:
         if "steps" in numbers:
             raise UsageError("expected passes or steps: one of them says how long a training is")
@@ -223,4 +316,4 @@ def make_recipe(
             first_phase_steps=round(recipe.first_phase_steps * factor),
             eval_every=max(1, min(recipe.eval_every, numbers["steps"] // 5)),
         )
-    return replace(recipe, mode=mode, **numbers)
+    return replace(recipe, **numbers)

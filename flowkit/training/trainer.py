@@ -19,9 +19,16 @@ from torch.utils.data import Subset
 from flowkit.data.datasets import TestClips
 from flowkit.data.origins import Origin
 from flowkit.data.plane_batches import stack_planes
-from flowkit.errors import CheckpointError, FlowkitError, TrainingError, UsageError
+from flowkit.documents import differences
+from flowkit.errors import (
+    CheckpointError,
+    FlowkitError,
+    RecordError,
+    TrainingError,
+    UsageError,
+)
 from flowkit.networks.checkpoints import Checkpoint, read_checkpoint, read_tensors
-from flowkit.networks.streams import StreamNet
+from flowkit.networks.towers import Net, TowersNet
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
 from flowkit.training.loading import Batches, PassesAhead, loading, loading_passes
@@ -52,7 +59,7 @@ class Training:
         *,
         clips: StepClips,
         heldout: TestClips | None,
-        net: StreamNet,
+        net: Net,
         optimizer: torch.optim.Optimizer,
         micro_batch: int,
         flow: dict[str, Any] | None,
@@ -80,6 +87,11 @@ class Training:
         self._choose_what_learns()
 
     @property
+    def rate(self) -> float:
+        """The learning rate of the heads at the next step."""
+        return self.job.recipe.rate(self.step, self.progress.get("drops", 0))
+
+    @property
     def passes(self) -> int:
         """Forward and backward passes of a step, on each process."""
         return self.batches.passes(0)
@@ -93,7 +105,7 @@ class Training:
         recipe, ranks, tasks = self.job.recipe, self.ranks, self.net.tasks
         self._choose_what_learns()
         for group in self.optimizer.param_groups:
-            group["lr"] = recipe.rate(self.step) * group["share"]
+            group["lr"] = self.rate * group["share"]
         torch.manual_seed(_seed(self.job.seed, self.step, ranks.rank))
         counts = task_counts(self.step, recipe.batch_size, len(tasks))
         self.optimizer.zero_grad(set_to_none=True)
@@ -108,7 +120,7 @@ class Training:
         if not math.isfinite(sum(losses)):
             raise TrainingError(
                 f"step {self.step}: the loss is {sum(losses)}; nothing was updated, the last "
-                f"checkpoint stays: lower the learning rate (--lr, {recipe.rate(self.step):g} now) "
+                f"checkpoint stays: lower the learning rate (--lr, {self.rate:g} now) "
                 "or limit the gradient (--clip-norm)"
             )
         if recipe.clip_norm is not None:
@@ -134,9 +146,15 @@ class Training:
             # Mean over the segments of a video
             logits = logits.float().unflatten(0, (-1, segments)).mean(1)
             parts = self.net.split_logits(logits).values()
+            outputs = self.net.split_outputs(logits).values()  # of a task, one for each loss
             sums = [
-                cross_entropy(part, own, ignore_index=OTHER_TASK, reduction="sum")
-                for part, own in zip(parts, labels, strict=True)
+                torch.stack(
+                    [
+                        cross_entropy(one, own, ignore_index=OTHER_TASK, reduction="sum")
+                        for one in ones
+                    ]
+                ).sum()
+                for ones, own in zip(outputs, labels, strict=True)
             ]
             loss = torch.stack([s / n for s, n in zip(sums, counts, strict=True)]).sum()
             (loss * self.ranks.size).backward()  # processes are averaged
@@ -195,6 +213,7 @@ class Training:
                 training=job.describe() | {"places": job.places()},
                 progress=dict(self.progress),
                 trained_on=self.trained_on,
+                towers=job.towers,
             )
             self.saving.write(folder, names, checkpoint, self.net.state_dict(), self._momentum())
 
@@ -253,11 +272,14 @@ class Training:
             given = batch[stream]
             if form is not None and isinstance(given, list):
                 given = stack_planes(given, form=form, size=size, device=self.ranks.device)
+                if self.job.towers is not None:
+                    given = given.unflatten(0, (-1, self.job.towers.frames))
             inputs.append(self._place(given))
         return inputs, labels
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
-        layout = torch.channels_last if self.machine.channels_last else torch.contiguous_format
+        is_last = self.machine.channels_last and tensor.ndim == 4  # towers take (B, T, C, h, w)
+        layout = torch.channels_last if is_last else torch.contiguous_format
         tensor = tensor.to(self.ranks.device, non_blocking=True)
         return tensor.contiguous(memory_format=layout)
 
@@ -278,16 +300,21 @@ def prepare(job: Job, ranks: Ranks, machine: Machine, *, resume: Path | None = N
         augmentation=job.augmentation,
         seed=job.seed,
         segments=job.recipe.segments,
+        several=job.several,
         missing=job.missing,
     )
     if ranks.device.type == "cuda":
         clips.send_planes()  # planes go to the device, which makes the stacks
     heldout = _heldout_clips(job)
     flow = clips.find_flow() if "temporal" in job.inputs else None
+    if job.towers is not None:
+        _check_flow(flow, job.sources[1])
     net = (job if checkpoint is None else checkpoint).build()
     if resume is not None:
         net.load_state_dict(read_tensors(resume, "weights"))
     net.frozen_statistics = job.recipe.frozen_statistics
+    if isinstance(net, TowersNet):
+        net.checkpointing = machine.checkpointing
     net.train().to(ranks.device)
     if machine.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -317,12 +344,28 @@ def prepare(job: Job, ranks: Ranks, machine: Machine, *, resume: Path | None = N
     return training
 
 
-def _make_optimizer(net: StreamNet, recipe: Recipe) -> torch.optim.SGD:
-    """Gradient descent whose groups, the trunk and the heads, have a `share` of the rate each."""
-    heads = list(net.heads.parameters())
-    trunk = [one for one in net.parameters() if all(one is not head for head in heads)]
+def _make_optimizer(net: Net, recipe: Recipe) -> torch.optim.SGD:
+    """Gradient descent whose groups have a `share` of the rate each.
+
+    They are the trunk and the heads, and the biases of both by themselves if the recipe treats them
+    otherwise.
+    """
+    heads = {id(one) for one in net.heads.parameters()}
+    groups: list[dict[str, Any]] = []
+    for share, is_head in ((recipe.trunk_rate, False), (1.0, True)):
+        named = [(n, p) for n, p in net.named_parameters() if (id(p) in heads) == is_head]
+        biases = [one for name, one in named if name.endswith("bias")]
+        if recipe.bias_rate == 1 and recipe.bias_decay:
+            biases = []
+        apart = {id(one) for one in biases}
+        groups.append({"params": [one for _, one in named if id(one) not in apart], "share": share})
+        if biases:
+            decay = recipe.weight_decay if recipe.bias_decay else 0.0
+            groups.append(
+                {"params": biases, "share": share * recipe.bias_rate, "weight_decay": decay}
+            )
     return torch.optim.SGD(
-        [{"params": trunk, "share": recipe.trunk_rate}, {"params": heads, "share": 1.0}],
+        groups,
         recipe.learning_rate,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
@@ -330,7 +373,7 @@ def _make_optimizer(net: StreamNet, recipe: Recipe) -> torch.optim.SGD:
 
 
 def _load_momentum(
-    net: StreamNet, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
+    net: Net, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
 ) -> None:
     parameters = dict(net.named_parameters())
     for name, tensor in tensors.items():
@@ -340,7 +383,7 @@ def _load_momentum(
         optimizer.state[parameters[name]]["momentum_buffer"] = own
 
 
-def _fit_micro_batch(job: Job, ranks: Ranks, machine: Machine, net: StreamNet) -> int:
+def _fit_micro_batch(job: Job, ranks: Ranks, machine: Machine, net: Net) -> int:
     """The most clips of a pass, in the phase in which the most learns: the last one."""
     recipe = job.recipe
     if recipe.batch_size < ranks.size:
@@ -366,6 +409,16 @@ def _next_batch(batches: Batches) -> dict[str, Any]:
         raise kind(text.removeprefix(f"{kind.__module__}.{kind.__name__}: ")) from error
 
 
+def _check_flow(flow: dict[str, Any] | None, temporal: str) -> None:
+    """RecordError where records were made otherwise than those of the temporal tower."""
+    known = read_checkpoint(temporal).flow
+    if known is not None and (found := differences(flow or {}, known)):
+        raise RecordError(
+            f"the records' flow is not what {temporal} was trained on: "
+            + "; ".join(text.replace("asked for", "in training") for text in found)
+        )
+
+
 def _heldout_clips(job: Job) -> TestClips | None:
     task = job.tasks[0]
     if not task.split.heldout:
@@ -379,6 +432,7 @@ def _heldout_clips(job: Job) -> TestClips | None:
         views="center",
         crop=job.augmentation.crop,
         short_side=job.augmentation.short_side,
+        several=job.several,
         missing=job.missing,
     )
 
