@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -322,6 +323,19 @@ def test_overwriting_many_folders_leaves_nothing_of_the_old_record(tmp_path):
     assert read_sidecar(record.path)["frames"] == 2
 
 
+def test_the_table_of_ranges_beside_many_folders_is_verified(tmp_path):
+    write_record(tmp_path, "a", FIELDS, **MANY)
+    assert run_verify(tmp_path).exit_code == 0
+    table = tmp_path / "u" / "a.bin"
+    changed = np.frombuffer(table.read_bytes(), "<f4") + 1
+    table.write_bytes(changed.tobytes())
+    told = run_verify(tmp_path)
+    assert told.exit_code == 1 and "a.bin: other ranges than in record.json" in told.output
+    table.unlink()
+    told = run_verify(tmp_path)
+    assert told.exit_code == 1 and "a.bin: file is missing" in told.output
+
+
 @pytest.mark.parametrize("pack", [False, True])
 def test_packing_that_was_stopped_before_its_last_step_is_finished(tmp_path, pack, monkeypatch):
     path = write_record(tmp_path, "a", FIELDS, pack=not pack).path
@@ -381,6 +395,12 @@ def test_records_are_written_where_the_file_system_has_no_locks(tmp_path, monkey
         assert list(find_work(tmp_path)) == [(work.path, "in progress")]
         os.utime(work.path / "lock", (0, time.time() - DEAD_S - 1))
         assert list(find_work(tmp_path)) == [(work.path, "dead")]
+
+
+def test_work_whose_folder_is_gone_ends_in_silence(tmp_path):
+    with WorkFolder(tmp_path) as work:
+        shutil.rmtree(work.path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_work_that_another_removes_meanwhile_is_gone(tmp_path, monkeypatch):

@@ -211,6 +211,7 @@ def header(shape, descr="<f4", version=(1, 0)):
         (header((2, 2)) + bytes(17), "in scores, got 145 bytes"),
         (header((2, 2), "|O") + bytes(32), "Object arrays cannot be loaded"),
         (header((2, 2), version=(9, 9)) + bytes(16), "format version"),
+        (header((2, 2), "|O").replace(b"|O", b"?!"), r"scores \w.*\(descr is not a valid"),
         (b"no array", "magic string is not correct"),
         (b"", "EOF: reading magic string"),
     ],

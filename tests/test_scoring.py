@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -149,6 +150,26 @@ def test_reading_ahead_ends_with_the_scores_that_are_asked_for(records, run, mon
     scores.close()
     assert len(begun) <= 5
     assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize("readers", [1, 2])
+def test_no_more_than_the_readers_read_at_once(records, run, monkeypatch, readers):
+    opened, lock, now = list(map(open_record, records.find().values())), threading.Lock(), []
+    most = [0]
+
+    def read(self, one):
+        with lock:
+            now.append(one)
+            most[0] = max(most[0], len(now))
+        time.sleep(0.02)
+        with lock:
+            now.remove(one)
+        return original(self, one)
+
+    original = Scorer._read
+    monkeypatch.setattr(Scorer, "_read", read)
+    list(Scorer(run, views=TestViews(1)).score(opened, readers=readers))
+    assert most == [readers]
 
 
 def test_moments_that_a_short_video_repeats_are_asked_once(records, run, monkeypatch):

@@ -103,6 +103,7 @@ def test_the_papers_recipes():
     assert tuned.steps == 20_000
     assert [tuned.rate(13_999), tuned.rate(14_000)] == pytest.approx([1e-2, 1e-3])
     assert make_recipe("paper", "last-layer").dropout == 0.5
+    assert make_recipe("paper", "two-phase").first_phase_steps == 5_000
 
 
 def test_recipes_have_sizes_for_both_streams():
