@@ -524,7 +524,9 @@ def main() -> None:
     cells = dict(CELLS)
     for name in flows:
         row = f"L = 10, flow by {name}"
-        cells[f"flow-{name}"] = replace(CELLS["temporal-L10"], table="flow", row=row, flow=name)
+        cells[f"flow-{name}"] = replace(
+            CELLS["temporal-L10"], table="flow", row=row, paper="", flow=name
+        )
     wanted = options.only.split(",") if options.only else list(cells)
     for name in wanted:
         file = options.results / f"{name}.json"
