@@ -26,7 +26,11 @@ def _helps(
     command: click.Command, path: str, parent: click.Context | None
 ) -> list[tuple[str, str]]:
     context = click.Context(
-        command, info_name=path.rpartition(" ")[2], parent=parent, max_content_width=WIDTH
+        command,
+        info_name=path.rpartition(" ")[2],
+        parent=parent,
+        max_content_width=WIDTH,
+        **command.context_settings,
     )
     context.terminal_width = WIDTH
     helps = [(path, command.get_help(context))]

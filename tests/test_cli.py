@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from command import run_here
 from made_videos import moving_texture, write_motion_jpeg, write_sound, write_video
 
 import flowkit
@@ -90,21 +91,21 @@ def test_extract_info_verify_pack_unpack(workplace):
     assert records == ["flow/jump/a", "flow/jump/b", "flow/run/a"]
     assert not (workplace / "flow" / ".incomplete").exists()
 
-    told = run("info", "flow", cwd=workplace).stdout.decode().splitlines()
+    told = run_here("info", "flow", cwd=workplace).stdout.decode().splitlines()
     assert told[0] == (
         "flow/jump/a: 5 frames 96x72 at 25 fps; 4 forward fields; dis, jpg, own range"
     )
-    lines = run("info", "flow/run/a", "--json", cwd=workplace).stdout.splitlines()
+    lines = run_here("info", "flow/run/a", "--json", cwd=workplace).stdout.splitlines()
     assert json.loads(lines[0])["series"] == [{"direction": "forward", "step": 1, "fields": 4}]
-    assert b"3 records: 3 sound; 0 broken" in run("verify", "flow", cwd=workplace).stderr
+    assert b"3 records: 3 sound; 0 broken" in run_here("verify", "flow", cwd=workplace).stderr
 
     before = tree(workplace / "flow")
-    assert run("pack", "flow", cwd=workplace).returncode == 0
+    assert run_here("pack", "flow", cwd=workplace).returncode == 0
     assert sorted(tree(workplace / "flow")) == ["jump/a.zip", "jump/b.zip", "run/a.zip"]
-    assert run("verify", "flow", cwd=workplace).returncode == 0
-    again = run("extract", "videos", "--method", "dis", "--pack", cwd=workplace)
+    assert run_here("verify", "flow", cwd=workplace).returncode == 0
+    again = run_here("extract", "videos", "--method", "dis", "--pack", cwd=workplace)
     assert b"0 done, 3 there already" in again.stderr
-    assert run("unpack", "flow", cwd=workplace).returncode == 0
+    assert run_here("unpack", "flow", cwd=workplace).returncode == 0
     assert tree(workplace / "flow") == before
 
 
@@ -175,7 +176,7 @@ def test_awkward_names_arrive(tmp_path, layout):
     assert len(done.stdout.splitlines()) == len(AWKWARD_NAMES) + 1
     base = os.fsencode(tmp_path / "flow") + (b"/records" if layout == "twostreamfusion" else b"")
     assert sorted(os.listdir(base)) == sorted(os.path.splitext(name)[0] for name in AWKWARD_NAMES)
-    assert run("verify", "flow", cwd=tmp_path).returncode == 0
+    assert run_here("verify", "flow", cwd=tmp_path).returncode == 0
 
 
 def test_paths_on_standard_input_and_in_a_list_file(workplace):
@@ -201,10 +202,10 @@ def test_shards_add_up_to_the_whole(workplace):
 
 
 def test_a_dry_run_does_nothing(workplace):
-    done = run("extract", "videos", "--dry-run", cwd=workplace)
+    done = run_here("extract", "videos", "--dry-run", cwd=workplace)
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 3
     assert b"3 videos, 3 to do: tvl1 to flow/" in done.stderr
-    lines = run("extract", "videos", "--dry-run", "--json", cwd=workplace).stdout.splitlines()
+    lines = run_here("extract", "videos", "--dry-run", "--json", cwd=workplace).stdout.splitlines()
     assert [json.loads(line)["status"] for line in lines] == ["to do"] * 3
     assert not (workplace / "flow").exists()
 
@@ -229,7 +230,7 @@ def test_a_dry_run_does_nothing(workplace):
     ],
 )
 def test_bad_usage_is_one_line_and_status_2_before_any_work(workplace, arguments, message):
-    done = run("extract", *arguments, cwd=workplace)
+    done = run_here("extract", *arguments, cwd=workplace)
     assert done.returncode == 2
     assert message in done.stderr.decode()
     assert "Traceback" not in done.stderr.decode()
@@ -252,15 +253,15 @@ def test_without_a_gpu_gpu_is_an_error_that_says_why_before_any_work(workplace, 
 def test_a_finished_run_is_finished_without_a_gpu(workplace):
     arguments = ("extract", "videos", *GPU)
     assert run(*arguments, cwd=workplace, program=PRETENDED).returncode == 0
-    again = run(*arguments, cwd=workplace)
+    again = run_here(*arguments, cwd=workplace)
     assert again.returncode == 0 and b"0 done, 3 there already, 0 failed" in again.stderr
-    planned = run(*arguments, "--dry-run", "--overwrite", cwd=workplace)
+    planned = run_here(*arguments, "--dry-run", "--overwrite", cwd=workplace)
     assert planned.returncode == 0 and b"3 to do: farneback-cuda to flow/" in planned.stderr
 
 
 def test_colliding_names_are_an_error_before_any_work(workplace):
     shutil.copy(workplace / "videos/jump/a.mp4", workplace / "videos/jump/a.avi")
-    done = run("extract", "videos", "--method", "dis", cwd=workplace)
+    done = run_here("extract", "videos", "--method", "dis", cwd=workplace)
     assert done.returncode == 2
     assert b"a.avi" in done.stderr and b"a.mp4" in done.stderr
     assert not (workplace / "flow").exists()
@@ -269,7 +270,7 @@ def test_colliding_names_are_an_error_before_any_work(workplace):
 def test_different_parameters_need_overwrite(workplace):
     run("extract", "videos", "--method", "dis", cwd=workplace)
     before = tree(workplace / "flow")
-    refused = run("extract", "videos", "--method", "dis", "--bound", "20", cwd=workplace)
+    refused = run_here("extract", "videos", "--method", "dis", "--bound", "20", cwd=workplace)
     assert refused.returncode == 2
     assert b"bound: null on disk, 20.0 asked for" in refused.stderr
     assert tree(workplace / "flow") == before
@@ -277,7 +278,7 @@ def test_different_parameters_need_overwrite(workplace):
         *("extract", "videos", "--method", "dis", "--bound", "20", "--overwrite"), cwd=workplace
     )
     assert done.returncode == 0 and b"3 done" in done.stderr
-    assert b"+-20 px" in run("info", "flow/jump/a", cwd=workplace).stdout
+    assert b"+-20 px" in run_here("info", "flow/jump/a", cwd=workplace).stdout
 
 
 def test_verify_finds_and_deletes_what_is_broken(workplace):
@@ -290,15 +291,15 @@ def test_verify_finds_and_deletes_what_is_broken(workplace):
     left.mkdir(parents=True)
     (left / "lock").write_bytes(MARK)
     os.utime(left / "lock", (0, time.time() - DEAD_S - 1))
-    told = run("verify", "flow", cwd=workplace)
+    told = run_here("verify", "flow", cwd=workplace)
     assert told.returncode == 1
     lines = told.stdout.decode().splitlines()
     assert len(lines) == 3
     assert any("flow_x_00002.jpg: damaged or truncated" in line for line in lines)
     assert any("img_00005.jpg: file is missing" in line for line in lines)
     assert any("left by a run that was stopped" in line for line in lines)
-    assert run("verify", "flow", "--delete-broken", cwd=workplace).returncode == 1
-    assert run("verify", "flow", cwd=workplace).returncode == 0
+    assert run_here("verify", "flow", "--delete-broken", cwd=workplace).returncode == 1
+    assert run_here("verify", "flow", cwd=workplace).returncode == 0
     assert run("extract", "videos", "--method", "dis", cwd=workplace).returncode == 0
     assert tree(flow) == whole
 
@@ -351,6 +352,7 @@ def wait_until(condition, seconds=20.0) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_and_resumed_is_as_never_stopped(slow_videos, way):
     flow = slow_videos / "killed"
     for attempt in range(way.kills):
@@ -412,6 +414,7 @@ def test_a_video_past_the_timeout_costs_itself_only(tmp_path):
     assert not (tmp_path / "flow" / ".incomplete").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_for_real(slow_videos, way, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
@@ -471,7 +474,7 @@ def test_the_command_line_reference_is_what_help_says():
 
 
 def test_version(tmp_path):
-    told = run("--version", cwd=tmp_path).stdout.decode()
+    told = run_here("--version", cwd=tmp_path).stdout.decode()
     assert told.strip() == f"flowkit, version {flowkit.__version__}"
 
 
@@ -488,10 +491,9 @@ def test_a_log_has_what_the_terminal_showed_with_times(tmp_path):
     log = tmp_path / "night.log"
     shown = []
     for arguments in (["--log", str(log), "info", "none"], ["info", "empty", "--log", str(log)]):
-        done = subprocess.run(
-            [*FLOWKIT, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
-        )
-        shown += [f"flowkit {' '.join(arguments)}", *(done.stdout + done.stderr).splitlines()]
+        done = run_here(*arguments, cwd=tmp_path)
+        lines = (done.stdout + done.stderr).decode().splitlines()
+        shown += [f"flowkit {' '.join(arguments)}", *lines]
     lines = log.read_text().splitlines()
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines)
     said = [line[20:].removeprefix(f"flowkit {flowkit.__version__}: ") for line in lines]
