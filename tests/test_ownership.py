@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from flowkit.extraction.plan import plan
 from flowkit.extraction.request import Request
 from flowkit.flow.methods import make_method
 from flowkit.records.layout import Storage
-from flowkit.records.ownership import in_the_way, remove_record, take_mark_away
+from flowkit.records.ownership import in_the_way, one_at_a_time, remove_record, take_mark_away
 from flowkit.records.packing import pack_record, unpack_record
 from flowkit.records.reading import SIDECAR, find_records, open_record, read_sidecar
 from flowkit.records.unfinished import (
@@ -32,6 +33,7 @@ from flowkit.records.unfinished import (
     remove_dead,
     remove_if_dead,
 )
+from flowkit.records.verify import find_unfinished
 from flowkit.records.writing import RecordWriter
 from flowkit.series import Series
 from flowkit.video.sources import Source
@@ -306,6 +308,19 @@ def test_without_its_mark_a_record_in_many_folders_is_unfinished_and_flowkits(tm
     take_mark_away(record.path, tmp_path, [])
     assert "; deleted" in run_verify(tmp_path, "--delete-broken").output
     assert files(tmp_path) == set()
+
+
+def test_a_record_whose_folders_are_being_moved_is_waited_for(tmp_path):
+    path = write_record(tmp_path, "a", FIELDS, **MANY).path
+    sidecar = (path / SIDECAR).read_bytes()
+    take_mark_away(path, tmp_path, [])
+    with ThreadPoolExecutor(1) as other:
+        with one_at_a_time(path.parent):
+            verdicts = other.submit(lambda: list(find_unfinished(tmp_path)))
+            time.sleep(0.3)
+            assert not verdicts.done()
+            (path / SIDECAR).write_bytes(sidecar)
+        assert [one.problems for one in verdicts.result()] == [()]
 
 
 def test_overwriting_many_folders_leaves_nothing_of_the_old_record(tmp_path):
