@@ -1,13 +1,19 @@
 """A flipped bit of any file of a record is found, and a read error is never called damage."""
 
+import errno
+import os
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 from made_records import write_record
 
 from flowkit.documents import SIDECAR
+from flowkit.errors import FlowkitError
 from flowkit.records import reading
+from flowkit.records.packing import pack_record
+from flowkit.records.reading import find_records, open_record
 from flowkit.records.verify import verify_record
 
 FLIPS = 30
@@ -78,9 +84,6 @@ def test_a_record_from_before_checksums_is_complete_and_not_called_sound(tmp_pat
 
 @pytest.mark.parametrize("number", ["EIO", "EMFILE", "EACCES", "ESTALE", "ENOMEM"])
 def test_what_the_system_does_not_give_is_not_broken(tmp_path, monkeypatch, number):
-    import errno
-    import os
-
     path, opened = made(tmp_path, format="jpg"), os.open
     for name in (SIDECAR, "flow_x_00002.jpg", "img_00001.jpg"):
 
@@ -93,3 +96,30 @@ def test_what_the_system_does_not_give_is_not_broken(tmp_path, monkeypatch, numb
         verdict = verify_record(path)
         monkeypatch.undo()
         assert verdict.kind == "unreadable" and name in verdict.problems[0], name
+
+
+def test_a_record_of_larger_frames_than_one_reads_is_not_broken(tmp_path):
+    verdict = verify_record(made(tmp_path, format="jpg"), max_frame_mpx=0.0007)  # 24 x 32 px
+    assert verdict.kind == "unreadable" and "32x24" in verdict.problems[0].replace(" ", "")
+
+
+def test_a_zip_that_cannot_be_read_is_found_and_broken(tmp_path):
+    path = tmp_path / "jump" / "a.zip"
+    path.parent.mkdir()
+    path.write_bytes(b"PK no zip at all")
+    assert list(find_records(tmp_path)) == [path]
+    assert verify_record(path).kind == "broken"
+
+
+def test_a_read_error_of_a_pack_names_it(tmp_path, monkeypatch):
+    path = pack_record(made(tmp_path, format="lz4"))
+    record, opened = open_record(path), os.open
+
+    def refuse(file, *args, **kwargs):
+        if Path(file) == path:
+            raise OSError(errno.EIO, "Input/output error", str(file))
+        return opened(file, *args, **kwargs)
+
+    monkeypatch.setattr("os.open", refuse)
+    with pytest.raises(FlowkitError, match=r"a\.zip: could not be read"):
+        record.fields(0, 3)
