@@ -8,6 +8,7 @@ Prints a table of what was tried and how often the outcome was wrong; exit statu
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +33,7 @@ from flowkit._cv2 import cv2
 from flowkit.data.split_lists import list_split
 from flowkit.data.splits import Split, Video, read_split, write_split
 from flowkit.errors import FlowkitError, RecordError
+from flowkit.evaluation.soundness import find_files, verify_file
 from flowkit.extraction.extract import extract_video
 from flowkit.extraction.request import Request
 from flowkit.flow.methods import make_method
@@ -96,20 +99,39 @@ def values(out: Path) -> list[int | None]:
     return found
 
 
-def in_child(call: Callable[[], object], kill_at: int = 0) -> int:
-    """Run in a forked process, killed at its n-th change of names; the status, -9 for killed."""
+def in_child(call: Callable[[], object], kill_at: int = 0, *, at: str = "names") -> int:
+    """Run in a forked process, killed at its n-th change of names or its n-th sync.
+
+    The status, -9 for killed. A kill at a sync comes before it is done.
+    """
     child = os.fork()
     if not child:
         left = kill_at
 
-        def count(event: str, _: object) -> None:
+        def count() -> None:
             nonlocal left
-            if event in CALLS:
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
 
-        sys.addaudithook(count)
+        if at == "names":
+            sys.addaudithook(lambda event, _: count() if event in CALLS else None)
+        else:
+            fsync, libc = os.fsync, ctypes.CDLL(None, use_errno=True)
+            syncfs = libc.syncfs
+
+            def counted_fsync(handle: int) -> None:
+                count()
+                fsync(handle)
+
+            def counted_syncfs(handle: int) -> int:
+                count()
+                return int(syncfs(handle))
+
+            os.fsync = counted_fsync  # type: ignore[assignment]
+            documents.ctypes.CDLL = lambda *_, **__: types.SimpleNamespace(  # type: ignore[attr-defined]
+                syncfs=counted_syncfs
+            )
         try:
             call()
         except FlowkitError:
@@ -118,13 +140,13 @@ def in_child(call: Callable[[], object], kill_at: int = 0) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def kills(folder: Path, name: str, old: bool) -> Iterator[bool]:
+def kills(folder: Path, name: str, old: bool, at: str) -> Iterator[bool]:
     """Killed at each call: the old record, the new one or none, and the next run makes it whole."""
     for number in range(1, 1000):
-        out = folder / f"{name}{old}{number}"
+        out = folder / f"{name}{old}{at}{number}"
         if old:
             write(out, 1, STORAGES[name])
-        status = in_child(lambda out=out: write(out, 2, STORAGES[name]), number)
+        status = in_child(lambda out=out: write(out, 2, STORAGES[name]), number, at=at)
         right = values(out) in ([], [2], [1] if old else [])
         write(out, 2, STORAGES[name])
         yield right and values(out) == [2]
@@ -132,17 +154,17 @@ def kills(folder: Path, name: str, old: bool) -> Iterator[bool]:
             return
 
 
-def conversions(folder: Path, pack: bool) -> Iterator[bool]:
+def conversions(folder: Path, pack: bool, at: str) -> Iterator[bool]:
     """Killed at each call of pack or unpack: a sound record is always there."""
     for number in range(1, 1000):
-        out = folder / f"convert{pack}{number}"
+        out = folder / f"convert{pack}{at}{number}"
         write(out, 1, STORAGES["folder"])
         if not pack:
             pack_record(out / "a")
         convert = (lambda out=out: pack_record(out / "a")) if pack else (
             lambda out=out: unpack_record(out / "a.zip")
         )  # fmt: skip
-        status = in_child(convert, number)
+        status = in_child(convert, number, at=at)
         found = values(out)
         yield bool(found) and set(found) == {1}
         if status == 0:
@@ -211,13 +233,13 @@ def read_scores_file(folder: Path) -> str:
 
 
 def read_run(folder: Path) -> str:
-    """All that the two checkpoints of a run say, and their tensors."""
-    tensors = [
-        read_tensors(folder / "run" / name, kind)["a"].tolist()
-        for name, kind in ((BEST, "weights"), (LAST, "weights"), (LAST, "state"))
-    ]
-    checkpoints = [vars(read_checkpoint(folder / "run" / name)) for name in (BEST, LAST)]
-    return repr((tensors, checkpoints))
+    """All that the two checkpoints of a run say, and their tensors: a line each."""
+    lines = []
+    for name, kinds in ((BEST, ("weights",)), (LAST, ("weights", "state"))):
+        place = folder / "run" / name
+        tensors = [read_tensors(place, kind)["a"].tolist() for kind in kinds]
+        lines.append(repr((tensors, vars(read_checkpoint(place)))))
+    return "\n".join(lines)
 
 
 READERS: dict[str, Callable[[Path], str]] = {
@@ -227,23 +249,46 @@ READERS: dict[str, Callable[[Path], str]] = {
 }
 
 
+def document_kills(folder: Path, name: str, at: str) -> Iterator[bool]:
+    """Killed at each call: all of the old document or all of the new one."""
+    for number in range(1, 1000):
+        place = folder / f"kill {name} {at} {number}"
+        place.mkdir()
+        write_documents(place, 1)[name]()
+        old = READERS[name](place)
+        status = in_child(write_documents(place, 2)[name], number, at=at)
+        found, is_sound = READERS[name](place), all_sound(place)
+        write_documents(place, 2)[name]()
+        new = READERS[name](place)
+        lines = zip(*(text.split("\n") for text in (found, old, new)), strict=True)
+        yield is_sound and all(one in either for one, *either in lines)
+        if status == 0:
+            return
+
+
+def all_sound(folder: Path) -> bool:
+    """Whether `verify` calls every document sound."""
+    return {verify_file(path).kind for path in find_files(folder)} == {"sound"}
+
+
 def document_flips(folder: Path, name: str, pattern: str) -> Iterator[bool]:
-    """A flipped bit is found, or all values are the same."""
+    """A flipped bit is found by `verify`, and a reader refuses it or gives the same values."""
     folder, chance, read = folder / f"flip {name} {pattern}"[:-1], random.Random(7), READERS[name]
     folder.mkdir()
     write_documents(folder, 1)[name]()
     right = read(folder)
-    files = sorted(folder.rglob(pattern))
+    files, documents_there = sorted(folder.rglob(pattern)), len(list(find_files(folder)))
     for _ in range(FLIPS):
         file = chance.choice(files)
         data = file.read_bytes()
         flipped = bytearray(data)
         flipped[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         file.write_bytes(flipped)
+        found = not all_sound(folder) and len(list(find_files(folder))) == documents_there
         try:
-            yield read(folder) == right
+            yield found and read(folder) == right
         except FlowkitError:
-            yield True
+            yield found
         file.write_bytes(data)
 
 
@@ -460,12 +505,15 @@ def hostile(folder: Path) -> Iterator[tuple[str, list[bool]]]:
 
 def rows(folder: Path) -> Iterator[tuple[str, list[bool]]]:
     """What is tried, and for each try whether it went right."""
-    for name in STORAGES:
-        for old in (False, True):
-            what = "replaced" if old else "written"
-            yield f"killed at each change of names, a {name} {what}", [*kills(folder, name, old)]
-    yield "killed at each change of names of `pack`", [*conversions(folder, True)]
-    yield "killed at each change of names of `unpack`", [*conversions(folder, False)]
+    for at, where in (("names", "change of names"), ("syncs", "sync")):
+        for name in STORAGES:
+            for old in (False, True):
+                what = f"killed at each {where}, a {name} {'replaced' if old else 'written'}"
+                yield what, [*kills(folder, name, old, at)]
+        for name in READERS:
+            yield f"killed at each {where}, a {name} replaced", [*document_kills(folder, name, at)]
+        yield f"killed at each {where} of `pack`", [*conversions(folder, True, at)]
+        yield f"killed at each {where} of `unpack`", [*conversions(folder, False, at)]
     for format in ("jpg", "png", "lz4", "npy", "flo"):
         yield f"a flipped bit in a record, {format}", [*flips(folder, Storage(format=format))]
     yield "a flipped bit in a pack", [*flips(folder, STORAGES["pack"])]

@@ -128,11 +128,12 @@ def _cross_validate(scorer: Scorer, records: RecordFolder, folds: int, workers: 
     """Train and score every fold of a run, and write the scores of all; whether any were new."""
     from flowkit.data.splits import read_split
     from flowkit.evaluation.scoring import Scorer, score_part
+    from flowkit.networks.checkpoints import LAST, read_checkpoint
     from flowkit.scores.files import write_scores
     from flowkit.training.cross_validation import fold_folder, fold_jobs, join_folds
     from flowkit.training.distributed import Ranks
     from flowkit.training.jobs import Machine
-    from flowkit.training.loop import SPLIT_FILE, train
+    from flowkit.training.loop import SPLIT_FILE, Start, train
 
     run = scorer.path.parent
     split = read_split(run / SPLIT_FILE)
@@ -140,9 +141,12 @@ def _cross_validate(scorer: Scorer, records: RecordFolder, folds: int, workers: 
     is_new = False
     for number, job in enumerate(fold_jobs(run, scorer.checkpoint, records, folds)):
         place = fold_folder(run, number, folds)
-        for told in train(
-            job, place, Ranks(0, 1, scorer.device), Machine(workers=workers), start="resume"
-        ):
+        start: Start = "resume"
+        if (place / LAST).exists() and (found := job.differences(read_checkpoint(place / LAST))):
+            output.say(f"{place}: is trained again, for {run} was since: {'; '.join(found)}")
+            start = "overwrite"
+        ranks, machine = Ranks(0, 1, scorer.device), Machine(workers=workers)
+        for told in train(job, place, ranks, machine, start=start):
             if told.heldout_accuracy is not None:
                 output.say(
                     f"{place}: step {told.step:,} of {told.steps:,}, held out "

@@ -143,7 +143,7 @@ def encode(
     )
     failed, empty = [], 0
     with (
-        output.Failures(failures, [codebook, *records.values()]) as told,
+        output.Failures(failures, [codebook, *records.values()], out) as told,
         output.ProgressBar(len(todo)) as progress,
     ):
         for one in encode_records(todo, records, out, codebook, workers=workers):

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from flowkit.documents import is_record, sync
+from flowkit.documents import is_record, make_folders, sync
 from flowkit.errors import UsageError
 
 QUIET_LINE_S = 30  # seconds between two lines of progress where no terminal shows a bar
@@ -201,19 +201,34 @@ def check_out(option: str, out: Path, kind: str, inputs: Iterable[str | Path] = 
         raise UsageError(f"{option} {out}: lies in a flow record, which holds its own files only")
 
 
+def check_out_folder(option: str, out: Path) -> None:
+    """UsageError where `out` is no folder to be, or lies in a flow record or is one."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{option} {out}: expected the name of a folder, got a file")
+    if record := next(filter(is_record, (out, *out.absolute().parents)), None):
+        raise UsageError(
+            f"{option} {out}: lies in the flow record {record}, which holds its own files only"
+        )
+
+
 class Failures:
     """The file of --failures: opened before any work, and a line in it for each failed video.
 
     A line is path, tab, reason. Backslashes and control characters of both are escaped, so that a
-    list of paths, which such a file is for the next run, has one line for each. A context manager.
+    list of paths, which such a file is for the next run, has one line for each. It may lie in the
+    folder `beside`, that the command writes to, before that is there. A context manager.
     """
 
-    def __init__(self, path: Path | None, inputs: Iterable[str | Path]) -> None:
+    def __init__(
+        self, path: Path | None, inputs: Iterable[str | Path], beside: Path | None = None
+    ) -> None:
         self.path, self.file = path, None
         if path is None:
             return
         check_out("--failures", path, "a list of failures", inputs)
         try:
+            if beside is not None and path.absolute().parent == beside.absolute():
+                make_folders(beside)  # which the command is going to make
             self.file = path.open("w", encoding="utf-8", errors="surrogateescape")
         except OSError as problem:
             raise UsageError(f"--failures {path}: cannot be written: {problem.strerror}") from None

@@ -234,6 +234,7 @@ def lists(split_file: Path, records: Path, out: Path, missing: Literal["error", 
     from flowkit.data.split_lists import write_lists
     from flowkit.data.splits import read_split
 
+    output.check_out_folder("--out", out)
     written = write_lists(read_split(split_file), RecordFolder(records), out, missing=missing)
     for name, lines in written.items():
         output.result(f"{out / name}: {output.count(lines, 'line')}")

@@ -131,6 +131,7 @@ def run_job(name: str, options: dict[str, Any], make_job: Callable[[], Job]) -> 
     if options["resume"] and options["overwrite"]:
         raise UsageError("--resume goes on and --overwrite begins again: give one of them")
     folder = options["out"] or options["runs"] / name
+    output.check_out_folder("--out", folder)
     with join_ranks(options["device"]) as ranks:
         job = make_job()
         names = ("micro_batch", "bf16", "channels_last", "compile", "tensorboard", "checkpointing")

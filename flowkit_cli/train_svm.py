@@ -72,6 +72,7 @@ def svm(
 
     split = read_split(split_file or runs / "split.json")
     out = out or runs / STREAM
+    output.check_out_folder("--out", out)
     files = {part: out / f"scores-{part}.npz" for part in ("heldout", "test")}
     for file in files.values():
         if file.exists() and read_scores(file).meta.get("stream") != STREAM:

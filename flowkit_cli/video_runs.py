@@ -217,7 +217,7 @@ def follow(
     """
     with (
         output.Failures(
-            run.failures, [*run.inputs, *(str(one.path) for one in sources)]
+            run.failures, [*run.inputs, *(str(one.path) for one in sources)], run.out
         ) as failures,
         closing(outcomes),
         output.ProgressBar(totals.todo) as progress,

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from made_records import write_record
 from made_videos import moving_texture, write_video
 
+from flowkit.data.splits import Split, Video, write_split
 from flowkit.errors import UsageError
 from flowkit.records.reading import SIDECAR
 from flowkit.scores.files import Scores, write_scores
@@ -95,6 +96,28 @@ def test_a_checkpoint_is_not_replaced_by_its_export(tmp_path):
     (tmp_path / "best.json").write_text('{"format": "flowkit checkpoint", "version": 1}')
     found = run("export", tmp_path, "--out", tmp_path / "best.json")
     assert isinstance(found.exception, UsageError) and "is an input" in str(found.exception)
+
+
+def test_a_folder_to_write_to_is_none_of_a_records_and_no_file(tmp_path):
+    record = write_record(tmp_path, "a", FIELDS).path
+    split = tmp_path / "split.json"
+    write_split(split, Split("made", ("a",), (Video("a", "a", "g"),), (), ()))
+    for out, message in ((record / "lists", "lies in the flow record"), (split, "got a file")):
+        for command in (
+            ("split", "lists", split, "--records", tmp_path, "--out", out),
+            ("train", "temporal", "--records", tmp_path, "--split", split, "--out", out),
+            ("train", "svm", "--split", split, "--out", out),
+        ):
+            error = run(*command).exception
+            assert isinstance(error, UsageError) and message in str(error), command
+
+
+def test_failures_may_lie_in_the_folder_that_a_command_makes(tmp_path):
+    with Failures(tmp_path / "flow/failed.tsv", [], tmp_path / "flow") as failures:
+        failures.add(tmp_path / "a.mp4", "why")
+    assert (tmp_path / "flow/failed.tsv").read_text().endswith("\twhy\n")
+    with pytest.raises(UsageError, match="cannot be written: No such file or directory"):
+        Failures(tmp_path / "no/failed.tsv", [], tmp_path / "flow")
 
 
 # --- failures -------------------------------------------------------------------------------------

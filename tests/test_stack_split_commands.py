@@ -218,7 +218,7 @@ def test_lists_for_other_tools_give_the_split_back(folder):
             assert read.classes == made.classes
             assert read.train == tuple(replace(v, listed_count=count) for v in made.train)
             assert read.test == tuple(replace(v, listed_count=count) for v in made.part(part))
-    with pytest.raises(FileExistsError, match="a list is there already"):
+    with pytest.raises(UsageError, match="there already, and not replaced"):
         run(split, "lists", "--records", "images", "--out", "lists")
 
 

@@ -742,6 +742,26 @@ def test_a_folder_that_holds_a_training_is_not_overwritten_unasked(tmp_path, rec
     assert run(other, tmp_path, start="overwrite")[-1].step == 4
 
 
+@pytest.mark.parametrize("start", ["new", "resume", "overwrite"])
+@pytest.mark.parametrize("name", ["log.csv", BEST, "split.json", "curves.svg"])
+def test_a_training_replaces_no_file_of_another_program(tmp_path, records, name, start):
+    (tmp_path / name).write_text("thesis")
+    with pytest.raises(UsageError, match=f"files of another program .*: {name}; move them away"):
+        run(make_job(records), tmp_path, start=start)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_training_leaves_what_is_beside_it(tmp_path, records):
+    for name in ("step-1.safetensors", "notes.txt"):
+        (tmp_path / name).write_text("theirs")
+    run(make_job(records, recipe={"steps": 2}), tmp_path)
+    assert (tmp_path / "step-1.safetensors").read_text() == "theirs"
+    assert (tmp_path / "notes.txt").read_text() == "theirs"
+    (tmp_path / LAST).unlink()  # killed before its first checkpoint: begins again
+    (tmp_path / BEST).unlink()
+    assert run(make_job(records, recipe={"steps": 2}), tmp_path)[-1].step == 2
+
+
 def test_a_training_is_not_resumed_with_other_options(tmp_path, records):
     run(make_job(records, recipe={"steps": 2}), tmp_path)
     other = make_job(records, recipe={"steps": 2, "learning_rate": 0.5})

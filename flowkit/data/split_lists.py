@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from flowkit.data.record_folders import Missing, RecordFolder, match_records
 from flowkit.data.splits import PARTS, Split, Video, source_group
 from flowkit.documents import read_plain_file, replacing, short
-from flowkit.errors import SplitError
+from flowkit.errors import SplitError, UsageError
 from flowkit.records.reading import Record
 from flowkit.video.sources import (
     COLUMNS,
@@ -202,7 +201,7 @@ def write_lists(
     the number of frames, and ``train_flow.txt``, with that of the fields, n - 1; and
     ``classes.txt``, the class names by label. Paths are those below the records' folder, labels
     count from 0. SplitError where records are missing (`match_records`), and where one is no
-    folder of images of these tools' names or has blanks in its path; FileExistsError, before
+    folder of images of these tools' names or has blanks in its path; UsageError, before
     anything is written, where a list is there already.
     """
     found = match_records(
@@ -221,7 +220,10 @@ def write_lists(
                     lists.setdefault(f"{part}_{kind}.txt", []).append(line)
     for name in lists:
         if Path(out, name).exists():
-            raise FileExistsError(errno.EEXIST, "a list is there already", str(Path(out, name)))
+            raise UsageError(
+                f"{Path(out, name)}: there already, and not replaced: move it away, or choose "
+                "another folder for the lists"
+            )
     for name, lines in lists.items():
         with replacing(Path(out, name)) as file:
             text = "".join(f"{line}\n" for line in lines)

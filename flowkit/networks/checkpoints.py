@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +35,9 @@ if TYPE_CHECKING:  # what a checkpoint's JSON says is read without torch
 FORMAT = "flowkit checkpoint"
 VERSION = 2  # 1 had one stream: `stream`, `channels` and `form` where 2 has `inputs`
 BEST, LAST = "best.json", "last.json"
+TENSORS = re.compile(  # files of a checkpoint's tensors, finished or half written
+    r"step-\d{8}(\.state)?\.safetensors|\.step-\d{8}(\.state)?\.safetensors\.[0-9a-f]{8}\.part"
+)
 
 
 @dataclass(frozen=True)
@@ -248,6 +252,6 @@ def _remove_unnamed(folder: Path) -> None:
     for name in (BEST, LAST):
         with contextlib.suppress(CheckpointError):
             named.update(_read_json(folder / name)["files"].values())
-    for file in [*folder.glob("step-*.safetensors"), *folder.glob(".step-*.safetensors.*.part")]:
-        if file.name not in named:
+    for file in folder.iterdir():
+        if TENSORS.fullmatch(file.name) and file.name not in named:
             file.unlink()

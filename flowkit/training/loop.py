@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -23,13 +24,13 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import numpy as np
 import torch
 
-from flowkit.data.splits import write_split
+from flowkit.data.splits import read_split, write_split
 from flowkit.documents import listed
-from flowkit.errors import UsageError
+from flowkit.errors import FlowkitError, UsageError
 from flowkit.networks.checkpoints import BEST, LAST, read_checkpoint
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
-from flowkit.training.log import StepReport, TrainingLog, draw_log
+from flowkit.training.log import CSV_FILE, CURVES_FILE, StepReport, TrainingLog, draw_log
 from flowkit.training.sampling import Task, task_counts
 from flowkit.training.trainer import Batches, Training, prepare
 from flowkit.workers.signals import EXIT_STATUS, Stopped
@@ -300,8 +301,18 @@ def _stop_requests() -> Iterator[Callable[[], int | None]]:
 
 
 def _where_to_start(folder: Path, start: Start) -> Path | None:
-    """The checkpoint to resume; UsageError where a new training would overwrite one."""
+    """The checkpoint to resume; UsageError where a new training would overwrite one.
+
+    Or files of something else: a folder is a run's if a split or a checkpoint of flowkit's says so.
+    """
     last = folder / LAST
+    if not any(map(_is_runs, (folder / SPLIT_FILE, last, folder / BEST))):
+        names = (SPLIT_FILE, LAST, BEST, CSV_FILE, CURVES_FILE)
+        if others := [name for name in names if os.path.lexists(folder / name)]:
+            raise UsageError(
+                f"{folder}: holds files of another program where a training writes its own: "
+                f"{listed(others)}; move them away, or choose another --out"
+            )
     if not last.exists():
         return None
     match start:
@@ -315,6 +326,15 @@ def _where_to_start(folder: Path, start: Start) -> Path | None:
         f"{folder}: holds a training at step {read_checkpoint(last).step}: --resume goes on with "
         "it, --overwrite begins again, --out writes elsewhere"
     )
+
+
+def _is_runs(file: Path) -> bool:
+    """Whether a file is a split or a checkpoint that flowkit wrote."""
+    try:
+        read_split(file) if file.name == SPLIT_FILE else read_checkpoint(file)
+    except FlowkitError:
+        return False
+    return True
 
 
 def _peak_bytes(device: torch.device) -> int:
