@@ -123,3 +123,13 @@ def test_a_read_error_of_a_pack_names_it(tmp_path, monkeypatch):
     monkeypatch.setattr("os.open", refuse)
     with pytest.raises(FlowkitError, match=r"a\.zip: could not be read"):
         record.fields(0, 3)
+
+
+def test_too_little_memory_is_not_damage(tmp_path, monkeypatch):
+    def too_large(path, **limits):
+        raise MemoryError
+
+    path = made(tmp_path, format="lz4")
+    monkeypatch.setattr("flowkit.records.verify.open_record", too_large)
+    verdict = verify_record(path)
+    assert verdict.kind == "unreadable" and "not enough memory" in verdict.problems[0]

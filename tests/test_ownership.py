@@ -9,6 +9,7 @@ import sys
 import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ from flowkit.records.unfinished import (
     remove_dead,
     remove_if_dead,
 )
-from flowkit.records.verify import find_unfinished
+from flowkit.records.verify import delete_broken, find_unfinished, verify_record
 from flowkit.records.writing import RecordWriter
 from flowkit.series import Series
 from flowkit.video.sources import Source
@@ -323,6 +324,35 @@ def test_a_record_whose_folders_are_being_moved_is_waited_for(tmp_path):
         assert [one.problems for one in verdicts.result()] == [()]
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_a_record_of_the_other_kind_is_replaced(tmp_path, pack):
+    write_record(tmp_path, "a", FIELDS, pack=not pack)
+    storage = Storage(format="npy", rgb=False, pack=pack)
+    with RecordWriter(tmp_path, "a", storage, (FORWARD,)) as writer:
+        for _ in range(2):
+            writer.add_frame(np.zeros((8, 9, 3), np.uint8))
+        writer.add_field(FORWARD, FIELDS[0])
+        assert writer.commit({"fps": None, "request": storage.identity()}, overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zip" if pack else "a"]
+
+
+def test_a_broken_record_that_another_makes_meanwhile_is_not_deleted(tmp_path):
+    path = write_record(tmp_path, "a", FIELDS).path
+    plane = next(path.glob("*.npy"))
+    whole = plane.read_bytes()
+    plane.unlink()
+    verdict = verify_record(path)
+    assert verdict.kind == "broken"
+    with ThreadPoolExecutor(1) as other:
+        with one_at_a_time(path.parent):
+            told = other.submit(delete_broken, verdict)
+            time.sleep(0.3)
+            assert not told.done()
+            plane.write_bytes(whole)
+        assert told.result() == ""
+    assert verify_record(path).kind == "sound"
+
+
 def test_overwriting_many_folders_leaves_nothing_of_the_old_record(tmp_path):
     record = write_record(
         tmp_path, "a", FIELDS, FIELDS, frames=np.zeros((4, 8, 9, 3), np.uint8), **MANY
@@ -410,6 +440,20 @@ def test_records_are_written_where_the_file_system_has_no_locks(tmp_path, monkey
         assert list(find_work(tmp_path)) == [(work.path, "in progress")]
         os.utime(work.path / "lock", (0, time.time() - DEAD_S - 1))
         assert list(find_work(tmp_path)) == [(work.path, "dead")]
+
+
+def test_work_begins_although_another_removes_the_folder_of_all_work(tmp_path, monkeypatch):
+    made, times = Path.mkdir, []
+
+    def raced(self, *args, **options):
+        times.append(self)
+        if len(times) == 1:
+            raise FileNotFoundError(self)
+        made(self, *args, **options)
+
+    monkeypatch.setattr(Path, "mkdir", raced)
+    with WorkFolder(tmp_path) as work:
+        assert work.path.is_dir() and len(times) > 1
 
 
 def test_work_whose_folder_is_gone_ends_in_silence(tmp_path):

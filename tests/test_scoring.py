@@ -246,8 +246,9 @@ def test_records_made_again_are_scored_again(tmp_path, run):
         write_videos(tmp_path / f"flow{seed}", per_class=4, seed=seed, format=("npy", "flo")[seed])
     scorer = Scorer(run, views=TestViews(1))
     for seed in (0, 1):
-        _, told = finish(scorer, RecordFolder(tmp_path / f"flow{seed}"), tmp_path / "s.npz")
+        found, told = finish(scorer, RecordFolder(tmp_path / f"flow{seed}"), tmp_path / "s.npz")
         assert len(told) == 6
+        assert len(bytes.fromhex(found.meta["data"])) == 8  # short: a name, not a proof
 
 
 def test_records_of_other_flow_are_refused_with_the_difference(tmp_path, records):

@@ -11,7 +11,7 @@ import threading
 import types
 from collections import Counter
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -113,6 +113,13 @@ def test_recipes_have_sizes_for_both_streams():
         "short": {"spatial": small, "temporal": small},
         "pretrained": {"spatial": large, "temporal": small},
     }
+
+
+def test_recipes_are_values():
+    recipe = Recipe(steps=7)
+    assert {recipe: "kept"}[Recipe(steps=7)] == "kept"
+    with pytest.raises(FrozenInstanceError):
+        recipe.steps = 8  # type: ignore[misc]
 
 
 def test_another_number_of_steps_moves_the_drops_in_proportion():
@@ -981,6 +988,20 @@ def test_a_batch_that_is_taken_in_passes_says_so(records, caplog):
         caplog.clear()
         prepare(job, ALONE, Machine(micro_batch=micro_batch))
         assert said in caplog.text and ("is made up" in caplog.text) == bool(said)
+
+
+def test_a_training_that_begins_again_begins_without_the_old_checkpoints(
+    tmp_path, records, monkeypatch
+):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    run(make_job(records), tmp_path)
+    assert {BEST, LAST} <= {file.name for file in tmp_path.iterdir()}
+    monkeypatch.setattr("flowkit.training.loop.prepare", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_job(records), tmp_path, start="overwrite")
+    assert not {BEST, LAST} & {file.name for file in tmp_path.iterdir()}
 
 
 def test_the_log_has_a_row_after_20_steps_or_10_seconds(records, monkeypatch):
