@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from clips import run_benchmark
 
@@ -31,6 +31,18 @@ LETTER, LINE, BESIDE = 7.4, 15, 9  # px: of a label, and from a dot to its label
 STYLE = PICTURE_STYLE + ".dots { fill: currentColor; } .m2 { color: #b3541e; }"
 
 
+class Accuracy(NamedTuple):
+    """Of the temporal stream with a method's flow, and its 95% interval, from 0 to 1."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        value, low, high = (100 * one for one in self)
+        return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
+
 def main() -> None:
     if len(sys.argv) != 2:
         raise UsageError(f"usage: {sys.argv[0]} PAGE.md")
@@ -39,11 +51,10 @@ def main() -> None:
 
 def write_page(page: Path) -> None:
     """Write the tables below the mark in `page`, and the picture beside it."""
-    reports = read_reports(RESULTS)
+    reports, accuracies = read_reports(RESULTS), read_accuracies(RESULTS)
     kept = page.read_text(encoding="utf-8").partition(MARK)[0]
-    tables = tables_of(reports, read_accuracies(RESULTS))
-    page.write_text(kept + MARK + tables, encoding="utf-8")
-    page.with_suffix(".svg").write_text(picture_of(reports), encoding="utf-8")
+    page.write_text(kept + MARK + tables_of(reports, accuracies), encoding="utf-8")
+    page.with_suffix(".svg").write_text(picture_of(reports, accuracies), encoding="utf-8")
 
 
 def read_reports(results: Path) -> list[dict[str, Any]]:
@@ -54,18 +65,17 @@ def read_reports(results: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text(encoding="utf-8")) for file in files]
 
 
-def read_accuracies(results: Path) -> dict[str, str]:
-    """The accuracy of each method that has a row, with its interval, in percent."""
+def read_accuracies(results: Path) -> dict[str, Accuracy]:
+    """The accuracy of each method that has a row."""
     found = {}
     for file in sorted(results.glob("reproduce-*/flow-*.json")):
         test = json.loads(file.read_text(encoding="utf-8"))["test"]
-        low, high = (100 * bound for bound in test["interval_95"])
         name = file.stem.removeprefix("flow-").replace("-fast", ":fast")
-        found.setdefault(name, f"{100 * test['accuracy']:.1f} ({low:.1f} to {high:.1f})")
+        found.setdefault(name, Accuracy(test["accuracy"], *test["interval_95"]))
     return found
 
 
-def tables_of(reports: list[dict[str, Any]], accuracies: dict[str, str]) -> str:
+def tables_of(reports: list[dict[str, Any]], accuracies: dict[str, Accuracy]) -> str:
     """A section for each report."""
     parts = []
     for report in reports:
@@ -88,7 +98,7 @@ def commit_of(report: dict[str, Any]) -> str:
     return f"commit {report['commit'][:7]}" if report["commit"] else "of no known commit"
 
 
-def table_of(report: dict[str, Any], accuracies: dict[str, str]) -> str:
+def table_of(report: dict[str, Any], accuracies: dict[str, Accuracy]) -> str:
     """The methods of a report, with speeds beside that of OpenCV's TV-L1, the first of them."""
     lines = [
         "| method | pairs/s | times OpenCV's TV-L1 | to TV-L1, px | Middlebury, px | accuracy, % |",
@@ -103,7 +113,7 @@ def table_of(report: dict[str, Any], accuracies: dict[str, str]) -> str:
             number(speed / slowest) if speed and slowest else "",
             f"{away['mean']:.3f} ({away['worst']:.3f})" if away else "",
             f"{error_of(row):.3f}" if row.get("ground_truth_px") else "",
-            accuracies.get(row["method"], ""),
+            str(accuracies.get(row["method"], "")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -122,52 +132,66 @@ def error_of(row: dict[str, Any]) -> float:
 # --- the picture ---
 
 
+class Point(NamedTuple):
+    """A method in a panel; of `low` and `high` a line is drawn."""
+
+    speed: float
+    value: float
+    name: str
+    color: int
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Plane:
-    """Where the picture has a speed, on a logarithmic scale, and an error, px from left and top."""
+    """Where a panel has a speed, on a logarithmic scale, and a value, px from left and top."""
 
     speeds: tuple[float, float]  # the lowest and the highest pairs/s
-    errors: list[float]  # the ticks, px, from 0
+    ticks: list[float]  # of the values, from 0
 
     def across(self, speed: float) -> float:
         low, high = (math.log10(one) for one in self.speeds)
         share = (math.log10(speed) - low) / ((high - low) or 1)
         return LEFT + 20 + share * (WIDTH - LEFT - RIGHT - 20)
 
-    def down(self, error: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - error / self.errors[-1])
+    def down(self, value: float) -> float:
+        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - value / self.ticks[-1])
 
 
-def picture_of(reports: list[dict[str, Any]]) -> str:
-    """An SVG file of speed across and error on Middlebury up: the best stand right and low."""
-    rows = sorted(
-        (row["pairs_per_s"], error_of(row), row["method"], color)
-        for color, report in enumerate(reports)
-        for row in report["methods"]
-        if row.get("pairs_per_s") and row.get("ground_truth_px")
-    )
-    plane = Plane((rows[0][0], rows[-1][0]), round_values(max(error for _, error, *_ in rows)))
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" role="img">'
-        f'<style>{STYLE}</style><rect width="100%" height="100%" fill="white"/>',
-        *grid(plane),
-    ]
+def picture_of(reports: list[dict[str, Any]], accuracies: dict[str, Accuracy]) -> str:
+    """An SVG file: speed across, and up the error on Middlebury, then the accuracy."""
+    errors, rates = [], []
     for color, report in enumerate(reports):
-        y = HEIGHT - BOTTOM + 40 + LINE * color
-        parts.append(dot(LEFT + 5, y - 4, color, report["machine"], y))
-    places = [(plane.across(speed), plane.down(error)) for speed, error, *_ in rows]
-    taken = [(x - BESIDE, x + BESIDE, y + 4) for x, y in places]  # by the dots
-    for (x, y), (*_, name, color) in zip(places, rows, strict=True):
-        parts.append(dot(x, y, color, name, free_line(taken, x, name, y + 4)))
+        for row in report["methods"]:
+            speed, name = row.get("pairs_per_s"), row["method"]
+            if speed and row.get("ground_truth_px"):
+                errors.append(Point(speed, error_of(row), name, color, *[error_of(row)] * 2))
+            if speed and name in accuracies:
+                value, low, high = (100 * one for one in accuracies[name])
+                rates.append(Point(speed, value, name, color, low, high))
+    panels = {"mean error on Middlebury, px": errors}
+    if rates:
+        panels["accuracy of the temporal stream, %, and its 95% interval"] = rates
+    speeds = [point.speed for points in panels.values() for point in points]
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" '
+        f'height="{HEIGHT * len(panels)}" role="img"><style>{STYLE}</style>'
+        '<rect width="100%" height="100%" fill="white"/>'
+    ]
+    for place, (title, points) in enumerate(panels.items()):
+        plane = Plane((min(speeds), max(speeds)), round_values(max(one.high for one in points)))
+        parts.append(f'<svg y="{place * HEIGHT}" width="{WIDTH}" height="{HEIGHT}">')
+        parts += [*grid(plane, title), *legend(reports), *drawn(plane, points), "</svg>"]
     return "".join(parts) + "</svg>\n"
 
 
-def grid(plane: Plane) -> Iterator[str]:
+def grid(plane: Plane, title: str) -> Iterator[str]:
     """Lines and numbers of both scales, and what they count."""
     bottom = HEIGHT - BOTTOM
-    yield f'<text x="{LEFT}" y="22" font-weight="bold">mean error on Middlebury, px</text>'
+    yield f'<text x="{LEFT}" y="22" font-weight="bold">{title}</text>'
     yield f'<text x="{WIDTH - 10}" y="{bottom + 40}" text-anchor="end">pairs/s at 340x256</text>'
-    for tick in plane.errors:
+    for tick in plane.ticks:
         y = plane.down(tick)
         yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - 10}" y1="{y:.1f}" y2="{y:.1f}"/>'
         yield f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{tick:.2g}</text>'
@@ -176,6 +200,27 @@ def grid(plane: Plane) -> Iterator[str]:
         x = plane.across(10.0**power)
         yield f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{bottom}"/>'
         yield f'<text x="{x:.1f}" y="{bottom + 18}" text-anchor="middle">{10.0**power:,g}</text>'
+
+
+def legend(reports: list[dict[str, Any]]) -> Iterator[str]:
+    for color, report in enumerate(reports):
+        y = HEIGHT - BOTTOM + 40 + LINE * color
+        yield dot(LEFT + 5, y - 4, color, report["machine"], y)
+
+
+def drawn(plane: Plane, points: list[Point]) -> Iterator[str]:
+    """Each method's dot, its name beside it where there is room, and the line of its interval."""
+    points = sorted(points)
+    taken = []  # by the dots, then by labels too
+    for point in points:
+        x = plane.across(point.speed)
+        taken.append((x - BESIDE, x + BESIDE, plane.down(point.value) + 4))
+    for point in points:
+        x, y = plane.across(point.speed), plane.down(point.value)
+        if point.low < point.high:
+            ends = f'y1="{plane.down(point.high):.1f}" y2="{plane.down(point.low):.1f}"'
+            yield f'<line class="curve m{point.color}" x1="{x:.1f}" x2="{x:.1f}" {ends}/>'
+        yield dot(x, y, point.color, point.name, free_line(taken, x, point.name, y + 4))
 
 
 def dot(x: float, y: float, color: int, label: str, baseline: float) -> str:
