@@ -296,7 +296,7 @@ def test_asking_outside_the_record_is_an_error(tmp_path):
     record = open_record(write_record(tmp_path, storage=Storage(rgb=False)))
     with pytest.raises(RecordError, match=r"expected fields within 0\.\.3, asked for 2 from 3"):
         record.fields(3, 2)
-    with pytest.raises(RecordError, match="holds no frames: it was extracted with --no-rgb"):
+    with pytest.raises(RecordError, match="holds no frames: flowkit extract --rgb"):
         record.frame(0)
 
 

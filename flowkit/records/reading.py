@@ -106,8 +106,12 @@ class Record:
             if (one.direction, one.step) == (direction, step):
                 return one
         there = ", ".join(f"{one.direction} step {one.step}" for one in self.series)
+        wanted = sorted({*self.steps, step})
+        steps = "" if wanted == [1] else "".join(f" --step {one}" for one in wanted)
+        backward = " --backward" if direction == "backward" else ""
         raise RecordError(
-            f"{self.path}: holds no {direction} fields of step {step}; it has: {there}"
+            f"{self.path}: holds no {direction} fields of step {step}; it has: {there}: "
+            f"flowkit extract{backward}{steps} makes them"
         )
 
     def field_count(self, direction: Direction = "forward", step: int | None = None) -> int:
@@ -159,7 +163,7 @@ class Record:
         RecordError where frames are not stored, there is none of that number, or a file is damaged.
         """
         if self.images is None:
-            raise RecordError(f"{self.path}: holds no frames: it was extracted with --no-rgb")
+            raise RecordError(f"{self.path}: holds no frames: flowkit extract --rgb stores them")
         if not 0 <= index < self.frame_count:
             raise RecordError(
                 f"{self.path}: expected a frame within 0..{self.frame_count - 1}, asked for {index}"
