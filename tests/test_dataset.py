@@ -199,9 +199,9 @@ def test_what_records_lack_is_found_before_training(split, folder, tmp_path):
     write_record(tmp_path, "run/a", fields)
     with pytest.raises(RecordError, match="this record holds none: flowkit extract --rgb"):
         training(one, RecordFolder(tmp_path), inputs=BOTH)
-    with pytest.raises(RecordError, match="backward fields.*: flowkit extract --backward makes them"):
+    with pytest.raises(RecordError, match=r"backward .*flowkit extract --backward makes them"):
         training(one, RecordFolder(tmp_path), inputs={"temporal": StackForm(4, bidirectional=True)})
-    with pytest.raises(RecordError, match="step 2.*: flowkit extract --step 1 --step 2 makes"):
+    with pytest.raises(RecordError, match=r"step 2.*: flowkit extract --step 1 --step 2 makes"):
         training(one, RecordFolder(tmp_path), inputs={"temporal": StackForm(4, step=2)})
 
 
