@@ -3,7 +3,8 @@
 Every thread of a block is a fiber with a stack of its own, suspended at a shuffle until its warp
 has come there, and at a barrier until the block has. A warp runs from barrier to barrier before
 the next one begins, and all can be run in reverse order: a kernel that lacks a barrier then gives
-two answers. A barrier or shuffle that some threads never reach is an error.
+two answers. A barrier or shuffle that some threads never reach is an error, and so are two barriers
+of the text that parts of a block wait at together: a GPU counts them as one, but need not.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ static inline float4 make_float4(float x, float y, float z, float w) { return {x
 static Index threadIdx, blockIdx, blockDim, gridDim;
 
 enum Place { BARRIER, SHUFFLE, END };
-struct Fiber { ucontext_t start; jmp_buf at; bool begun; Place place; Index thread; float given; };
+struct Fiber {
+    ucontext_t start; jmp_buf at; bool begun; Place place; int barrier; Index thread; float given;
+};
 static std::vector<Fiber> fibers;
 static std::vector<char> stacks;
 static int running;
@@ -74,7 +77,11 @@ static void resume(int i) {
     fibers[i].begun = true;
     setcontext(&fibers[i].start);
 }
-static void __syncthreads() { suspend(BARRIER); }
+static void wait_at(int barrier) {  // by its number in the text
+    fibers[running].barrier = barrier;
+    suspend(BARRIER);
+}
+#define __syncthreads() wait_at(__COUNTER__)
 static void __threadfence() {}
 static float shuffle(float value, int lane) {
     int base = running & ~31, mine = running & 31;
@@ -157,6 +164,8 @@ static int run(void (*kernel)(void**), void** arguments, Index grid, Index block
                 if (reached < 0 || (i > 0 && reached != place)) return 1;
                 place = reached;
             }
+            for (int i = 1; place == BARRIER && i < threads; ++i)
+                if (fibers[i].barrier != fibers[0].barrier) return 1;
         }
     }
     return 0;

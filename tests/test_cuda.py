@@ -461,6 +461,13 @@ def test_a_barrier_that_some_threads_miss_is_an_error(place):
         run_small(place, "if (threadIdx.x < 32) __syncthreads();", reverse=False)
 
 
+def test_warps_at_two_barriers_of_the_text_are_an_error(place):
+    with pytest.raises(AssertionError, match="small: a barrier that some threads never reach"):
+        run_small(
+            place, "if (threadIdx.x < 32) __syncthreads(); else __syncthreads();", reverse=False
+        )
+
+
 # --- compiled for GPUs, without one ---
 
 
