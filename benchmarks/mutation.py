@@ -460,15 +460,16 @@ patch = fork
 """
 
 
-def record(work: Path, file: str) -> dict[str, Any]:
-    """Each test of a file: seconds, whether it passed, and the lines of flowkit that it reached."""
+def record(work: Path, file: str, known: set[str]) -> dict[str, Any]:
+    """Each test of a file but the `known`: seconds, whether it passed, the lines it reached."""
     from coverage import CoverageData
 
     folder = work / "coverage"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     (work / "coveragerc").write_text(COVERAGE.format(work=work, tree=work / "tree"))
-    told = run_tests(work, [file], None, coverage=True)
+    others = [f"--deselect={name}" for name in known]
+    told = run_tests(work, [file, *others], None, coverage=True)
     failed = {what[1]: 0 for what in told if what[0] == "failed"}
     told += run_tests(work, [file], failed, None, stop=False) if failed else []
     tests: dict[str, Any] = {}
@@ -510,13 +511,14 @@ def tests_of(work: Path) -> dict[str, Any]:
     for path in [p for p in files if p.stem.removeprefix("test_") not in ELSEWHERE]:
         kept = work / "reach" / f"{path.stem}.json"
         text = path.read_text()
-        found = json.loads(kept.read_text()) if kept.exists() else {"text": None}
+        found = json.loads(kept.read_text()) if kept.exists() else {"text": None, "tests": {}}
         if found["text"] != text:
             began = time.monotonic()
-            found = {"text": text, "tests": record(work, f"tests/{path.name}")}
+            new = record(work, f"tests/{path.name}", set(found["tests"]))
+            found = {"text": text, "tests": found["tests"] | new}
             kept.write_text(json.dumps(found))
-            failed = [name for name, test in found["tests"].items() if not test["passed"]]
-            print(f"{path.name}: {len(found['tests'])} tests, {time.monotonic() - began:.0f} s;"
+            failed = [name for name, test in new.items() if not test["passed"]]
+            print(f"{path.name}: {len(new)} tests, {time.monotonic() - began:.0f} s;"
                   f" not used, as they do not pass: {failed or 'none'}", flush=True)  # fmt: skip
         tests |= {name: test for name, test in found["tests"].items() if test["passed"]}
     return tests
@@ -559,13 +561,21 @@ def judge(work: Path, mutant: Mutant, tests: dict[str, Any], budget_s: float) ->
                   "how": bad[0] if bad else None, "said": bad[2] if bad else "",
                   "tests": len(chosen), "ran": ran, "unsure": unsure,
                   "seconds": round(time.monotonic() - began, 1)}  # fmt: skip
-        if bad is None or bad[1] not in seconds or tests[bad[1]].get("sure"):
+        if bad is None:
             return result
-        again = fork_for(work, [bad[1]], seconds)
+        file = bad[1].split("::")[0].removesuffix(" (import)")  # which may have failed to
+        one = (
+            bad[1]
+            if bad[1] in seconds
+            else next((n for n in names if n.startswith(file)), names[0])
+        )
+        if tests[one].get("sure"):
+            return result
+        again = fork_for(work, [one], seconds)
         if not any(w[0] in ("failed", "hung", "crashed", "unfinished") for w in again):
-            tests[bad[1]]["sure"] = True  # for the mutants to come
+            tests[one]["sure"] = True  # for the mutants to come
             return result
-        unsure.append(bad[1])
+        unsure.append(one)
 
 
 def fork_for(work: Path, names: list[str], seconds: dict[str, float]) -> list[Report]:

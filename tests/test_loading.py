@@ -145,3 +145,27 @@ def test_too_little_shared_memory_is_said_in_one_line(said):
         raise RuntimeError(f"DataLoader worker is killed by {said}")
     with pytest.raises(RuntimeError, match=r"^mat1 and mat2$"), loading.loading([1], CPU, 0):
         raise RuntimeError("mat1 and mat2")
+
+
+def test_memory_is_given_back_when_the_gpu_has_used_it(monkeypatch):
+    happened = []
+
+    class Event:
+        def __init__(self):
+            self.number = max(number for what, number in happened if what == "handed out")
+
+        def synchronize(self):
+            happened.append(("used", self.number))
+
+    class Stream:
+        def record_event(self):
+            return Event()
+
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: Stream())
+    monkeypatch.setattr(loading, "_join", lambda pieces, memory: pieces)
+    passes, pieces = [[0, 1, 2], [3, 4], [5]], iter(["0 1", "2", "3 4", "5"])
+    for number, batch in enumerate(loading._joined(pieces, passes, 2, None, torch.device("cuda"))):
+        happened.append(("handed out", number))
+        assert batch == (["0 1", "2"], ["3 4"], ["5"])[number]
+    handed, used = "handed out", "used"
+    assert happened == [(handed, 0), (handed, 1), (used, 0), (handed, 2), (used, 1)]
