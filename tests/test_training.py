@@ -110,6 +110,7 @@ def test_recipes_have_sizes_for_both_streams():
     large, small = (256, 224), (128, 112)  # short side and crop, px
     assert {name: facts.sizes for name, facts in RECIPES.items()} == {
         "paper": {"spatial": large, "temporal": large},
+        "paper-2016": {"spatial": large, "temporal": large},
         "short": {"spatial": small, "temporal": small},
         "pretrained": {"spatial": large, "temporal": small},
     }
