@@ -527,11 +527,15 @@ def tests_of(work: Path) -> dict[str, Any]:
 def choose(mutant: Mutant, tests: dict[str, Any], budget_s: float) -> list[str]:
     """The tests that reach a mutant, the fastest ones, file by file as files share fixtures.
 
-    Where none is known to, as of compiled code, those that reach anything else of its file.
+    Where none is known to, as of compiled code, those that reach anything else of its file; for
+    what runs when the file is imported, all of their files.
     """
     inside = {n: t for n, t in tests.items() if t["lines"].get(mutant.path)}
     lines = set(mutant.reach)
     found = [n for n, t in inside.items() if lines & set(t["lines"][mutant.path])] or list(inside)
+    if not lines:
+        near = {name.split("::")[0] for name in inside}
+        found = [name for name in tests if name.split("::")[0] in near]
     found.sort(key=lambda name: tests[name]["seconds"])
     ends = list(itertools.accumulate(tests[name]["seconds"] for name in found))
     chosen = [name for name, end in zip(found, ends, strict=True) if end < budget_s] or found[:1]

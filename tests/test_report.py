@@ -32,6 +32,7 @@ from flowkit.report.charts import method_marks
 from flowkit.report.extras import read_curves, read_pictures
 from flowkit.report.figures import (
     PUBLISHED,
+    PUBLISHED_2016,
     class_rates,
     confusions,
     data_set,
@@ -285,6 +286,10 @@ def test_means_over_splits_stand_under_the_published_ones(three):
     text = as_text(reports)
     assert re.search(r"^temporal +\d\d\.\d \(3\) +-$", text, re.MULTILINE)
     assert re.search(r"^Temporal stream ConvNet +83\.7 +-  \(published\)$", text, re.MULTILINE)
+    hint = " ".join(page(reports).split())
+    assert "Simonyan &amp; Zisserman 2014, table 4;" in hint
+    assert "VGG-16 or joined towers, Feichtenhofer et al. 2016, tables 5 and 6." in hint
+    assert [name for name, *_ in PUBLISHED if "VGG-16" in name] == [n for n, *_ in PUBLISHED_2016]
 
 
 def test_rows_of_another_network_say_so_under_published_figures_and_only_there(tmp_path):
