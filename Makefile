@@ -90,7 +90,7 @@ check-clips: $(READY)
 
 reproduce: $(READY)
 	$(BIN)/flowkit extract $(CLIPS) --out reproduce/frames --method dis --preset ultrafast --pack
-	$(BIN)/flowkit extract $(CLIPS) --out reproduce/tvl1-fast --preset fast --backward $(FLOW_ONLY)
+	$(BIN)/flowkit extract $(CLIPS) --out reproduce/tvl1-fast --preset fast --backward $(subst --no-rgb,--rgb,$(FLOW_ONLY))
 	$(BIN)/flowkit extract $(CLIPS) --out reproduce/tvl1 $(FLOW_ONLY)
 	$(BIN)/flowkit extract $(CLIPS) --out reproduce/farneback --method farneback $(FLOW_ONLY)
 	$(BIN)/flowkit extract $(CLIPS) --out reproduce/dis --method dis $(FLOW_ONLY)

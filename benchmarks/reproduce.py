@@ -1,4 +1,4 @@
-"""The grid of Simonyan & Zisserman 2014 on real clips: each stream's rows, then their fusion.
+"""The grids of the papers of 2014 and 2016 on real clips: streams, their fusion, joined towers.
 
 usage: python benchmarks/reproduce.py DATA --frames RECORDS --flow tvl1=RECORDS
            [--flow NAME=RECORDS] [--profile cpu|gpu] [--only CELL,...] [--runs RUNS]
@@ -7,6 +7,10 @@ usage: python benchmarks/reproduce.py DATA --frames RECORDS --flow tvl1=RECORDS
 DATA holds a split as UCF-101 lists it (*classInd.txt, *trainlist01.txt, ...) or as HMDB-51 does.
 The first --flow serves all rows, the others the rows that compare methods. Each finished cell is a
 JSON in FOLDER, and a later run goes on with the others; the table is made of those that are there.
+
+Rows of joined towers (table "2016") take the run temporal-L10 and a spatial one at its size, and
+records with frames and flow: the first --flow without --no-rgb. In the profile cpu those of single
+moments train what is above the join on maps of center crops, computed once.
 
 Nothing is chosen by the test part: a cell asks it once, after its training. Rows of the last layer
 train it on features of the fixed trunk, computed once (center crops of MOMENTS clips a video), on
@@ -43,7 +47,9 @@ from flowkit.data.splits import Split, hold_out
 from flowkit.data.stacks import StackForm
 from flowkit.evaluation.scoring import Scorer, TestViews, score_part
 from flowkit.networks.checkpoints import BEST, Checkpoint, read_checkpoint, write_checkpoint
+from flowkit.networks.joining import Towers
 from flowkit.networks.streams import StreamNet
+from flowkit.networks.towers import TowersNet
 from flowkit.networks.weights import FirstLayer
 from flowkit.records.reading import flow_of
 from flowkit.report.figures import mcnemar
@@ -53,8 +59,9 @@ from flowkit.scores.fusion import Fusion, fuse
 from flowkit.training.distributed import Ranks, choose_device
 from flowkit.training.jobs import Job, Machine
 from flowkit.training.loop import train
-from flowkit.training.recipes import Mode, Recipe, make_recipe
+from flowkit.training.recipes import Mode, Recipe, make_recipe, make_tower_recipe
 from flowkit.training.sampling import Task
+from flowkit.training.tower_runs import read_towers
 
 FOLDS = 5
 MOMENTS = 5  # clips of a video that the features of last-layer rows are of
@@ -77,6 +84,7 @@ class Cell:
     segments: int = 1
     flow: str = ""  # the name of another --flow than the first
     passes: float = GRID_PASSES  # over the training videos, but from scratch
+    size_of: Stream | None = None  # whose short side and crop it takes instead of its own
 
 
 L10 = StackForm(10)
@@ -125,6 +133,47 @@ CELLS = {
     "spatial-3-segments": Cell("segments", "3 segments", "spatial", "last-layer", segments=3),
     "temporal-3-segments": Cell(
         "segments", "L = 10, 3 segments", "temporal", "last-layer", form=L10, segments=3
+    ),
+    "towers-spatial": Cell(
+        "2016",
+        "alone, at the temporal stream's size",
+        "spatial",
+        "last-layer",
+        size_of="temporal",
+    ),
+}
+TOWER_STREAMS = ("towers-spatial", "temporal-L10")  # the runs that are joined
+
+
+@dataclass(frozen=True)
+class TowerCell:
+    """A row of joined towers; `paper` as of `Cell`, the table and row those of the 2016 paper."""
+
+    row: str
+    towers: Towers
+    paper: str
+
+
+TOWER_CELLS = {
+    "towers-max": TowerCell("1: max at relu5", Towers("max"), "82.7"),
+    "towers-cat": TowerCell("1: concatenation at relu5", Towers("cat"), "83.5"),
+    "towers-sum": TowerCell("1: sum at relu5", Towers("sum"), "85.2"),
+    "towers-conv": TowerCell("1: conv at relu5", Towers("conv"), "86.0"),
+    "towers-relu2": TowerCell("2: conv at relu2", Towers("conv", ("relu2",)), "82.3"),
+    "towers-relu3": TowerCell("2: conv at relu3", Towers("conv", ("relu3",)), "83.4"),
+    "towers-relu4": TowerCell("2: conv at relu4", Towers("conv", ("relu4",)), "82.6"),
+    "towers-kept": TowerCell(
+        "4: conv at relu5, temporal kept", Towers("conv", keep="temporal"), "89.4"
+    ),
+    "towers-pool3d": TowerCell(
+        "4: conv, 3D pooling, temporal kept",
+        Towers("conv", ("relu5",), 5, over_time="pool3d", keep="temporal"),
+        "89.6",
+    ),
+    "towers-conv3d": TowerCell(
+        "4: conv3d, 3D pooling, temporal kept",
+        Towers("conv", ("relu5",), 5, over_time="conv3d", keep="temporal"),
+        "90.4",
     ),
 }
 STREAM_CELLS = {"spatial": "spatial-60-passes", "temporal": "temporal-60-passes"}  # that are fused
@@ -184,7 +233,8 @@ def read_split_of(data: Path) -> Split:
 def make_job(cell: Cell, split: Split, records: RecordFolder, profile: Profile) -> Job:
     """What a cell trains."""
     is_scratch = cell.mode == "scratch"
-    short_side, crop = profile.scratch_sizes if is_scratch else profile.sizes[cell.stream]
+    size_of = cell.size_of or cell.stream
+    short_side, crop = profile.scratch_sizes if is_scratch else profile.sizes[size_of]
     numbers: dict[str, Any] = {"segments": cell.segments}
     if not is_scratch:
         numbers["passes"] = cell.passes
@@ -348,6 +398,7 @@ def run_cell(
     trained = {"device": name_of(device)}
     if cell.mode == "last-layer":
         trunk = f"{cell.stream}-{cell.first_layer}-{cell.form}-{records.root.name}"
+        trunk += f"-{cell.size_of}" if cell.size_of else ""
         file = options.runs / "features" / f"{hash_text(trunk):x}.npy"
         heldout = run_last_layer(job, folder, device, file)
     else:
@@ -381,14 +432,132 @@ def run_cell(
     }
 
 
+def run_towers(
+    name: str, cell: TowerCell, split: Split, records: RecordFolder, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Train and score joined towers; what the JSON of the cell says."""
+    profile, device = PROFILES[options.profile], choose_device(options.device)
+    folder, began = options.runs / name, time.time()
+    runs = read_towers(*(options.runs / one for one in TOWER_STREAMS))
+    runs.check_split(split)
+    job = Job(
+        runs.inputs,
+        runs.net,
+        (Task(runs.task, split, records),),
+        make_tower_recipe("pretrained", "top", LITE, videos=len(split.train), passes=GRID_PASSES),
+        augmentation=Augmentation(
+            "multi-scale", crop=runs.checkpoints[0].crop, short_side=runs.checkpoints[0].short_side
+        ),
+        weights=runs.sources,
+        towers=cell.towers,
+    )
+    if options.profile == "cpu" and cell.towers.frames == 1:
+        train_above(job, folder, options.runs / "features" / f"maps-{cell.towers.seam}", device)
+    else:
+        job = replace(job, tasks=(Task(runs.task, hold_out(split, folds=FOLDS), records),))
+        for _ in train(job, folder, Ranks(0, 1, device), profile.machine, start="resume"):
+            pass
+    out = folder / "scores-test.npz"
+    scorer = Scorer(folder, views=profile.views, device=device)
+    for _ in score_part(scorer, split, records, "test", out):
+        pass
+    return {
+        "cell": name,
+        "table": "2016",
+        "row": f"towers, {cell.row}",
+        "stream": "towers",
+        "paper": cell.paper,
+        "test": accuracy(read_scores(out)),
+        "net": LITE,
+        "towers": asdict(cell.towers),
+        "recipe": asdict(job.recipe),
+        "input_px": job.augmentation.crop,
+        "views": asdict(profile.views),
+        "split": split.name,
+        "profile": options.profile,
+        "device": name_of(device),
+        "seconds": round(time.time() - began),
+    }
+
+
+def train_above(job: Job, folder: Path, maps: Path, device: torch.device) -> None:
+    """Train what is above the join on maps of the training videos' center crops, kept in `maps`."""
+    (task,) = job.tasks
+    net = job.build().eval().to(device)
+    assert isinstance(net, TowersNet)
+    clips = TestClips(
+        task.split,
+        task.records,
+        inputs=job.inputs,
+        part="train",
+        moments=MOMENTS,
+        views="center",
+        crop=job.augmentation.crop,
+        short_side=job.augmentation.short_side,
+        several=job.several,
+    )
+    files = {stream: maps.with_name(f"{maps.name}-{stream}.npy") for stream in job.inputs}
+    if not all(file.exists() for file in files.values()):
+        found: dict[str, list[np.ndarray]] = {stream: [] for stream in job.inputs}
+        for number in range(len(clips)):
+            sample = clips[number]
+            for stream in job.inputs:
+                with torch.inference_mode():
+                    one = net.maps(stream, sample[stream].to(device))  # (1, D, h, w)
+                found[stream].append(one.cpu().numpy())
+        for stream, file in files.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            np.save(file, np.concatenate(found[stream]))
+    given = [torch.from_numpy(np.load(file)) for file in files.values()]
+    net.frozen_statistics = job.recipe.frozen_statistics
+    net.train_top(0)
+    net.train()
+    labels = np.repeat(task.split.labels(task.split.train), MOMENTS)
+    of_class = [np.flatnonzero(labels == label) for label in range(len(task.classes))]
+    random, recipe = np.random.default_rng(job.seed), job.recipe
+    torch.manual_seed(job.seed)
+    optimizer = torch.optim.SGD(
+        [one for one in net.parameters() if one.requires_grad],
+        recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+    for step in range(recipe.steps):
+        optimizer.param_groups[0]["lr"] = recipe.rate(step)
+        drawn = random.integers(len(of_class), size=recipe.batch_size)
+        places = [int(random.choice(of_class[label])) for label in drawn]
+        logits = net.answer(*(maps[places].to(device) for maps in given))
+        right = torch.from_numpy(drawn).to(device)
+        outputs = net.split_outputs(logits)[task.name]
+        loss = torch.stack([nn.functional.cross_entropy(one, right) for one in outputs]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), recipe.clip_norm or float("inf"))
+        optimizer.step()
+    checkpoint = Checkpoint(
+        recipe.steps,
+        job.net,
+        job.inputs,
+        recipe.dropout,
+        {task.name: task.classes},
+        job.augmentation.short_side,
+        job.augmentation.crop,
+        read_checkpoint(job.sources[1]).flow,
+        job.describe() | {"places": job.places()},
+        trained_on=job.origin(),
+        towers=job.towers,
+    )
+    write_checkpoint(folder, [BEST], checkpoint, net.cpu().state_dict(), {})
+
+
 def hash_text(text: str) -> int:
     """A number of a text, the same in every process."""
     return zlib.crc32(text.encode())
 
 
-def fuse_cells(runs: Path, results: Path) -> None:
+def fuse_cells(runs: Path, results: Path, cells: dict[str, str], prefix: str, table: str) -> None:
     """Fuse the two streams: by their average, and by what is fitted on held-out scores."""
-    folders = {stream: runs / cell for stream, cell in STREAM_CELLS.items()}
+    folders = {stream: runs / cell for stream, cell in cells.items()}
     if not all((folder / "scores-test.npz").exists() for folder in folders.values()):
         return
     test = {s: read_scores(f / "scores-test.npz") for s, f in folders.items()}
@@ -401,16 +570,16 @@ def fuse_cells(runs: Path, results: Path) -> None:
     }
     for name, fusion in fusions.items():
         fused = fuse(test, fusion)
-        write_scores(runs / f"fused-{name}" / "scores-test.npz", fused)
+        write_scores(runs / f"{prefix}fused-{name}" / "scores-test.npz", fused)
         found = {
-            "cell": f"fused-{name}",
-            "table": "3",
-            "row": f"fused, {name} of {' and '.join(STREAM_CELLS.values())}",
+            "cell": f"{prefix}fused-{name}",
+            "table": table,
+            "row": f"fused, {name} of {' and '.join(cells.values())}",
             "stream": "fused",
-            "paper": FUSED[name],
+            "paper": FUSED[name] if not prefix else "",
             "test": accuracy(fused),
         }
-        write_json(results / f"fused-{name}.json", found)
+        write_json(results / f"{prefix}fused-{name}.json", found)
 
 
 def read_cells(results: Path, runs: Path) -> Iterator[dict[str, Any]]:
@@ -418,7 +587,9 @@ def read_cells(results: Path, runs: Path) -> Iterator[dict[str, Any]]:
 
     Those of segments are compared with the same stream's without.
     """
-    names = [*CELLS, *(f"fused-{name}" for name in FUSED), *TRAJECTORY_CELLS]
+    names = [name for name in CELLS if name not in TOWER_STREAMS[:1]]
+    names += [*(f"fused-{name}" for name in FUSED), *TRAJECTORY_CELLS]
+    names += [TOWER_STREAMS[0], *(f"towers-fused-{name}" for name in FUSED), *TOWER_CELLS]
     names += sorted(f.stem for f in results.glob("flow-*.json"))
     above: Scores | None = None
     table = ""
@@ -468,7 +639,9 @@ def table_of(cells: list[dict[str, Any]]) -> str:
 
 def row_name(cell: dict[str, Any]) -> str:
     """A row in words, its stream first."""
-    return cell["row"] if cell["stream"] == "fused" else f"{cell['stream']}, {cell['row']}"
+    return (
+        cell["row"] if cell["stream"] in ("fused", "towers") else f"{cell['stream']}, {cell['row']}"
+    )
 
 
 def picture_of(cells: list[dict[str, Any]]) -> str:
@@ -538,16 +711,24 @@ def main() -> None:
         cells[f"flow-{name}"] = replace(
             CELLS["temporal-L10"], table="flow", row=row, paper="", flow=name
         )
-    wanted = options.only.split(",") if options.only else list(cells)
+    wanted = options.only.split(",") if options.only else [*cells, *TOWER_CELLS]
     for name in wanted:
         file = options.results / f"{name}.json"
         if file.exists():
             continue
-        cell = cells[name]
-        root = options.frames if cell.stream == "spatial" else flows[cell.flow or next(iter(flows))]
+        first = flows[next(iter(flows))]
         print(f"{name}:", flush=True)
-        write_json(file, run_cell(name, cell, split, RecordFolder(root), options))
-    fuse_cells(options.runs, options.results)
+        if name in TOWER_CELLS:
+            found = run_towers(name, TOWER_CELLS[name], split, RecordFolder(first), options)
+        else:
+            cell = cells[name]
+            own = flows[cell.flow] if cell.flow else first
+            root = options.frames if cell.stream == "spatial" else own
+            found = run_cell(name, cell, split, RecordFolder(root), options)
+        write_json(file, found)
+    fuse_cells(options.runs, options.results, STREAM_CELLS, "", "3")
+    joined = dict(zip(STREAM_CELLS, TOWER_STREAMS, strict=True))
+    fuse_cells(options.runs, options.results, joined, "towers-", "2016")
     done = list(read_cells(options.results, options.runs))
     profile = PROFILES[options.profile]
     text = f"{table_of(done)}\n{split.name}, profile {options.profile}: {profile.cut}.\n"

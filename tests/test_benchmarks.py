@@ -225,6 +225,17 @@ def test_reproduce(data_set, tmp_path):
     assert "| 1b | temporal, L = 1 |" in done.stdout
 
 
+def test_reproduce_joined_towers(data_set, tmp_path):
+    done = run(
+        "reproduce.py", data_set, "--frames", data_set / "flow", "--flow",
+        f"dis={data_set / 'flow'}", "--only", "towers-spatial,temporal-L10,towers-conv", "--runs",
+        tmp_path / "runs", "--results", tmp_path / "found", "--device", "cpu",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "found/towers-conv.json").read_text())["test"]["videos"] == 4
+    assert "| 2016 | towers, 1: conv at relu5 |" in done.stdout
+
+
 def test_faults(tmp_path):
     small = "faults.FLIPS = faults.MUTATIONS = 3; faults.RACES = faults.SYNC_PAIRS = 1"
     source = f"import faults; {small}; faults.FREE_KB = range(0, 16, 8); faults.main()"

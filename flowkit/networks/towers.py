@@ -83,13 +83,16 @@ class TowersNet(nn.Module):
 
     def forward(self, frames: torch.Tensor, stacks: torch.Tensor) -> torch.Tensor:
         """Logits of frames (B, T, 3, h, w) and stacks (B, T, 2L, h, w); see the class."""
-        a, b = self.maps("spatial", frames), self.maps("temporal", stacks)
+        return self.answer(self.maps("spatial", frames), self.maps("temporal", stacks))
+
+    def answer(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """What the network gives for the towers' maps at the seam, (B T, D, h, w) each."""
         joined = self.join(*pad_alike(a, b))
         if self.towers.join == "bilinear":
             return joined.unflatten(0, (-1, self.towers.frames)).sum(1)
-        logits = [self._answer("joined", joined)]
+        logits = [self._classify("joined", joined)]
         if "temporal" in self.above:
-            logits.append(self._answer("temporal", b))
+            logits.append(self._classify("temporal", b))
         if "both" in self.heads:
             logits = [self.heads["both"](*logits)]
         return torch.cat(logits, 1) if self.training else torch.stack(logits).mean(0)
@@ -101,7 +104,7 @@ class TowersNet(nn.Module):
             return checkpoint(self.below[stream], flat, use_reentrant=False)
         return self.below[stream](flat)
 
-    def _answer(self, name: str, maps: torch.Tensor) -> torch.Tensor:
+    def _classify(self, name: str, maps: torch.Tensor) -> torch.Tensor:
         """The logits of one of the networks above the seam: (B T, D, h, w) -> (B, K)."""
         logits = self.heads[name](self.above[name](maps))
         if self.towers.over_time == "mean":
