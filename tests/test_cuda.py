@@ -350,7 +350,7 @@ def test_a_field_that_is_not_finite_is_refused(place, bound, wrong):
     planes = queue.zeros((1, 2, 5 * 32), "float32")
     planes[0, 1, 40] = wrong
     flow = cuda_images.Flow(planes, (5, 9), 5 * 32)
-    with pytest.raises(ValueError, match="expected finite displacements, got NaN or infinity"):
+    with pytest.raises(ValueError, match="got NaN or infinity"):
         list(cuda_batches.fetch_planes(bound)(queue, flow, 1))
 
 
@@ -575,17 +575,17 @@ def pretended(monkeypatch, *, status="CUDA_SUCCESS", raises=None, driver=13020, 
         ({"raises": RuntimeError("no cuda")}, r"no NVIDIA driver was found here"),
         (
             {"status": "CUDA_ERROR_NO_DEVICE"},
-            r"driver sees no GPU \(CUDA_VISIBLE_DEVICES is '7'\): use the CPU's methods",
+            r"no GPU \(CUDA_VISIBLE_DEVICES is '7'\)",
         ),
         (
             {"status": "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"},
-            r"cannot be used \(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH\): update the driver",
+            r"\(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH\): update the driver",
         ),
         (
             {"status": "CUDA_ERROR_NOT_INITIALIZED"},
-            r"cannot be used in this process, which was forked from one .*: start it fresh",
+            r"forked from one .*: start it fresh",
         ),
-        ({"driver": 12040}, r"made for CUDA 12, the compiler here for CUDA 13\.2: update"),
+        ({"driver": 12040}, r"CUDA 12, the compiler here for CUDA 13\.2"),
     ],
 )
 def test_without_a_gpu_the_error_says_what_is_missing(monkeypatch, machine, message):
@@ -779,15 +779,15 @@ def test_defaults_are_those_of_the_cpu_method():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CudaTVL1(theta=0), "tvl1-cuda: expected theta of at least 1e-06, got 0"),
+        (lambda: CudaTVL1(theta=0), "theta of at least 1e-06, got 0"),
         (lambda: CudaTVL1(scale_step=1), "tvl1-cuda: expected scale_step below 1, got 1"),
         (lambda: CudaTVL1(median_filtering=3), "expected median_filtering 5 or 1, got 3"),
         (lambda: CudaTVL1(like_opencv_cuda=True), "like_opencv_cuda has no median: median_filt"),
-        (lambda: CudaFarneback(levels=0), "farneback-cuda: expected levels of at least 1, got 0"),
-        (lambda: CudaFarneback(pyr_scale=1), "farneback-cuda: expected pyr_scale below 1, got 1"),
+        (lambda: CudaFarneback(levels=0), "levels of at least 1, got 0"),
+        (lambda: CudaFarneback(pyr_scale=1), "pyr_scale below 1, got 1"),
         (
             lambda: CudaFarneback(fast_pyramids=True, pyr_scale=0.7),
-            "farneback-cuda: fast_pyramids needs pyr_scale 0.5, got 0.7",
+            "needs pyr_scale 0.5, got 0.7",
         ),
     ],
 )

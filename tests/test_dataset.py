@@ -186,7 +186,7 @@ def test_paper_default_is_25_moments_of_ten_224_crops(split, folder):
 def test_videos_without_a_record_are_an_error_or_counted(split, folder):
     videos = (*split.train, Video("run/zzz", "run", "zzz"))
     more = Split("more", split.classes, videos, (), ())
-    with pytest.raises(SplitError, match="1 of 5 listed videos have no flow record: run/zzz"):
+    with pytest.raises(SplitError, match="no flow record: run/zzz"):
         training(more, folder)
     clips = training(more, folder, missing="skip")
     assert clips.skipped == 1 and len(clips.videos) == 4
@@ -210,5 +210,5 @@ def test_requests_that_cannot_be_are_refused(split, folder):
         training(split, folder, inputs={"rgb": None})
     with pytest.raises(UsageError, match="views ten or center"):
         TestClips(split, folder, views="all")
-    with pytest.raises(SplitError, match="made: expected videos in its part heldout, got none"):
+    with pytest.raises(SplitError, match="part heldout, got none"):
         training(split, folder, part="heldout")

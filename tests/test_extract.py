@@ -275,7 +275,7 @@ def test_a_record_is_never_written_inside_another_or_around_one(video, tmp_path,
             plan([video], out, request, overwrite=True)
     inner = Source(video.path, "jump/a/b")
     extract_video(inner, tmp_path / "two", request)
-    with pytest.raises(UsageError, match=r"two/jump/a, holds other records, the first .*a/b"):
+    with pytest.raises(UsageError, match=r"other records, the first .*a/b"):
         plan([video], tmp_path / "two", request, overwrite=True)
     assert plan([inner], tmp_path / "two", request) == []
 

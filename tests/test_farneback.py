@@ -211,10 +211,10 @@ def test_opencv_ignores_fast_pyramids_on_the_cpu():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"win_size": 0}, "farneback: expected win_size of at least 1, got 0"),
+        ({"win_size": 0}, "win_size of at least 1, got 0"),
         ({"pyr_scale": 1.0}, "farneback: expected pyr_scale below 1, got 1.0"),
-        ({"poly_n": 6}, "farneback: expected poly_n 5 or 7, got 6: farneback-opencv takes others"),
-        ({"fast_pyramids": True}, "farneback: expected no fast_pyramids: farneback-opencv takes"),
+        ({"poly_n": 6}, "poly_n 5 or 7, got 6: farneback-opencv"),
+        ({"fast_pyramids": True}, "no fast_pyramids: farneback-opencv"),
     ],
 )
 def test_parameters_out_of_range_are_refused(parameters, message):

@@ -174,14 +174,14 @@ def test_memory_running_out_halves_batches_and_is_told_once(videos, tmp_path, ca
     told = [record.message for record in caplog.records if "memory" in record.message]
     assert len(told) == 1 and told[0].startswith("GPU 0 ran out of memory: batches were halved, ")
     [note] = processes.notes()
-    assert note.startswith("GPU 0 ran out of memory: batches were halved, to ")
+    assert note.startswith("GPU 0 ran out of memory: batches were halved")
     assert 1 <= int(note.split(" to ")[1].split()[0]) <= 3
 
 
 @pytest.mark.parametrize(
     ("trouble", "reason"),
     [
-        ("not finite", "ValueError: expected finite displacements, got NaN or infinity in a field"),
+        ("not finite", "got NaN or infinity"),
         ("no memory", "no memory for 1 pair"),
     ],
 )
@@ -190,7 +190,7 @@ def test_a_pair_that_cannot_be_computed_costs_its_video_only(videos, tmp_path, t
     assert {name for name, one in ended.items() if one.status == "done"} == {
         f"c/{n}" for n in range(5)
     }
-    assert ended["c/dark"].reason == reason
+    assert reason in ended["c/dark"].reason
 
 
 def test_no_video_waits_for_ever_where_none_can_be_computed(videos, tmp_path):
@@ -227,9 +227,7 @@ def test_a_flow_process_that_dies_twice_ends_the_run(videos, tmp_path):
     sources = [dataclasses.replace(videos[-1], id=str(number)) for number in range(5)]
     ended, processes, usages = run(sources, tmp_path, Request(method), workers=1)
     assert list(ended) == ["0", "1"] and {one.status for one in ended.values()} == {"failed"}
-    assert processes.problem == (
-        "the flow process of GPU 0 died by SIGKILL (signal 9), for the second time"
-    )
+    assert processes.problem.endswith("SIGKILL (signal 9), for the second time")
     assert usages == {}
 
 
@@ -262,8 +260,8 @@ def test_videos_are_spread_over_gpus(videos, tmp_path, monkeypatch):
     ("gpus", "visible", "message"),
     [
         ([], None, r"expected distinct GPUs such as 0,1, got \[\]"),
-        ([1, 1], None, r"expected distinct GPUs such as 0,1, got \[1, 1\]"),
-        ([2], "4,6", "expected GPUs of 0 to 1, as CUDA_VISIBLE_DEVICES is '4,6', got 2"),
+        ([1, 1], None, r"got \[1, 1\]"),
+        ([2], "4,6", "CUDA_VISIBLE_DEVICES is '4,6', got 2"),
     ],
 )
 def test_gpus_that_are_none_are_refused(monkeypatch, gpus, visible, message):
@@ -315,7 +313,7 @@ def test_no_pairs_need_no_process_and_sizes_may_not_change():
     small, large = np.zeros((20, 20), np.uint8), np.zeros((20, 30), np.uint8)
     with FlowProcesses(Plain(), Storage(), gpus=[0]) as processes:
         stream = processes.assign(0).compute([(small, small), (large, large)])
-        with pytest.raises(FlowkitError, match=r"frames of \(20, 20\) throughout, instead got \(2"):
+        with pytest.raises(FlowkitError, match=r"\(20, 20\) throughout, instead got \(2"):
             list(stream)
     with pytest.raises(FlowkitError, match="the flow process died before it had computed"):
         list(RemoteFlow("nowhere", quantized=False).compute([(small, small)]))

@@ -306,7 +306,7 @@ def test_leaks_are_refused(tracked, encoded):
     found = read_codebooks(encoded / "codebook.npz")
     split = read_split(tracked / "runs/split.json")
     swapped = replace(split, train=split.test, test=split.train)
-    with pytest.raises(SplitError, match=r"fitted on source groups of 9 videos .* to be scored"):
+    with pytest.raises(SplitError, match=r"source groups of 9 videos"):
         score_split(swapped, find_vectors(encoded), found)
     sibling = replace(split.test[0], id="down/v_down_g05_c02", group="g01")
     with pytest.raises(SplitError, match="1 source groups have videos in two parts"):
@@ -354,9 +354,7 @@ def test_what_does_not_fit_is_refused_by_name(tracked, encoded, tmp_path):
     lost = replace(split, train=(*split.train, Video("left/v_left_g09_c01", "left", "g09")))
     write_split(tmp_path / "split.json", lost)
     result = run(tmp_path, "fisher", "fit", tracked / "tracks", "--split", tmp_path / "split.json")
-    assert "have no track record: left/v_left_g09_c01 (flowkit trajectories" in str(
-        result.exception
-    )
+    assert "no track record: left/v_left_g09_c01" in str(result.exception)
     (tmp_path / "idt").mkdir()
     (tmp_path / "idt/scores-test.npz").write_text("mine")
     result = run(tmp_path, "train", "svm", "--vectors", encoded, "--split",

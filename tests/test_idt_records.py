@@ -122,9 +122,7 @@ def test_a_rerun_does_nothing_and_other_numbers_are_an_error_before_any_work(mad
     assert [event["status"] for event in events] == ["skipped"] * 3 + ["summary"]
     result = run(clips, "--out", out)
     assert isinstance(result.exception, UsageError)
-    assert 'parameters.matches: "none" on disk, "flow" asked for (3 of them' in str(
-        result.exception
-    )
+    assert '"none" on disk, "flow" asked for (3 of them' in str(result.exception)
     assert contents(out) == expected
 
 
@@ -271,7 +269,7 @@ def test_a_view_of_tracks_needs_their_video(made, clips, tmp_path):
     small = write_video(tmp_path / "small.avi", moving_texture(18, size=(64, 64)), "ffv1")
     video = clips / "left/v_left_g01_c01.avi"
     for arguments, words in (
-        (["--out", out], "a track record has no frames: give the video (v_left_g01_c01.avi)"),
+        (["--out", out], "give the video (v_left_g01_c01.avi)"),
         (["--out", out, "--video", other], "it has 17 frames"),
         (["--out", out, "--video", small], "its frames are (64, 64)"),
         (["--out", tmp_path / "a.png", "--video", video], "ends in .mp4"),

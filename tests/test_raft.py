@@ -254,7 +254,7 @@ def test_a_file_that_changes_after_the_start_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({}, "expected --raft-weights FILE, torchvision's raft_large or raft_small, such as https"),
+        ({}, "expected --raft-weights FILE"),
         ({"weights": "none.pth"}, r"cannot read the weights none.pth \(No such file"),
         ({"weights": __file__, "sha256": "00"}, "expected weights of SHA-256 00, got "),
         ({"weights": __file__, "updates": 0}, "expected updates of at least 1, got 0"),

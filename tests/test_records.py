@@ -114,7 +114,7 @@ def test_steps_have_names_of_their_own(tmp_path):
     assert (path / "flow_step3_x_00002.jpg").exists()
     record = open_record(path)
     assert (record.steps, record.field_count(step=3)) == ((1, 3), 2)
-    with pytest.raises(RecordError, match="no backward fields of step 1; it has: forward step 1"):
+    with pytest.raises(RecordError, match="no backward fields of step 1"):
         record.fields(0, 1, direction="backward")
 
 
@@ -280,9 +280,7 @@ def test_damaged_lz4_is_named():
     for damaged in (b"", data[:10], data[:-9], broken):
         with pytest.raises(RecordError, match=r"x\.lz4: damaged LZ4 data"):
             formats.decode_planes([damaged], "lz4", SIZE, where=["x.lz4"])
-    with pytest.raises(
-        RecordError, match=r"x\.lz4: expected two planes of \(4, 4\), got other bytes"
-    ):
+    with pytest.raises(RecordError, match=r"x\.lz4: expected two planes of \(4, 4\)"):
         formats.decode_planes([data], "lz4", (4, 4), where=["x.lz4"])
 
 
@@ -294,7 +292,7 @@ def test_reading_a_record_does_not_import_torch():
 
 def test_asking_outside_the_record_is_an_error(tmp_path):
     record = open_record(write_record(tmp_path, storage=Storage(rgb=False)))
-    with pytest.raises(RecordError, match=r"expected fields within 0\.\.3, asked for 2 from 3"):
+    with pytest.raises(RecordError, match=r"asked for 2 from 3"):
         record.fields(3, 2)
     with pytest.raises(RecordError, match="holds no frames: flowkit extract --rgb"):
         record.frame(0)

@@ -254,7 +254,7 @@ def test_records_made_again_are_scored_again(tmp_path, run):
 def test_records_of_other_flow_are_refused_with_the_difference(tmp_path, records):
     flow = {"method": None, "resize": None, "bound": 20.0, "format": "floats", "quality": None}
     run = write_run(tmp_path / "run", form=StackForm(2), flow=flow)
-    message = r"is not what the network was trained on: bound: null on disk, 20.0 in training"
+    message = r"bound: null on disk, 20.0 in training"
     with pytest.raises(RecordError, match=message):
         finish(Scorer(run), records, tmp_path / "s.npz")
     fits = write_run(tmp_path / "fits", form=StackForm(2), flow=flow | {"bound": None})
@@ -334,7 +334,7 @@ def test_videos_that_a_run_was_trained_on_are_found(tmp_path):
     [
         ({"moments": 0}, "expected at least one moment, got 0"),
         ({"crops": "five"}, "expected views ten or center.* got 'five'"),
-        ({"average": "max"}, "expected an average of softmax or logits, got 'max'"),
+        ({"average": "max"}, "softmax or logits, got 'max'"),
     ],
 )
 def test_views_that_cannot_be_are_refused(options, message):

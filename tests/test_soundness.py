@@ -84,7 +84,7 @@ def test_what_is_damaged_or_missing_is_named_and_never_deleted(runs):
     (runs / "text.npz").write_text("text")
     assert "expected an .npz file" in told(runs / "text.npz").stdout
     assert "expected a split or a checkpoint" in told(runs / "spatial/other.json").stdout
-    with pytest.raises(UsageError, match=r"expected a folder, a pack \(.zip\), a .json or an .npz"):
+    with pytest.raises(UsageError, match=r"expected a folder, a pack"):
         told(next(runs.rglob("*.state.safetensors")))
     os.mkfifo(runs / "pipe.json")
     assert "expected a plain file, got a named pipe" in told(runs / "pipe.json").stdout

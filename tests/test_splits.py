@@ -206,7 +206,7 @@ def test_splitting_by_video_ignores_groups_where_that_is_asked_for():
     ],
 )
 def test_folders_called_like_parts_are_asked_about(ids):
-    with raises(r"folders called \w.*which level is the class\? flowkit split make --parts above"):
+    with raises(r"folders called \w.*which level is the class\?"):
         folder_split(ids)
 
 
@@ -336,15 +336,15 @@ def test_a_video_has_the_class_of_its_folder_however_labels_count(tmp_path, name
 @pytest.mark.parametrize(
     ("names", "train", "test", "message"),
     [
-        (NAMES, (1, 2), 2, r"train.txt, line 1: label 1 is 'climb' in .*from 0, but the folder"),
-        (NAMES, (1, 2), 2, r"'jump'; labels look counted from 1: --labels-from 1 says so"),
+        (NAMES, (1, 2), 2, r"train.txt, line 1: label 1 is 'climb'"),
+        (NAMES, (1, 2), 2, r"labels look counted from 1"),
         (
             NAMES,
             (0, 1),
             2,
-            r"test.txt, line 1: .*; this list looks counted from 1, but not the oth",
+            r"test.txt, line 1: .*looks counted from 1",
         ),
-        (NAMES, (0, 7), 1, r"train.txt, line 2: label 7, but .* 3 classes, counted from 0$"),
+        (NAMES, (0, 7), 1, r"train.txt, line 2: label 7, but .* 3 classes"),
         (NUMBERED, (1, 2), 1, r"test.txt, line 1: label 1 is 'jump' in .*from 1, but"),
     ],
 )
@@ -413,7 +413,7 @@ def test_tables_are_read_by_their_header(tmp_path):
     for header in ("file,kind", "name,label"):
         with raises(r"c.csv: expected a header .* a column label, got"):
             list_split(train, write(tmp_path / "c.csv", f"{header}\nrun/a.avi,0\n"))
-    with raises(r"c.csv, row 2: expected .path count label. or .path label., got"):
+    with raises(r"c.csv, row 2: expected"):
         list_split(train, write(tmp_path / "c.csv", "label,frames,file\n0,9\n"))
 
 
@@ -442,7 +442,7 @@ def raises(message):
 
 
 def test_official_lists_that_do_not_agree_are_refused(tmp_path):
-    with raises("trainlist01.txt, line 1: label 2 for class 'Run', which is number 1"):
+    with raises("line 1: label 2 for class 'Run', which is number 1"):
         ucf101_split(ucf_lists(tmp_path, train="Run/a.avi 2\n"))
     with raises("line 2: class 'Swim' is not in"):
         ucf101_split(ucf_lists(tmp_path, test="Jump/b.avi\nSwim/c.avi\n"))
@@ -455,7 +455,7 @@ def test_official_lists_that_do_not_agree_are_refused(tmp_path):
     with raises("files named CLASS_test_split1.txt, found none"):
         hmdb51_split(tmp_path)
     write(tmp_path / "run_test_split1.txt", "a.avi 3\n")
-    with raises("run_test_split1.txt, line 1: expected NAME.avi and 0, 1 or 2"):
+    with raises("run_test_split1.txt, line 1: expected NAME.avi"):
         hmdb51_split(tmp_path)
 
 
@@ -465,11 +465,11 @@ def test_list_files_that_do_not_agree_are_refused(tmp_path):
         "run/a 9 x\n": 'line 1: expected "path count label"',
         "run/a 9 0\nrun/b 1\n": "all lines",
         "": "an empty file",
-        "run/c 9 1\n": "a class folder for each label from 0 to 1, and one only",
+        "run/c 9 1\n": "each label from 0 to 1",
     }.items():
         with raises(message):
             list_split(good, write(tmp_path / "bad.txt", text))
-    with raises(r"good.txt, line 2: label 1, but .*names.txt has 1 classes, counted from 0"):
+    with raises(r"good.txt, line 2: label 1, but .*names.txt has 1 classes"):
         list_split(good, good, classes=write(tmp_path / "names.txt", "run\n"))
     with raises("none.txt: no such file"):
         list_split(good, tmp_path / "none.txt")
@@ -514,7 +514,7 @@ def test_splits_that_contradict_themselves_are_refused():
         replace(split, classes=("run",))
     with raises("classes listed more than once: run"):
         replace(split, classes=("run", "run", "jump"))
-    with raises("expected a part of train, heldout, test, got 'val'"):
+    with raises("got 'val'"):
         split.part("val")
 
 

@@ -143,7 +143,7 @@ def test_the_rate_falls_along_half_a_cosine():
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
-        ({"mode": "none"}, "expected a mode of scratch, fine-tune, last-layer, two-phase"),
+        ({"mode": "none"}, "scratch, fine-tune, last-layer, two-phase"),
         ({"steps": 0}, "expected steps of at least 1, got 0"),
         ({"momentum": -1}, "expected momentum of at least 0, got -1"),
         ({"learning_rate": 0}, "expected learning_rate above 0, got 0"),
@@ -151,7 +151,7 @@ def test_the_rate_falls_along_half_a_cosine():
         ({"trunk_rate": 0}, "expected trunk_rate above 0, got 0"),
         ({"schedule": "linear"}, "expected a schedule of drops, cosine, plateau"),
         ({"drop_at": (5, 3)}, "expected drop_at steps in rising order"),
-        ({"mode": "two-phase"}, "expected a first phase within the 80000 steps, got 0"),
+        ({"mode": "two-phase"}, "within the 80000 steps, got 0"),
     ],
 )
 def test_a_recipe_is_checked(numbers, message):
@@ -222,7 +222,7 @@ def test_a_class_without_training_videos_is_named(records):
     split = make_split()
     train = tuple(video for video in split.train if video.class_name != "spin")
     job = make_job(records, replace(split, train=train))
-    with pytest.raises(SplitError, match="made: 1 of 3 classes have no video to train on: spin"):
+    with pytest.raises(SplitError, match="no video to train on: spin"):
         prepare(job, ALONE, Machine())
 
 
@@ -720,7 +720,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_training(tmp_path, records
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "no flowkit checkpoint there: flowkit train writes one"),
+        (None, "no flowkit checkpoint there"),
         ("{", "expected a flowkit checkpoint, in JSON"),
         ("{}", "expected a flowkit checkpoint"),
         ('{"format": "flowkit checkpoint", "version": 9}', "got version 9"),
@@ -743,7 +743,7 @@ def test_only_the_last_checkpoint_can_be_resumed(tmp_path, records):
 def test_a_folder_that_holds_a_training_is_not_overwritten_unasked(tmp_path, records):
     job = make_job(records, recipe={"steps": 2})
     run(job, tmp_path)
-    with pytest.raises(UsageError, match="holds a training at step 2: --resume goes on with it"):
+    with pytest.raises(UsageError, match="step 2: --resume"):
         run(job, tmp_path)
     assert run(job, tmp_path, start="resume") == []  # it is done
     other = make_job(records, recipe={"steps": 4})
@@ -813,7 +813,7 @@ def test_a_damaged_record_is_named_in_one_line_from_any_worker(tmp_path, workers
 
 def test_videos_without_records_are_named_or_skipped(records):
     split = make_split(5, heldout=0)
-    with pytest.raises(SplitError, match="3 of 15 listed videos have no flow record: grow/v4"):
+    with pytest.raises(SplitError, match="no flow record: grow/v4"):
         prepare(make_job(records, split), ALONE, Machine())
     training = prepare(make_job(records, split, missing="skip"), ALONE, Machine())
     assert (training.clips.skipped, training.clips.counts) == (3, [12])
@@ -823,14 +823,14 @@ def test_a_job_is_checked_before_anything_is_read(records):
     nowhere = RecordFolder(Path("nowhere"))
     with pytest.raises(UsageError, match="cnn-m-2048 takes a crop of 224 px, got 32 px"):
         make_job(nowhere, net="cnn-m-2048")
-    with pytest.raises(UsageError, match="expected the form of a stack for the temporal stream"):
+    with pytest.raises(UsageError, match="form of a stack for the temporal stream"):
         make_job(nowhere, inputs={"temporal": None})
-    with pytest.raises(UsageError, match="expected streams of spatial and temporal, got rgb"):
+    with pytest.raises(UsageError, match="spatial and temporal, got rgb"):
         make_job(nowhere, inputs={"rgb": None})
     tasks = tuple(Task(name, make_split(), nowhere) for name in "abc")
     with pytest.raises(UsageError, match="at least one clip for each of 3 tasks, got 2"):
         make_job(nowhere, tasks=tasks, recipe={"batch_size": 2})
-    with pytest.raises(UsageError, match="expected a micro-batch of at least 1 clip, got 0"):
+    with pytest.raises(UsageError, match="at least 1 clip, got 0"):
         Machine(micro_batch=0)
 
 

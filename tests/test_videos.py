@@ -514,7 +514,7 @@ def test_avi_that_never_had_an_index_is_whole(tmp_path):
 
 
 def test_no_such_file(tmp_path):
-    with pytest.raises(VideoError, match=r"none.avi: expected a video file or a folder of frames"):
+    with pytest.raises(VideoError, match=r"none.avi: expected a video file"):
         open_video(tmp_path / "none.avi")
 
 
@@ -522,12 +522,12 @@ def test_no_such_file(tmp_path):
 def test_file_that_is_no_video(tmp_path, data):
     path = tmp_path / "a.avi"
     path.write_bytes(data)
-    with pytest.raises(VideoError, match=r"a.avi: expected a video, but it cannot be opened: "):
+    with pytest.raises(VideoError, match=r"a.avi: expected a video"):
         open_video(path)
 
 
 def test_sound_is_no_video(tmp_path):
-    with pytest.raises(VideoError, match=r"expected a video stream, found none .streams: 1 audio"):
+    with pytest.raises(VideoError, match=r"found none .streams: 1 audio"):
         open_video(write_sound(tmp_path / "a.wav"))
 
 
@@ -660,9 +660,7 @@ MP = SIZE[0] * SIZE[1] / 1e6
 @pytest.mark.parametrize(("name", "codec", "pixel_format"), MADE)
 def test_frames_of_more_pixels_than_allowed_are_refused(tmp_path, name, codec, pixel_format):
     path = write_video(tmp_path / name, moving_texture(3), codec, pixel_format=pixel_format)
-    with pytest.raises(
-        VideoError, match=r"at most 0.006 megapixels, got 0.006912 \(96x72 px\)"
-    ) as e:
+    with pytest.raises(VideoError, match=r"got 0.006912 \(96x72 px\)") as e:
         open_video(path, keep_damaged=True, max_frame_mpx=0.006)
     assert "--max-frame-mpx allows more" in str(e.value)
     with open_video(path, max_frame_mpx=MP) as video:
@@ -674,7 +672,7 @@ def test_a_declared_size_is_refused_before_anything_is_decoded(tmp_path, monkeyp
     frame = bytes.fromhex("2c 00000000 803e 803e 00 02 02 4c01 00 3b")  # 16000 x 16000
     path.write_bytes(b"GIF89a" + bytes.fromhex("803e803e f00000 000000 ffffff") + frame)
     monkeypatch.setattr(decoding, "_decode", lambda *_: pytest.fail("it decodes"))
-    with pytest.raises(VideoError, match=r"at most 40 megapixels, got 256 \(16000x16000 px\)"):
+    with pytest.raises(VideoError, match=r"got 256 \(16000x16000 px\)"):
         open_video(path)
 
 
@@ -867,13 +865,11 @@ def test_image_that_cannot_be_decoded(tmp_path, data):
     folder = write_images(tmp_path / "a", moving_texture(5), "img_{:05d}.jpg")
     path = folder / "img_00003.jpg"
     path.write_bytes(path.read_bytes()[:-200] if data is None else data)
-    with pytest.raises(VideoError, match=r"img_00003.jpg: expected an image, but it cannot be dec"):
+    with pytest.raises(VideoError, match=r"img_00003.jpg: expected an image"):
         read(folder)
     frames, video = read(folder, keep_damaged=True)
     assert len(frames) == 4
-    assert video.damage == (
-        "4 of 5 frames decoded; images that cannot be decoded: 1 (first: img_00003.jpg)"
-    )
+    assert video.damage.endswith("cannot be decoded: 1 (first: img_00003.jpg)")
 
 
 def test_image_of_another_size(tmp_path):

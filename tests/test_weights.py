@@ -97,7 +97,7 @@ def test_rgb_weights_serve_a_flow_network(tmp_path, first_layer):
 def test_flow_filters_of_another_length_are_not_averaged(tmp_path):
     save_file(small(channels=20).state_dict(), tmp_path / "L10.safetensors")
     weights = read_weights(str(tmp_path / "L10.safetensors"), "small")
-    with pytest.raises(CheckpointError, match="a first layer of 3 or 10 channels, got 20: leave"):
+    with pytest.raises(CheckpointError, match="3 or 10 channels, got 20"):
         load_weights(small(channels=10), weights, {})
 
 
@@ -172,17 +172,15 @@ def test_a_network_of_matconvnet_that_is_not_cnn_m_is_refused(tmp_path):
     with torch.device("meta"):
         net = build_stream("cnn-m-2048", "spatial", {"main": 2})
     weights = read_weights(str(tmp_path / "net.mat"), "cnn-m-2048")
-    with pytest.raises(
-        CheckpointError, match=r"expected the 14 tensors of cnn-m-2048; missing or unfit 14: conv1"
-    ):
+    with pytest.raises(CheckpointError, match=r"missing or unfit 14: conv1"):
         load_weights(net, weights, {})
-    with pytest.raises(UsageError, match="MatConvNet's weights are for cnn-m-2048, not for vgg16"):
+    with pytest.raises(UsageError, match="for cnn-m-2048, not for vgg16"):
         read_weights(str(tmp_path / "net.mat"), "vgg16")
 
 
 def test_a_matlab_file_without_a_network_is_refused(tmp_path):
     savemat(tmp_path / "other.mat", {"x": 1})
-    with pytest.raises(CheckpointError, match="a network of MatConvNet with layers and an average"):
+    with pytest.raises(CheckpointError, match="layers and an average"):
         read_matconvnet(tmp_path / "other.mat")
     (tmp_path / "hdf5.mat").write_bytes(b"no matlab file" * 20)
     with pytest.raises(CheckpointError, match="expected a MATLAB file up to version 7 "):
@@ -247,8 +245,8 @@ def test_nothing_in_a_file_of_weights_is_executed(tmp_path):
         ("a.pth", None, CheckpointError, "no such file of weights"),
         ("a.safetensors", b"not one", CheckpointError, "expected a file of safetensors"),
         ("a.pth", b"not one", CheckpointError, "expected a file of tensors alone"),
-        ("a.h5", b"keras", UsageError, "expected .safetensors, .pth, .pt, .mat or a checkpoint"),
-        ("a.json", b"{}", CheckpointError, "expected a flowkit checkpoint, which flowkit train"),
+        ("a.h5", b"keras", UsageError, ".safetensors, .pth, .pt, .mat or a checkpoint"),
+        ("a.json", b"{}", CheckpointError, "expected a flowkit checkpoint"),
     ],
 )
 def test_a_missing_or_wrong_file_says_what_was_expected(tmp_path, name, content, error, message):
