@@ -392,6 +392,18 @@ def test_fields_of_a_real_clip_are_opencvs(real_data):
         assert (next(fields) == algorithm.calc(*pair, None)).all()
 
 
+def test_a_folder_that_cannot_be_made_or_written_to_is_refused_before_any_work(
+    video, tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(UsageError, match=r"file/flow: cannot be made: Not a directory"):
+        list(extract([video], tmp_path / "file/flow", Request(DIS), workers=1))
+    monkeypatch.setattr("os.access", lambda *_: False)  # which root never sees
+    with pytest.raises(UsageError, match="flow: cannot be written to: choose another --out"):
+        list(extract([video], tmp_path / "flow", Request(DIS), workers=1))
+    assert list((tmp_path / "flow").iterdir()) == []
+
+
 def test_nothing_is_left_below_the_output_but_records(video, tmp_path):
     out = tmp_path / "flow"
     [outcome] = [

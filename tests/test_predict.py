@@ -287,15 +287,22 @@ class Killed:
 
 def test_a_crash_costs_one_video_and_the_first_event_does_not_wait(project, video):
     small = write_video(project / "small.mp4", moving_texture(FRAMES, size=(40, 96)))
-    looks = Looks(Request(Killed()), (({"temporal": StackForm(2)}, 2),))
+    looks = Looks(Request(Killed()), (({"temporal": StackForm(2)}, 2, None),))
     asked = [(str(video), ""), (str(small), ""), ("x.mp4", "no such video"), (str(video), "")]
     events = list(hold_videos(looks, asked, workers=1))
     assert events[0] == Held(str(video))  # at work, before there is a record
     ended = [one for one in events if one.record or one.reason]
     assert [one.path for one in ended] == [path for path, _ in asked]
-    assert [bool(one.record) for one in ended] == [True, False, False, True]
+    assert [bool(one.record) for one in ended] == [True, False, False, True], ended
     assert "died by SIGKILL" in ended[1].reason
     assert ended[2].reason == "no such video"
+
+
+def test_a_reason_names_the_video_once(project):
+    (project / "bad.mp4").write_bytes(b"no video")
+    looks = Looks(Request(Killed()), (({"spatial": None}, 2, None),))
+    *_, last = hold_videos(looks, [("bad.mp4", "")], workers=1)
+    assert last.reason.startswith("expected a video")
 
 
 def test_folders_of_videos_and_of_frames_are_taken(project):

@@ -213,7 +213,8 @@ def hold_out(split: Split, *, folds: int = 10, fold: int = 0, seed: int = 0) -> 
         raise SplitError(
             f"{split.name}: nothing to hold out in fold {fold} of {folds}: "
             "every class has too few source groups in its training part; add videos, or train on "
-            "all of it and take the last step (--no-heldout)"
+            "all of it and take the last step (flowkit split make --heldout-folds 0, flowkit train "
+            "--no-heldout)"
         )
     return replace(split, train=tuple(train), heldout=tuple(heldout))
 

