@@ -27,7 +27,7 @@ from flowkit.training.jobs import Machine
 from flowkit.training.loop import rehearse, train
 from flowkit.training.recipes import Recipe, make_recipe, make_tower_recipe
 from flowkit.training.tower_runs import read_towers
-from flowkit.training.trainer import _make_optimizer, prepare
+from flowkit.training.trainer import _make_descent, prepare
 from flowkit_cli.eval import eval as eval_command
 from flowkit_cli.fuse import fuse
 from flowkit_cli.train import train as train_command
@@ -135,13 +135,13 @@ def test_without_a_held_out_part_nothing_says_where_a_plateau_is(place):
 
 def test_biases_learn_twice_as_fast_and_do_not_decay():
     net = build_towers("small+small", BOTH, {"main": 3}, Towers())
-    plain = _make_optimizer(net, Recipe())
-    assert [group["share"] for group in plain.param_groups] == [1.0, 1.0]
-    apart = _make_optimizer(net, Recipe(bias_rate=2.0, bias_decay=False, trunk_rate=0.5))
+    plain = _make_descent(net, Recipe())
+    assert [group.share for group in plain.groups] == [1.0, 1.0]
+    apart = _make_descent(net, Recipe(bias_rate=2.0, bias_decay=False, trunk_rate=0.5))
     found = {
-        id(one): (group["share"], group["weight_decay"])
-        for group in apart.param_groups
-        for one in group["params"]
+        id(one): (group.share, group.weight_decay)
+        for group in apart.groups
+        for one in group.parameters
     }
     assert len(found) == len(list(net.parameters()))
     for name, one in net.named_parameters():

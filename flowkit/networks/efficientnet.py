@@ -24,6 +24,7 @@ from torch.nn import functional
 from flowkit.data.augment import RGB_MEAN, RGB_STD
 from flowkit.data.clips import Stream
 from flowkit.errors import InstallError, UsageError
+from flowkit.networks.fresh import draw_normal
 
 # (repeats, kernel side, stride, expansion, output channels) of the stages of lite0.
 STAGES = (
@@ -203,7 +204,7 @@ def efficientnet_lite(
     for module in trunk.modules():
         if isinstance(module, nn.Conv2d):
             outputs_a_group = module.out_channels // module.groups * module.weight[0, 0].numel()
-            nn.init.normal_(module.weight, std=math.sqrt(2 / outputs_a_group))
+            draw_normal(module.weight, math.sqrt(2 / outputs_a_group))
     return trunk, FEATURES
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from flowkit.data.clips import STREAMS, Stream
 from flowkit.data.inputs import RGB_CHANNELS, Inputs, check_inputs, input_channels
 from flowkit.errors import InstallError, UsageError
+from flowkit.networks.fresh import draw_normal
 from flowkit.networks.table import net_facts
 
 # Krizhevsky et al. 2012: k 2, size 5, beta 0.75, and alpha 1e-4 for each of the 5 elements summed;
@@ -46,7 +47,7 @@ class StreamNet(nn.Module):
         self.trunk = trunk
         layers = {task: nn.Linear(features, classes) for task, classes in heads.items()}
         for head in layers.values():
-            nn.init.normal_(head.weight, std=HEAD_STD)
+            draw_normal(head.weight, HEAD_STD)
             nn.init.zeros_(head.bias)
         self.heads = nn.ModuleDict(layers)
 
@@ -310,7 +311,7 @@ def torchvision_trunk(
 def _init_normal(layer: nn.Module, gain: float = HE_GAIN) -> None:
     """Normal weights of variance gain / inputs and no bias; the papers state neither."""
     if isinstance(layer, nn.Conv2d | nn.Linear):
-        nn.init.normal_(layer.weight, std=math.sqrt(gain / layer.weight[0].numel()))
+        draw_normal(layer.weight, math.sqrt(gain / layer.weight[0].numel()))
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
 

@@ -29,6 +29,7 @@ from flowkit.errors import (
 )
 from flowkit.networks.checkpoints import Checkpoint, read_checkpoint, read_tensors
 from flowkit.networks.towers import Net, TowersNet
+from flowkit.training.descent import Descent, Group
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
 from flowkit.training.loading import Batches, PassesAhead, loading, loading_passes
@@ -46,7 +47,7 @@ OTHER_TASK = -100  # label of a clip for the heads of other tasks: cross_entropy
 class Training:
     """A training that is ready to take steps, of the parts that `prepare` makes for a job.
 
-    `net` is on the device of `ranks` and its parameters are those of `optimizer`; `micro_batch` is
+    `net` is on the device of `ranks` and its parameters are those of `descent`; `micro_batch` is
     the most clips of a pass. `step` steps are taken already, and `progress` is what a checkpoint
     tells of them. `flow` is what all records were made with, `trained_on` what the weights see.
     """
@@ -60,7 +61,7 @@ class Training:
         clips: StepClips,
         heldout: TestClips | None,
         net: Net,
-        optimizer: torch.optim.Optimizer,
+        descent: Descent,
         micro_batch: int,
         flow: dict[str, Any] | None,
         trained_on: Origin,
@@ -69,7 +70,7 @@ class Training:
     ) -> None:
         self.job, self.ranks, self.machine = job, ranks, machine
         self.clips, self.heldout = clips, heldout
-        self.net, self.optimizer = net, optimizer
+        self.net, self.descent = net, descent
         self.flow, self.trained_on = flow, trained_on
         self.step, self.progress = step, progress or {}
         self.micro_batch = micro_batch
@@ -104,11 +105,9 @@ class Training:
         """One update; the mean loss and the number of right answers of each task."""
         recipe, ranks, tasks = self.job.recipe, self.ranks, self.net.tasks
         self._choose_what_learns()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate * group["share"]
         torch.manual_seed(_seed(self.job.seed, self.step, ranks.rank))
         counts = task_counts(self.step, recipe.batch_size, len(tasks))
-        self.optimizer.zero_grad(set_to_none=True)
+        self.descent.clear()
         told = torch.zeros(2, len(tasks), dtype=torch.float64, device=ranks.device)
         passes = self.batches.passes(self.step)
         for number in range(passes):
@@ -125,7 +124,7 @@ class Training:
             )
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip_norm)
-        self.optimizer.step()
+        self.descent.step(self.rate)
         self.step += 1
         return losses, [int(n) for n in right]
 
@@ -253,12 +252,8 @@ class Training:
         self.model = model
 
     def _momentum(self) -> dict[str, torch.Tensor]:
-        state = self.optimizer.state
-        return {
-            name: state[parameter]["momentum_buffer"]
-            for name, parameter in self.net.named_parameters()
-            if state[parameter].get("momentum_buffer") is not None
-        }
+        momentum = self.descent.momentum
+        return {n: momentum[one] for n, one in self.net.named_parameters() if one in momentum}
 
     def _to_device(self, batch: dict[str, Any]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The inputs, (B K, C, h, w) each of K segments, and labels (B,) for each task's head."""
@@ -318,9 +313,9 @@ def prepare(job: Job, ranks: Ranks, machine: Machine, *, resume: Path | None = N
     net.train().to(ranks.device)
     if machine.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = _make_optimizer(net, job.recipe)
+    descent = _make_descent(net, job.recipe)
     if resume is not None:
-        _load_momentum(net, optimizer, read_tensors(resume, "state"))
+        _load_momentum(net, descent, read_tensors(resume, "state"))
     known = None if checkpoint is None else checkpoint.trained_on
     training = Training(
         job,
@@ -329,7 +324,7 @@ def prepare(job: Job, ranks: Ranks, machine: Machine, *, resume: Path | None = N
         clips=clips,
         heldout=heldout,
         net=net,
-        optimizer=optimizer,
+        descent=descent,
         micro_batch=_fit_micro_batch(job, ranks, machine, net),
         flow=flow,
         trained_on=job.origin() if known is None else known,
@@ -344,43 +339,30 @@ def prepare(job: Job, ranks: Ranks, machine: Machine, *, resume: Path | None = N
     return training
 
 
-def _make_optimizer(net: Net, recipe: Recipe) -> torch.optim.SGD:
-    """Gradient descent whose groups have a `share` of the rate each.
-
-    They are the trunk and the heads, and the biases of both by themselves if the recipe treats them
-    otherwise.
-    """
+def _make_descent(net: Net, recipe: Recipe) -> Descent:
+    """Of the trunk and the heads, and of the biases of both if the recipe treats them otherwise."""
     heads = {id(one) for one in net.heads.parameters()}
-    groups: list[dict[str, Any]] = []
+    has_own_biases = recipe.bias_rate != 1 or not recipe.bias_decay
+    groups = []
     for share, is_head in ((recipe.trunk_rate, False), (1.0, True)):
         named = [(n, p) for n, p in net.named_parameters() if (id(p) in heads) == is_head]
-        biases = [one for name, one in named if name.endswith("bias")]
-        if recipe.bias_rate == 1 and recipe.bias_decay:
-            biases = []
+        biases = [one for name, one in named if has_own_biases and name.endswith("bias")]
         apart = {id(one) for one in biases}
-        groups.append({"params": [one for _, one in named if id(one) not in apart], "share": share})
+        others = [one for _, one in named if id(one) not in apart]
+        groups.append(Group(others, share, recipe.weight_decay))
         if biases:
             decay = recipe.weight_decay if recipe.bias_decay else 0.0
-            groups.append(
-                {"params": biases, "share": share * recipe.bias_rate, "weight_decay": decay}
-            )
-    return torch.optim.SGD(
-        groups,
-        recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
+            groups.append(Group(biases, share * recipe.bias_rate, decay))
+    return Descent(groups, recipe.momentum)
 
 
-def _load_momentum(
-    net: Net, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]
-) -> None:
+def _load_momentum(net: Net, descent: Descent, tensors: dict[str, torch.Tensor]) -> None:
     parameters = dict(net.named_parameters())
     for name, tensor in tensors.items():
         if name not in parameters or parameters[name].shape != tensor.shape:
             raise CheckpointError(f"momentum of {name}: the network has no such parameter")
         own = torch.empty_like(parameters[name]).copy_(tensor)
-        optimizer.state[parameters[name]]["momentum_buffer"] = own
+        descent.momentum[parameters[name]] = own
 
 
 def _fit_micro_batch(job: Job, ranks: Ranks, machine: Machine, net: Net) -> int:
