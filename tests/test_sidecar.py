@@ -116,6 +116,23 @@ def test_every_value_replaced_is_refused_in_one_line_or_harmless(tmp_path, forma
                 np.testing.assert_array_equal(same, fields)
 
 
+@pytest.mark.parametrize("whole", [[], "a.avi", 3, None])
+def test_a_source_that_is_no_object_is_refused(tmp_path, whole):
+    record = made(tmp_path)
+    data = json.dumps(record.sidecar | {"source": whole}).encode()
+    with pytest.raises(RecordError, match="source cannot be"):
+        parse_sidecar(data, record.path)
+
+
+@pytest.mark.parametrize("change", [lambda ranges: ranges[:-1], lambda ranges: ranges * 2])
+def test_ranges_of_another_number_of_fields_are_refused(tmp_path, change):
+    record = made(tmp_path, format="jpg")
+    sidecar = copy.deepcopy(record.sidecar)
+    sidecar["series"][0]["ranges"] = change(sidecar["series"][0]["ranges"])
+    with pytest.raises(RecordError, match=r"ranges"):
+        parse_sidecar(json.dumps(sidecar).encode(), record.path)
+
+
 @pytest.mark.slow
 @settings(
     max_examples=300,
