@@ -157,7 +157,7 @@ RECIPES = {
         weights="imagenet",
         mode="last-layer",
         first_layer="shared",
-        passes=60,  # on 264 videos 20 were fewer right of those held out, and 120 no more
+        passes=60,  # 20 got fewer held-out videos of J-HMDB right, 120 no more (docs/training.md)
     ),
     "paper": RecipeFacts(
         "the 2014 network and schedule at full size",
