@@ -33,6 +33,7 @@ COMMANDS = {
     "eval": "Score the test videos with trained streams.",
     "fuse": "Several streams' scores to one.",
     "report": "Scores to accuracies, tables and a page with pictures.",
+    "features": "What a layer of a trained network says of clips or videos, as files.",
     "predict": "Name the classes of raw videos.",
     "export": "A trained network as ONNX or TorchScript.",
     "completion": "The script with which a shell completes commands and paths.",

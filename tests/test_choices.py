@@ -51,6 +51,11 @@ ROWS = {
         "from flowkit.data.clips import VIEWS\nVIEWS['made-up'] = VIEWS['center']",
         "predict",
     ),
+    "format of features": (
+        "from flowkit.evaluation.feature_files import FEATURE_FORMATS\n"
+        "FEATURE_FORMATS['made-up'] = FEATURE_FORMATS['npy']",
+        "features",
+    ),
     "fusion": (
         "from flowkit.scores.fusion import FUSIONS, Rule\n"
         "FUSIONS['made-up'] = Rule('whatever', combine=lambda stacked, fusion, names: stacked[0])",

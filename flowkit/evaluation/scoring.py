@@ -232,20 +232,35 @@ class Scorer:
             read.append(found if self.several is None else found.unflatten(0, (-1, self._frames)))
         return read
 
+    def logits(
+        self, record: Record, *, readers: int = 1
+    ) -> Iterator[tuple[list[Places], torch.Tensor]]:
+        """Pass by pass over a record, its distinct places and the logits of their V views.
+
+        Float32 (places V, K) on the device, the views of a place side by side, of all tasks.
+        """
+        for one, inputs in _read_ahead(self._read, self._passes(record), readers):
+            yield [places for places, _ in one.places], self._forward(one, inputs)
+
     @torch.inference_mode()
-    def _ask(self, one: _Pass, inputs: list[torch.Tensor], columns: list[int]) -> np.ndarray:
-        """The sum over the moments of a pass of the mean over views: float64 (K,)."""
+    def _forward(self, one: _Pass, inputs: list[torch.Tensor]) -> torch.Tensor:
+        """The logits of all views of a pass, (places V, K)."""
         views = self._views(one.record)
         cuts = []
         for whole, form in zip(inputs, self.checkpoint.inputs.values(), strict=True):
             whole = whole.to(self.device)
             cut = torch.stack([_cut(whole, view, is_flow=form is not None) for view in views], 1)
             cuts.append(cut.flatten(0, 1).split(max(1, self.pass_inputs // self._frames)))
-        logits = torch.cat([self.net(*parts) for parts in zip(*cuts, strict=True)])
+        return torch.cat([self.net(*parts) for parts in zip(*cuts, strict=True)])
+
+    @torch.inference_mode()
+    def _ask(self, one: _Pass, inputs: list[torch.Tensor], columns: list[int]) -> np.ndarray:
+        """The sum over the moments of a pass of the mean over views: float64 (K,)."""
+        logits = self._forward(one, inputs)
         values = self.net.split_logits(logits)[self.task][:, columns].double()
         if self.views.average == "softmax":
             values = values.softmax(1)
-        moments = values.unflatten(0, (-1, len(views))).mean(1).cpu().numpy()  # (places, K)
+        moments = values.unflatten(0, (len(one.places), -1)).mean(1).cpu().numpy()  # (places, K)
         return np.array([times for _, times in one.places], np.float64) @ moments
 
 
