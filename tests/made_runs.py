@@ -7,7 +7,8 @@ import torch
 from flowkit.data.splits import Split, write_split
 from flowkit.data.stacks import StackForm
 from flowkit.networks.checkpoints import BEST, LAST, Checkpoint, write_checkpoint
-from flowkit.networks.streams import build_net
+from flowkit.networks.joining import Towers
+from flowkit.networks.towers import make_net
 
 FIRMNESS = 300.0  # times the heads' fresh weights, which would call all classes alike
 
@@ -24,13 +25,20 @@ def write_run(
     seed: int = 0,
     tasks: dict | None = None,
     step: int = 7,
+    towers: Towers | None = None,
 ) -> Path:
-    """The run of a temporal stream, or without a `form` of a spatial one, and maybe its split."""
+    """The run of a temporal stream, or without a `form` of a spatial one, and maybe its split.
+
+    With `towers` that of two small networks, joined.
+    """
     inputs = {"spatial" if form is None else "temporal": form}
+    if towers is not None:
+        inputs = {"spatial": None, "temporal": form}
     tasks = tasks or {"main": classes}
-    checkpoint = Checkpoint(step, "small", inputs, 0.5, tasks, short_side, crop, flow)
+    name = "small" if towers is None else "small+small"
+    checkpoint = Checkpoint(step, name, inputs, 0.5, tasks, short_side, crop, flow, towers=towers)
     heads = {task: len(names) for task, names in tasks.items()}
-    net = build_net("small", inputs, heads, seed=seed)
+    net = make_net(name, inputs, heads, towers, seed=seed)
     with torch.no_grad():
         for head in net.heads.values():
             head.weight *= FIRMNESS

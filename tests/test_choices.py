@@ -43,6 +43,15 @@ ROWS = {
         "from flowkit.training.recipes import RECIPES\nRECIPES['made-up'] = RECIPES['short']",
         "train temporal",
     ),
+    "join of two towers": (
+        "from flowkit.networks.joining import JOINS\nJOINS['made-up'] = 'by magic'",
+        "train towers",
+    ),
+    "recipe of towers": (
+        "from flowkit.training.recipes import TOWER_RECIPES\n"
+        "TOWER_RECIPES['made-up'] = TOWER_RECIPES['short']",
+        "train towers",
+    ),
     "views of an evaluation": (
         "from flowkit.data.clips import VIEWS\nVIEWS['made-up'] = VIEWS['center']",
         "eval",

@@ -29,6 +29,7 @@ from flowkit.evaluation.scoring import Scorer, TestViews, score_part
 from flowkit.extraction.extract import extract_video
 from flowkit.extraction.request import Request
 from flowkit.flow.methods import make_method
+from flowkit.networks.joining import Towers
 from flowkit.records.layout import Storage
 from flowkit.records.reading import flow_of, open_record
 from flowkit.scores.files import read_scores, softmax
@@ -114,6 +115,29 @@ def test_a_video_is_predicted_as_its_record_is_scored(tmp_path, video, form, req
     np.testing.assert_array_equal([by_name[name] for name in CLASSES], expected)
     assert [p for _, p in found.top(3)] == sorted(expected, reverse=True)
     assert found.streams == {"run": found.top(1)[0]}
+
+
+def test_a_video_is_predicted_by_joined_towers_as_its_record_is_scored(tmp_path, video):
+    record = extracted(video, tmp_path / "flow", Request(DIS))
+    towers = Towers(frames=2, over_time="conv3d", keep="temporal")
+    place = write_run(tmp_path / "run", form=StackForm(2), flow=flow_of(record), towers=towers)
+    scorer = Scorer(place)
+    [expected] = scorer.score([record])
+    found = Predictor({"run": scorer}).predict(video)
+    chances = np.exp(expected - expected.max())
+    by_name = dict(found.top(3))
+    assert [by_name[name] for name in CLASSES] == pytest.approx(
+        (chances / chances.sum()).tolist(), rel=1e-5
+    )
+
+
+def test_joined_towers_are_named(project, video, flow):
+    write_run(project / "runs/towers", form=StackForm(2), flow=flow, towers=Towers(frames=2))
+    [found] = lines(run(video, "--towers", "runs/towers", "--json"))
+    assert list(found["streams"]) == ["towers"]
+    with pytest.raises(UsageError, match="--towers runs/spatial: holds a spatial stream"):
+        run(video, "--towers", "runs/spatial")
+    assert list(lines(run(video, "--json"))[0]["streams"]) == ["spatial", "temporal"]
 
 
 def test_only_what_is_looked_at_is_computed(tmp_path, project, monkeypatch):

@@ -7,7 +7,7 @@ from torch import nn
 from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError
 from flowkit.networks.joining import JOINS, SEAMS, Towers
-from flowkit.networks.streams import build_stream
+from flowkit.networks.streams import build_stream, count_parameters
 from flowkit.networks.table import NETS
 from flowkit.networks.towers import (
     PUBLISHED_COUNTS,
@@ -17,6 +17,7 @@ from flowkit.networks.towers import (
     gaussian,
     pad_alike,
 )
+from flowkit.training.micro_batch import COPIES, activation_bytes
 
 CLASSES = 5
 INPUTS = {"spatial": None, "temporal": StackForm(10)}
@@ -322,6 +323,17 @@ def test_below_the_join_batch_statistics_stay_even_where_weights_learn():
     before = [norm.running_mean.clone() for norm in below]
     net(*images(batch=4, side=64))
     assert all(torch.equal(norm.running_mean, old) for norm, old in zip(below, before, strict=True))
+
+
+@pytest.mark.parametrize("top_blocks", [0, None])
+def test_five_moments_of_vgg16_in_a_batch_of_eight_fit_into_24_gb(top_blocks):
+    """By the count of the memory trial: weights with their copies, activations, gradients."""
+    with torch.device("meta"):
+        towers = Towers(over_time="conv3d", frames=5, keep="temporal")
+        net = build_towers(VGG, INPUTS, {"main": 101}, towers)
+    net.train_top(top_blocks)
+    each = 2 * activation_bytes(net, [(5, 3, 224, 224), (5, 20, 224, 224)])
+    assert 8 * each + 4 * COPIES * count_parameters(net) < 24e9
 
 
 def test_recomputed_activations_give_the_same_gradients():
