@@ -250,18 +250,21 @@ class Failures:
 
 
 class ProgressBar:
-    """Progress over videos on standard error: a bar on a terminal, else a line now and then."""
+    """Progress over videos on standard error: a bar on a terminal, else a line now and then.
 
-    def __init__(self, total: int) -> None:
+    Where the things counted are no videos, `noun` says what they are.
+    """
+
+    def __init__(self, total: int, noun: str = "video") -> None:
         from tqdm import tqdm
 
         tqdm.monitor_interval = 0  # no thread beside this one: workers are forked
-        self.total, self.quiet = total, bool(quiet)
+        self.total, self.noun, self.quiet = total, noun, bool(quiet)
         self.videos = self.failed = 0
         self.frames = 0  # frames of all videos
         self._frames_of: dict[str, int] = {}
         self.start = self.last_line = time.monotonic()
-        self.bar = tqdm(total=total, unit="video", disable=True if quiet else None, smoothing=0.05)
+        self.bar = tqdm(total=total, unit=noun, disable=True if quiet else None, smoothing=0.05)
 
     def __enter__(self) -> ProgressBar:
         return self
@@ -296,6 +299,6 @@ class ProgressBar:
         self.last_line = time.monotonic()
         left = elapsed / self.videos * (self.total - self.videos) if self.videos else None
         self.line(
-            f"{self.videos:,} of {count(self.total, 'video')}, {rate}{self.failed} failed"
+            f"{self.videos:,} of {count(self.total, self.noun)}, {rate}{self.failed} failed"
             + (f", {duration(left)} left" if left is not None else "")
         )

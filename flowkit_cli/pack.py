@@ -21,7 +21,7 @@ def pack(folder: Path) -> None:
     from flowkit.records.reading import find_records
 
     folders = [path for path in find_records(folder) if path.is_dir()]
-    with output.ProgressBar(len(folders)) as progress:
+    with output.ProgressBar(len(folders), "record") as progress:
         for path in folders:
             pack_record(path)
             progress.finished(failed=False)

@@ -21,7 +21,7 @@ def unpack(folder: Path) -> None:
     from flowkit.records.reading import find_records
 
     packs = [path for path in find_records(folder) if path.is_file()]
-    with output.ProgressBar(len(packs)) as progress:
+    with output.ProgressBar(len(packs), "record") as progress:
         for path in packs:
             unpack_record(path)
             progress.finished(failed=False)

@@ -70,7 +70,7 @@ def verify(
         raise UsageError(f"{odd[0]}: expected a folder, a pack (.zip), a .json or an .npz file")
     records = [record for path in places for record in find_records(path)]
     verdicts = []
-    with output.ProgressBar(len(records) + len(files)) as progress:
+    with output.ProgressBar(len(records) + len(files), "record" if records else "file") as progress:
         checked = verify_records(
             records, workers=workers or cores(), quick=quick, max_frame_mpx=max_frame_mpx
         )

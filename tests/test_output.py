@@ -120,6 +120,17 @@ def test_failures_may_lie_in_the_folder_that_a_command_makes(tmp_path):
         Failures(tmp_path / "no/failed.tsv", [], tmp_path / "flow")
 
 
+def test_progress_tells_what_it_counts_and_no_rate_of_frames_that_there_are_not(capsys):
+    with output.ProgressBar(3, "record") as progress:
+        progress.last_line -= output.QUIET_LINE_S
+        progress.finished(failed=False)
+        progress.last_line -= output.QUIET_LINE_S
+        progress.frames_of("a", 5)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("1 of 3 records, 0 failed, ") and "frames/s" not in first
+    assert "frames/s, 0 failed" in second
+
+
 # --- failures -------------------------------------------------------------------------------------
 
 ODD = (
