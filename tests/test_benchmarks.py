@@ -178,6 +178,15 @@ def test_loader(tmp_path):
     assert found["records"] == 2 and found["to_plain"]["reading"]["lz4 pack"] > 0
 
 
+def test_host(tmp_path):
+    done = run("host.py", "--videos", 2, "--rounds", 1, "--json", tmp_path / "host.json")
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "host.json").read_text())
+    assert set(found) == {"bytes_a_plane", "start", "frame", "clip"}
+    assert all(ms > 0 for part in ("start", "frame", "clip") for ms in found[part].values())
+    assert "Reckoned, 16 such cores alone" in done.stdout
+
+
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory) -> Path:
     """Two classes in the form of J-HMDB's folder: lists, and records in ``flow``."""

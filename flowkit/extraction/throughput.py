@@ -14,7 +14,7 @@ WAITING = 0.5  # share of the workers' time
 ADVICE = {
     "decode": "more cores (-j), or videos of fewer pixels",
     "encode": "more cores (-j), or --no-rgb",
-    "write": "a faster disk for --out, or --no-rgb",
+    "write": "--pack (one file per video), a faster disk for --out, or --no-rgb",
 }
 CPU_ADVICE = "more cores (-j), a quicker --method or --preset, or an NVIDIA GPU (--gpu)"
 GPU_ADVICE = "a further GPU (--gpus), a quicker --preset, or a smaller --resize"
