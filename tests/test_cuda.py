@@ -12,12 +12,12 @@ import sys
 from functools import partial
 from types import SimpleNamespace
 
-import made_pairs
+import made_textures
 import numpy as np
 import pytest
 from cuda_emulator import EmulatedQueue, build, compiler
 from driver_double import DriverDouble
-from made_pairs import shifted
+from made_textures import shifted
 
 from flowkit import fields, quantize
 from flowkit._cv2 import cv2
@@ -41,7 +41,7 @@ QUICK = {  # a few iterations, for laws that hold for any number of them
 }
 
 
-texture = partial(made_pairs.texture, grain=3)
+texture = partial(made_textures.texture, grain=3)
 
 
 # --- on the processor ---

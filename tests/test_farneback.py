@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_pairs import REAL_PAIRS, shifted, texture
+from made_textures import REAL_PAIRS, shifted, texture
 
 from flowkit import fields
 from flowkit._cv2 import cv2
