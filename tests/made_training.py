@@ -1,9 +1,14 @@
 """Small data sets in which only the motion, or only the look, tells the classes apart."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from made_records import write_record
+from safetensors.torch import load_file
 
 from flowkit.data.augment import Augmentation
 from flowkit.data.record_folders import RecordFolder
@@ -65,6 +70,28 @@ def make_job(records: RecordFolder, split: Split | None = None, **options: objec
     inputs = {stream: StackForm(2) if stream == "temporal" else None}
     given = {"tasks": (task,), "inputs": inputs, "augmentation": CROP, "eval_moments": 2, **options}
     return Job(net=given.pop("net", "small"), recipe=recipe, **given)
+
+
+def run_two_processes(
+    records: RecordFolder, out: Path, net: str, *sources: str
+) -> list[dict[str, torch.Tensor]]:
+    """The tensors that each of two processes has at the end; the run's checkpoint is in `out`.
+
+    With `sources` they are of towers joined from two runs.
+    """
+    script = Path(__file__).with_name("two_processes.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", "0", "--standalone", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(records.root), str(out), net, *sources],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    return [load_file(out / f"rank{rank}.safetensors") for rank in (0, 1)]
 
 
 def _field(motion: int, random: np.random.Generator) -> np.ndarray:

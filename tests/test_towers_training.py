@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from made_training import CROP, make_job, make_split, write_videos
+from made_training import CROP, make_job, make_split, run_two_processes, write_videos
 from torch.nn.functional import cross_entropy
 
 from flowkit.data.record_folders import RecordFolder
@@ -170,6 +170,20 @@ def test_passes_of_any_size_make_the_same_step(place):
         found.append(training.net.state_dict())
     for name, tensor in found[0].items():
         torch.testing.assert_close(found[1][name], tensor, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_steps_as_one(place, tmp_path):
+    towers = Towers(frames=2, gap=(1, 2), over_time="conv3d", keep="temporal")
+    recipe = {"steps": 3, "batch_size": 7, "dropout": 0.0, "eval_every": 3}
+    job = towers_job(place, towers, split=make_split(), recipe=recipe)
+    run(job, tmp_path / "one")
+    records = job.tasks[0].records
+    tensors = run_two_processes(records, tmp_path / "two", "small+small", *job.sources)
+    alone = read_tensors(tmp_path / "one" / LAST, "weights")
+    for name, tensor in alone.items():
+        assert torch.equal(tensors[0][name], tensors[1][name])
+        torch.testing.assert_close(tensors[0][name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_a_run_that_saw_what_is_judged_is_refused(place):

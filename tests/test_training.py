@@ -5,7 +5,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import types
@@ -17,8 +16,15 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from made_training import CLASSES, CROP, FIELDS, make_job, make_split, write_videos
-from safetensors.torch import load_file
+from made_training import (
+    CLASSES,
+    CROP,
+    FIELDS,
+    make_job,
+    make_split,
+    run_two_processes,
+    write_videos,
+)
 from torch import nn
 
 from flowkit import documents
@@ -357,23 +363,6 @@ def test_stacks_made_on_the_device_make_the_same_steps(tmp_path, records):
             losses.append([training.take_step(batches)[0][0] for _ in range(2)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert not prepare(make_job(records), ALONE, Machine()).clips.send_planes()  # floats
-
-
-def run_two_processes(records, out, net):
-    """The tensors that each of two processes has at the end; the run's checkpoint is in `out`."""
-    script = Path(__file__).with_name("two_processes.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", "0", "--standalone", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(records.root), str(out), net],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
-    return [load_file(out / f"rank{rank}.safetensors") for rank in (0, 1)]
 
 
 class Shared(nn.Module):
