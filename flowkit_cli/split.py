@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from flowkit.data.exported_lists import LIST_TOOLS
 from flowkit_cli import output
+from flowkit_cli.options import choices_text
 from flowkit_cli.record_options import layout_option, length_option, missing_option, record_options
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ def split() -> None:
     flowkit split make flow                               class folders, by source group
     flowkit split make ucfTrainTestlist --kind ucf101     official split 1
     flowkit split check --records flow                    is every record there?
-    flowkit split lists --out lists                       for mmaction2 and TSN
+    flowkit split export --for tsn --out lists            lists that other tools train from
     """
 
 
@@ -215,27 +217,40 @@ def check(
 @split.command()
 @click.argument("split_file", metavar="[SPLIT]", type=PATH, default=SPLIT)
 @click.option(
+    "--for",
+    "tool",
+    type=click.Choice(tuple(LIST_TOOLS)),
+    default=next(iter(LIST_TOOLS)),
+    show_default=True,
+    help="The tool that reads them. " + choices_text(LIST_TOOLS),
+)
+@click.option(
     "--records", type=PATH, default="flow", show_default=True, help="The folder of flow records."
 )
 @click.option("--out", type=PATH, required=True, help="The folder to write the lists into.")
 @missing_option
-def lists(split_file: Path, records: Path, out: Path, missing: Literal["error", "skip"]) -> None:
-    """Write the lists that mmaction2 and TSN read: "path n label", labels from 0.
+def export(
+    split_file: Path, tool: str, records: Path, out: Path, missing: Literal["error", "skip"]
+) -> None:
+    """Write the lists that another tool trains from, labels from 0.
 
-    SPLIT is runs/split.json unless it is named. Of each part come train_rgb.txt, with the number of
-    frames, and train_flow.txt, with that of the fields, one less; classes.txt has the names. Paths
-    are those below the records' folder.
+    SPLIT is runs/split.json unless it is named. Of a video of n frames the lists of frames say n,
+    those of flow n - 1; classes.txt has the names. mmaction2 and TSN get train_rgb.txt and
+    train_flow.txt and so on; PySlowFast and PyTorchVideo rgb/train.csv, flow_x/train.csv and
+    flow_y/train.csv, and the test part as val.csv.
 
     \b
-    flowkit split lists --out lists
-    flowkit split lists ucf101-1/split.json --records flow/ucf101 --out lists/ucf101-1
+    flowkit split export --for mmaction2 --out lists
+    flowkit split export ucf101-1/split.json --for tsn --records flow/ucf101 --out lists/ucf101-1
     """
+    from flowkit.data.exported_lists import export_lists
     from flowkit.data.record_folders import RecordFolder
-    from flowkit.data.split_lists import write_lists
     from flowkit.data.splits import read_split
 
     output.check_out_folder("--out", out)
-    written = write_lists(read_split(split_file), RecordFolder(records), out, missing=missing)
+    written = export_lists(
+        read_split(split_file), RecordFolder(records), out, tool=tool, missing=missing
+    )
     for name, lines in written.items():
         output.result(f"{out / name}: {output.count(lines, 'line')}")
 

@@ -65,6 +65,11 @@ ROWS = {
         "FEATURE_FORMATS['made-up'] = FEATURE_FORMATS['npy']",
         "features",
     ),
+    "tool that reads lists": (
+        "from flowkit.data.exported_lists import LIST_TOOLS\n"
+        "LIST_TOOLS['made-up'] = LIST_TOOLS['tsn']",
+        "split export",
+    ),
     "fusion": (
         "from flowkit.scores.fusion import FUSIONS, Rule\n"
         "FUSIONS['made-up'] = Rule('whatever', combine=lambda stacked, fusion, names: stacked[0])",

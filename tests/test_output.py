@@ -104,7 +104,7 @@ def test_a_folder_to_write_to_is_none_of_a_records_and_no_file(tmp_path):
     write_split(split, Split("made", ("a",), (Video("a", "a", "g"),), (), ()))
     for out, message in ((record / "lists", "lies in the flow record"), (split, "got a file")):
         for command in (
-            ("split", "lists", split, "--records", tmp_path, "--out", out),
+            ("split", "export", split, "--records", tmp_path, "--out", out),
             ("train", "temporal", "--records", tmp_path, "--split", split, "--out", out),
             ("train", "svm", "--split", split, "--out", out),
         ):

@@ -1,5 +1,6 @@
 """`flowkit stack` and `flowkit split`: what they write, what they say, what they refuse."""
 
+import csv
 import json
 import os
 import re
@@ -13,9 +14,10 @@ from click.testing import CliRunner
 from made_records import write_record
 
 from flowkit.data.clips import Clip
+from flowkit.data.exported_lists import LIST_TOOLS, export_lists
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.split_lists import list_split
-from flowkit.data.splits import read_split
+from flowkit.data.splits import Split, Video, read_split
 from flowkit.data.stacks import StackForm, flow_stack
 from flowkit.errors import FlowkitError, RecordError, SplitError, UsageError
 from flowkit_cli.info import info
@@ -208,7 +210,7 @@ def test_lists_for_other_tools_give_the_split_back(folder):
     """n frames and n - 1 fields, in the form that `--kind list` reads."""
     write_images(folder)
     run(split, "make", "images")
-    done = run(split, "lists", "--records", "images", "--out", "lists")
+    done = run(split, "export", "--records", "images", "--out", "lists")
     assert "lists/train_rgb.txt: 10 lines\n" in done.output
     made = read_split("runs/split.json")
     for kind, count in (("rgb", 13), ("flow", 12)):
@@ -219,7 +221,93 @@ def test_lists_for_other_tools_give_the_split_back(folder):
             assert read.train == tuple(replace(v, listed_count=count) for v in made.train)
             assert read.test == tuple(replace(v, listed_count=count) for v in made.part(part))
     with pytest.raises(UsageError, match="there already, and not replaced"):
-        run(split, "lists", "--records", "images", "--out", "lists")
+        run(split, "export", "--records", "images", "--out", "lists")
+
+
+OWN_RANGES = (np.stack([np.full((6, 9, 2), k, np.float32) for k in (1, 2, 3)]),)
+
+
+def read_as_mmaction2(file, prefix):
+    """Its `RawframeDataset`: columns at any blanks, the path below a prefix."""
+    rows = [line.strip().split() for line in Path(file).read_text().splitlines()]
+    assert all(len(row) == 3 for row in rows)
+    return [(os.path.join(prefix, path), int(n), int(label)) for path, n, label in rows]
+
+
+def read_as_tsn(file):
+    """Its `VideoRecord`: columns at single blanks; the path is opened as it stands."""
+    rows = [line.strip().split(" ") for line in Path(file).read_text().splitlines()]
+    return [(row[0], int(row[1]), int(row[2])) for row in rows]
+
+
+def read_as_pyslowfast(file, prefix):
+    """Its `load_image_lists`: a header that it knows, five columns, quotes dropped."""
+    header, *lines = Path(file).read_text().splitlines()
+    assert header.startswith("original_vido_id")
+    found = {}
+    for row in (line.split() for line in lines):
+        assert len(row) == 5
+        labels = [int(one) for one in row[-1].replace('"', "").split(",")]
+        found.setdefault(row[0], []).append((os.path.join(prefix, row[3]), labels))
+    return found
+
+
+def read_as_pytorchvideo(file, prefix):
+    """Its `Charades`: a table with named columns at blanks."""
+    found = {}
+    with Path(file).open(newline="") as opened:
+        for row in csv.DictReader(opened, delimiter=" "):
+            assert len(row) == 5
+            labels = [int(one) for one in row["labels"].replace('"', "").split(",")]
+            path = os.path.join(prefix, row["path"])
+            found.setdefault(row["original_vido_id"], []).append((path, labels))
+    return found
+
+
+def test_lists_are_read_by_the_rule_of_each_tool(folder):
+    write_images(folder)
+    run(split, "make", "images")
+    made = read_split("runs/split.json")
+    for tool in LIST_TOOLS:
+        run(split, "export", "--for", tool, "--records", "images", "--out", tool)
+    labels = dict(zip([v.id for v in made.test], made.labels(made.test), strict=True))
+    for kind, count, image in (("rgb", 13, "img_%05d.jpg"), ("flow", 12, "flow_x_%05d.jpg")):
+        of_mm = read_as_mmaction2(f"mmaction2/test_{kind}.txt", "images")
+        of_tsn = read_as_tsn(f"tsn/test_{kind}.txt")
+        for path, n, _ in of_tsn:
+            assert os.path.isabs(path) and Path(path, image % n).exists()
+        for path, n, _ in of_mm:
+            assert n == count  # the last file of that number is there, and no further one
+            assert Path(path, image % n).exists() and not Path(path, image % (n + 1)).exists()
+        assert [label for *_, label in of_mm] == [label for *_, label in of_tsn]
+        assert [label for *_, label in of_mm] == list(labels.values())
+    for kind, count in (("rgb", 13), ("flow_x", 12), ("flow_y", 12)):
+        one = read_as_pyslowfast(f"pyslowfast/{kind}/val.csv", "images")
+        assert one == read_as_pytorchvideo(f"pytorchvideo/{kind}/val.csv", "images")
+        assert one.keys() == labels.keys()
+        for id, images in one.items():
+            assert len(images) == count == len({path for path, _ in images})
+            assert all(Path(path).exists() for path, _ in images)
+            assert all(of_image == [labels[id]] for _, of_image in images)
+        train = read_as_pyslowfast(f"pyslowfast/{kind}/train.csv", "images")
+        assert list(train) == [video.id for video in made.train]
+
+
+def test_planes_of_own_ranges_are_warned_of(folder, caplog):
+    write_record(folder / "own", "run/a", *OWN_RANGES, format="jpg")
+    write_record(folder / "own", "run/b", *OWN_RANGES, format="jpg", bound=20)
+    made = Split("made", ("run",), (Video("run/a", "run", "a"), Video("run/b", "run", "b")), (), ())
+    export_lists(made, RecordFolder(folder / "own"), "lists")
+    assert "1 record has planes of different ranges" in caplog.text
+
+
+def test_lists_for_a_tool_that_there_is_not_are_refused(folder):
+    write_images(folder)
+    run(split, "make", "images")
+    with pytest.raises(UsageError, match=r"a tool of mmaction2, tsn, .*, got 'caffe'"):
+        export_lists(
+            read_split("runs/split.json"), RecordFolder(folder / "images"), "out", tool="caffe"
+        )
 
 
 def test_records_that_other_tools_could_not_read_are_not_listed(folder):
@@ -234,7 +322,7 @@ def test_records_that_other_tools_could_not_read_are_not_listed(folder):
             write_record(folder / root, name, np.ones((3, 6, 9, 2), np.float32), **storage)
         options = ("--heldout-folds", 0, "--folds", 2, "--out", f"{root}.json")
         run(split, "make", root, *options)
-        arguments = ("lists", f"{root}.json", "--records", root, "--out", "lists")
+        arguments = ("export", f"{root}.json", "--records", root, "--out", "lists")
         refused(message, split, *arguments, error=SplitError)
         assert not (folder / "lists").exists()
 

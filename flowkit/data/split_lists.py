@@ -1,4 +1,4 @@
-"""Splits from and to other tools' lists: UCF-101's, HMDB-51's, and those of mmaction2 and TSN."""
+"""Splits from other tools' lists: UCF-101's, HMDB-51's, and those of mmaction2 and TSN."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from flowkit.data.record_folders import Missing, RecordFolder, match_records
-from flowkit.data.splits import PARTS, Split, Video, source_group
-from flowkit.documents import read_plain_file, replacing, short
-from flowkit.errors import SplitError, UsageError
-from flowkit.records.reading import Record
+from flowkit.data.splits import Split, Video, source_group
+from flowkit.documents import read_plain_file, short
+from flowkit.errors import SplitError
 from flowkit.video.sources import (
     COLUMNS,
     VIDEO_EXTENSIONS,
@@ -186,64 +184,6 @@ def _class_folder(id: str, names: list[str]) -> str | None:
     spelled = {name.casefold() for name in names}
     folders = reversed(PurePosixPath(id).parent.parts)
     return next((folder for folder in folders if folder.casefold() in spelled), None)
-
-
-def write_lists(
-    split: Split,
-    folder: RecordFolder,
-    out: str | os.PathLike[str],
-    *,
-    missing: Missing = "error",
-) -> dict[str, int]:
-    """Write the lists of a split's records that mmaction2 and TSN read; the lines of each file.
-
-    Into the folder `out` go, for each part that has videos, ``train_rgb.txt``, "path n label" with
-    the number of frames, and ``train_flow.txt``, with that of the fields, n - 1; and
-    ``classes.txt``, the class names by label. Paths are those below the records' folder, labels
-    count from 0. SplitError where records are missing (`match_records`), and where one is no
-    folder of images of these tools' names or has blanks in its path; UsageError, before
-    anything is written, where a list is there already.
-    """
-    found = match_records(
-        [video for part in PARTS for video in split.part(part)], folder.find(), missing=missing
-    )
-    lists: dict[str, list[str]] = {"classes.txt": list(split.classes)}
-    for part in PARTS:
-        videos = [video for video in split.part(part) if video.id in found]
-        for video, label in zip(videos, split.labels(videos), strict=True):
-            record = folder.open(found[video.id])
-            path = found[video.id].relative_to(folder.root).as_posix()
-            _refuse_unlistable(record, path)
-            for kind, count in (("rgb", record.frame_count), ("flow", record.field_count())):
-                if kind == "flow" or record.has_frames:
-                    line = f"{path} {count} {label}"
-                    lists.setdefault(f"{part}_{kind}.txt", []).append(line)
-    for name in lists:
-        if Path(out, name).exists():
-            raise UsageError(
-                f"{Path(out, name)}: there already, and not replaced: move it away, or choose "
-                "another folder for the lists"
-            )
-    for name, lines in lists.items():
-        with replacing(Path(out, name)) as file:
-            text = "".join(f"{line}\n" for line in lines)
-            file.write_text(text, encoding="utf-8", errors="surrogateescape")
-    return {name: len(lines) for name, lines in lists.items()}
-
-
-def _refuse_unlistable(record: Record, path: str) -> None:
-    """SplitError unless tools that split a list's lines at blanks find and read the record."""
-    if len(path.split()) != 1:
-        raise SplitError(f"{path}: a blank in its path, where the lists' columns end: rename it")
-    templates = [name for one in record.series for name in one.files.values()]
-    if record.path.is_file():
-        raise SplitError(f"{record.path}: a pack: flowkit unpack makes a folder of it")
-    if record.format not in ("jpg", "png") or any(name.startswith("..") for name in templates):
-        raise SplitError(
-            f"{record.path}: expected a folder of images named as TSN's (flowkit extract makes "
-            f"them with --format jpg and --layout flowkit), got {record.format} files such as "
-            f"{templates[0] % 1}"
-        )
 
 
 def _only(folder: str | os.PathLike[str], pattern: str) -> Path:
