@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from made_runs import write_run
 
 from flowkit.data.splits import Split, Video
-from flowkit.errors import UsageError
+from flowkit.errors import CheckpointError, UsageError
 from flowkit.evaluation.soundness import find_files, verify_file
+from flowkit.networks.checkpoints import load_net
 from flowkit.scores.files import Scores, read_scores, write_scores
 from flowkit.scores.fusion import Fusion, write_fusion
 from flowkit_cli.verify import verify
@@ -88,6 +89,24 @@ def test_what_is_damaged_or_missing_is_named_and_never_deleted(runs):
         told(next(runs.rglob("*.state.safetensors")))
     os.mkfifo(runs / "pipe.json")
     assert "expected a plain file, got a named pipe" in told(runs / "pipe.json").stdout
+
+
+def test_hostile_files_are_refused_at_once(runs, tmp_path):
+    bomb = tmp_path / "bomb.npz"
+    with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("meta.npy", b"0")
+    data = bytearray(bomb.read_bytes())
+    place = data.index(b"PK\x01\x02") + 24  # the size unpacked, in the directory
+    data[place : place + 4] = (0xFFFFFFF0).to_bytes(4, "little")
+    bomb.write_bytes(data)
+    verdict = verify_file(bomb)
+    assert verdict.kind == "broken" and "bytes unpacked, got 4,294,967,280" in verdict.problems[0]
+    tensors = runs / "spatial/step-00000007.safetensors"
+    tensors.unlink()
+    os.mkfifo(tensors)
+    with pytest.raises(CheckpointError, match="expected a plain file, got a named pipe"):
+        load_net(runs / "spatial")
+    assert verify_file(runs / "spatial/best.json").kind == "broken"
 
 
 def test_files_without_checksums_are_complete(runs, tmp_path):

@@ -24,6 +24,7 @@ from flowkit.networks.checkpoints import FORMAT as CHECKPOINT_FORMAT
 from flowkit.networks.checkpoints import check_tensors, read_checkpoint, tensor_files
 from flowkit.records.ownership import UNFINISHED
 from flowkit.records.verify import Verdict
+from flowkit.scores.npz import MAX_BYTES
 
 SUFFIXES = (".json", ".npz")
 END_BYTES = 1 << 16  # of a file, that hold the names of a zip's members, or a document's checksum
@@ -113,6 +114,11 @@ def _compare_zip(path: Path, quick: bool) -> bool:
         sealed = None if quick else is_sealed_zip(path)
         if sealed is None and not quick:
             with zipfile.ZipFile(path) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+                if size > max(MAX_BYTES, path.stat().st_size):
+                    raise ScoresError(
+                        f"{path}: expected {MAX_BYTES:,} bytes unpacked, got {size:,}"
+                    )
                 if damaged := archive.testzip():
                     raise ScoresError(f"{path}: damaged: the checksum of {damaged} does not agree")
     except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:

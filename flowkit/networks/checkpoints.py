@@ -22,7 +22,15 @@ import flowkit
 from flowkit.data.inputs import Inputs, inputs_from_json
 from flowkit.data.moments import Moments
 from flowkit.data.origins import Origin, origin_from_json
-from flowkit.documents import differences, file_crc32, read_document, replacing, seal, short
+from flowkit.documents import (
+    differences,
+    file_crc32,
+    open_plain_file,
+    read_document,
+    replacing,
+    seal,
+    short,
+)
 from flowkit.errors import CheckpointError, FlowkitError, RecordError
 from flowkit.networks.joining import Towers, towers_from_json
 from flowkit.records.reading import Record, flow_of
@@ -229,6 +237,8 @@ def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     try:
+        with open_plain_file(file, error=CheckpointError):
+            pass
         return load_file(file)
     except FileNotFoundError:
         raise CheckpointError(f"{file}: file is missing") from None
