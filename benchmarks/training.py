@@ -1,7 +1,8 @@
 """Clips a second of a training: of the loader alone, of the network alone, and of both together.
 
 usage: python benchmarks/training.py [RECORDS] [--device cuda] [--net cnn-m-2048] [--workers 8]
-                                     [--batch 256] [--steps 20] [--format jpg] [--out FILE.json]
+                                     [--batch 256] [--steps 20] [--format jpg] [--trace FILE.json]
+                                     [--out FILE.json]
 
 The records of a folder, or made ones of 256x340 px; L = 10, crop 224. The network alone is fed one
 random batch that lies on the device already; the share says how much of that rate the real loader
@@ -56,8 +57,11 @@ def write_records(root: Path, format: str) -> RecordFolder:
     return RecordFolder(root)
 
 
-def rates(training: Training, steps: int) -> dict[str, float]:
-    """Clips a second of the three, one after another."""
+def rates(training: Training, steps: int, trace: Path | None) -> dict[str, float]:
+    """Clips a second of the loader, the inputs made of its planes, the network, and all of it.
+
+    One after another; then three steps are written to `trace`, for chrome://tracing.
+    """
     batch_size, device = training.job.recipe.batch_size, training.ranks.device
     passes = training.passes
 
@@ -75,6 +79,8 @@ def rates(training: Training, steps: int) -> dict[str, float]:
         ]
         found["loader alone"] = batch_size * steps / sum(times[WARM_UP:])
         batch = next(batches)
+    times = [seconds(lambda: training._to_device(batch)) for _ in range(WARM_UP + steps)]
+    found["inputs alone"] = training.micro_batch * steps / sum(times[WARM_UP:])
     fixed = {
         **dict(zip(training.job.inputs, training._to_device(batch)[0], strict=True)),
         **{name: batch[name].to(device) for name in ("label", "task")},
@@ -84,6 +90,11 @@ def rates(training: Training, steps: int) -> dict[str, float]:
     found["network alone"] = batch_size * steps / sum(times[WARM_UP:])
     with training.loader() as batches:
         times = [seconds(lambda: training.take_step(batches)) for _ in range(WARM_UP + steps)]
+        if trace:
+            with torch.profiler.profile() as profile:
+                for _ in range(3):
+                    training.take_step(batches)
+            profile.export_chrome_trace(str(trace))
     found["together"] = batch_size * steps / sum(times[WARM_UP:])
     return found
 
@@ -99,6 +110,7 @@ def main() -> None:
     parser.add_argument("--format", default="jpg")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--trace", type=Path)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     device = choose_device(options.device)
@@ -117,7 +129,7 @@ def main() -> None:
             workers=options.workers, bf16=options.bf16, channels_last=options.channels_last
         )
         training = prepare(job, Ranks(0, 1, device), machine)
-        found = rates(training, options.steps)
+        found = rates(training, options.steps, options.trace)
     result = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
