@@ -443,10 +443,10 @@ def test_second_interrupt_changes_nothing(beside):
 
 
 def test_killed_program_leaves_no_worker(beside):
-    program = start_program(PROGRAM.replace("pool_tasks.rest", "pool_tasks.hang"), beside=beside)
-    assert program.stdout.readline().startswith("Progress")
-    program.kill()
-    program.wait()
+    hanging = PROGRAM.replace("pool_tasks.rest", "pool_tasks.hang")
+    with start_program(hanging, beside=beside) as program:
+        assert program.stdout.readline().startswith("Progress")
+        program.kill()
     deadline = time.monotonic() + 10
     while started(os.environ[MARK]) and time.monotonic() < deadline:
         time.sleep(0.01)

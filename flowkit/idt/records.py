@@ -221,7 +221,8 @@ def _rows(path: Path, dtype: np.dtype) -> np.ndarray:
 
 def _read_member(path: Path, name: str) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # NumPy leaves a file of its own open where it is no archive
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return archive[name]
     except KeyError as error:
         raise RecordError(f"{path}: expected a track record, but it has no {name}") from error
