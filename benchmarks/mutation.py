@@ -4,9 +4,13 @@ usage: python benchmarks/mutation.py WORK [--seed 1] [--count 220] [--resume] [-
 
 A seeded draw, dealt in turn over the operators and the parts of flowkit. The sources are copied to
 WORK once; each mutant is one edit of one file there, and the tests that reach its lines, as
-coverage saw it, run on it until one fails. What was seen is added to WORK/mutants.jsonl line by
-line. --resume goes on, and tries mutants that survived again: --tests names files of tests that
-have more of them by now. --write makes the table. Linux; `pip install coverage`.
+coverage saw it, run on it until one fails: the fastest ones, for --budget seconds. A test that
+hangs counts as failed, one that fails without the mutant, too, does not. What was seen is added to
+WORK/mutants.jsonl line by line. --resume goes on, and tries mutants that survived again: with a
+larger --budget, or after --tests has copied files of tests that have more of them by now. --write
+makes the table. Linux; `pip install coverage`. A mutant may end or delete what it should not:
+
+    unshare --pid --fork --mount-proc --kill-child python benchmarks/mutation.py /tmp/work
 
 Own edits of the syntax tree and not cosmic-ray or mutmut: the first starts a Python for each mutant
 (4 s of imports before the first test) and removes no statements; the second puts a trampoline in

@@ -133,3 +133,14 @@ def test_too_little_memory_is_not_damage(tmp_path, monkeypatch):
     monkeypatch.setattr("flowkit.records.verify.open_record", too_large)
     verdict = verify_record(path)
     assert verdict.kind == "unreadable" and "not enough memory" in verdict.problems[0]
+
+
+def test_every_damaged_file_is_named(tmp_path):
+    path = made(tmp_path, format="npy")
+    for number in (1, 3):
+        file = path / f"flow_{number:05d}.npy"
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1
+        file.write_bytes(data)
+    said = " ".join(verify_record(path).problems)
+    assert "flow_00001.npy" in said and "flow_00003.npy" in said and "flow_00002" not in said

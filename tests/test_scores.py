@@ -159,6 +159,13 @@ def test_malformed_file_is_one_clear_line(path, changes, match):
     assert_refused(path, match)
 
 
+def test_names_and_values_are_brought_to_their_types():
+    scores = Scores(["a"], np.array(["run", "jump"]), [[1, 0]], [0])
+    assert (scores.videos, scores.classes) == (("a",), ("run", "jump"))
+    assert {type(name) for name in scores.classes} == {str}
+    assert (scores.values.dtype, scores.labels.dtype) == (np.float32, np.int64)
+
+
 @pytest.mark.filterwarnings("error")
 def test_scores_beyond_float32_are_refused_without_a_warning_besides():
     with pytest.raises(ScoresError, match="got NaN or infinity for b"):

@@ -18,7 +18,7 @@ from flowkit.data.stacks import StackForm
 from flowkit.errors import RecordError, SplitError, UsageError
 from flowkit.evaluation import scoring
 from flowkit.evaluation.scoring import Scorer, TestViews, score_part
-from flowkit.networks.checkpoints import load_net
+from flowkit.networks.checkpoints import load_net, read_checkpoint
 from flowkit.records.reading import open_record
 from flowkit.scores.files import read_scores
 
@@ -202,6 +202,25 @@ def test_resumed_equals_never_stopped(tmp_path, records, run):
     assert out.read_bytes() == (tmp_path / "whole.npz").read_bytes()
     np.testing.assert_array_equal(resumed.values, whole.values)
     assert not partial.exists()
+
+
+def test_what_is_done_is_kept_by_time_and_not_at_every_video(tmp_path, records, run, monkeypatch):
+    written = []
+    original = scoring._write_rows
+    monkeypatch.setattr(
+        scoring,
+        "_write_rows",
+        lambda path, *rest: written.append(path.name) or original(path, *rest),
+    )
+    finish(Scorer(run, views=TestViews(1)), records, tmp_path / "s.npz")
+    assert written == ["s.npz"]
+
+
+def test_a_scorer_shows_its_run_and_its_scores_name_the_step(tmp_path, records, run):
+    scorer = Scorer(run, views=TestViews(1))
+    assert repr(scorer).startswith("Scorer(") and "3 classes" in repr(scorer)
+    step = read_checkpoint(run).step
+    assert scorer.describe()["checkpoint"]["step"] == step
 
 
 def test_what_is_done_is_kept_through_an_error(tmp_path, records, run, monkeypatch):
