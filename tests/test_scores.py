@@ -160,7 +160,7 @@ def test_malformed_file_is_one_clear_line(path, changes, match):
 
 
 def test_names_and_values_are_brought_to_their_types():
-    scores = Scores(["a"], np.array(["run", "jump"]), [[1, 0]], [0])
+    scores = Scores(["a"], np.array(["run", "jump"]), [[1, 0]], [0], {"kind": "softmax"})
     assert (scores.videos, scores.classes) == (("a",), ("run", "jump"))
     assert {type(name) for name in scores.classes} == {str}
     assert (scores.values.dtype, scores.labels.dtype) == (np.float32, np.int64)
