@@ -174,7 +174,7 @@ def test_fast_pyramids_are_opencvs_pyr_down(emulated):
     expected = first.astype(np.float32)
     assert len(solver.levels) == 2  # (35, 18) would have a side under 32
     for level in solver.levels:
-        plane = solver.images[0, level.offset :][: level.plane].reshape(-1, level.pitch)
+        plane = solver.frames.images[0, level.offset :][: level.plane].reshape(-1, level.pitch)
         assert np.abs(plane[:, : level.width] - expected).max() < 1e-4
         expected = cv2.pyrDown(expected)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flowkit.flow.cuda import farneback_kernels, images
 from flowkit.flow.cuda.batches import frame_capacity
-from flowkit.flow.cuda.images import BLOCK, Flow, blocks_of, pitch_of
+from flowkit.flow.cuda.images import BLOCK, Flow, Frames, Level, blocks_of, pitch_of
 
 if TYPE_CHECKING:
     from flowkit.flow.cuda.device import Queue
@@ -20,27 +19,9 @@ SMALLEST_SIDE = 32  # px: OpenCV makes no level with a shorter side
 PYR_DOWN = np.array([6, 4, 1], np.float32) / 16  # center and outward
 
 
-@dataclass(frozen=True)
-class Level:
-    """One level: its size, its size against the frame's, and where its plane begins if kept."""
-
-    height: int
-    width: int
-    scale: float
-    offset: int = 0
-
-    @property
-    def pitch(self) -> int:
-        return pitch_of(self.width)
-
-    @property
-    def plane(self) -> int:
-        return self.height * self.pitch
-
-
 def pyramid(method: FarnebackParameters, height: int, width: int) -> list[Level]:
     """The levels, finest first."""
-    levels, scale = [Level(height, width, 1.0)], 1.0
+    levels, scale = [Level(height, width)], 1.0
     while len(levels) <= method.levels:
         scale *= method.pyr_scale
         if min(height, width) * scale < SMALLEST_SIDE:
@@ -48,9 +29,9 @@ def pyramid(method: FarnebackParameters, height: int, width: int) -> list[Level]
         last = levels[-1]
         if method.fast_pyramids:
             half = (last.height + 1) // 2, (last.width + 1) // 2
-            levels.append(Level(*half, scale, last.offset + last.plane))
+            levels.append(Level(*half, last.offset + last.plane, scale))
         else:
-            levels.append(Level(round(height * scale), round(width * scale), scale))
+            levels.append(Level(round(height * scale), round(width * scale), 0, scale))
     return levels
 
 
@@ -101,10 +82,8 @@ class FarnebackBatch:
         self.levels = pyramid(method, *size)
         self.plane = size[0] * pitch_of(size[1])
         frames = frame_capacity(pairs)
-        self.frames = queue.empty((frames, *size), "uint8")
-        self.frame_of = queue.empty((pairs, 2), "int32")
         self.image_stride = sum(level.plane for level in self.levels if level.offset) + self.plane
-        self.images = queue.empty((frames, self.image_stride), "float32")
+        self.frames = Frames(queue, size, pairs, capacity=frames, stride=self.image_stride)
         self.halfway, self.smoothed, self.shrunk = (
             queue.empty((frames, self.plane), "float32") for _ in range(3)
         )
@@ -126,20 +105,14 @@ class FarnebackBatch:
     def solve(self, frames: list[np.ndarray], frame_of: np.ndarray) -> Flow:
         """Compute the flow of the pairs that `frame_of`, int32 (N, 2), makes of gray frames."""
         queue, count = self.queue, len(frame_of)
-        finest = self.levels[0]
-        queue.write(self.frames, frames)
-        queue.write(self.frame_of, frame_of)
-        queue.launch(
-            "to_float", blocks_of(*self.size, len(frames)), BLOCK,
-            self.frames, self.images, self.image_stride, *self.size, finest.pitch,
-        )  # fmt: skip
+        self.frames.write(frames, frame_of)
         if self.method.fast_pyramids:
             self._halve(len(frames))
         self.flow = queue.zeros((self.capacity, 2, self.plane), "float32")
         coarser: Level | None = None
         for number, level in reversed(list(enumerate(self.levels))):
             if self.method.fast_pyramids:
-                self._expand(self.images[:, level.offset :], self.image_stride, level, len(frames))
+                self._expand(self.frames.at(level), self.image_stride, level, len(frames))
             else:
                 self._shrink(number, len(frames))
                 self._expand(self.shrunk, self.plane, level, len(frames))
@@ -171,17 +144,17 @@ class FarnebackBatch:
     def _halve(self, frames: int) -> None:
         """All levels of every frame, each from the one before."""
         for number, (source, level) in enumerate(zip(self.levels, self.levels[1:], strict=False)):
-            self._blur(self.images[:, source.offset :], source, number, frames)
+            self._blur(self.frames.at(source), source, number, frames)
             self.queue.launch(
                 "take_half", blocks_of(level.height, level.width, frames), BLOCK,
-                self.smoothed, self.images[:, level.offset :], self.plane, self.image_stride,
+                self.smoothed, self.frames.at(level), self.plane, self.image_stride,
                 source.pitch, level.height, level.width, level.pitch,
             )  # fmt: skip
 
     def _shrink(self, number: int, frames: int) -> None:
         """Level `number` of every frame, smoothed and resized from the full one, to `shrunk`."""
         finest, level = self.levels[0], self.levels[number]
-        self._blur(self.images, finest, number, frames)
+        self._blur(self.frames.images, finest, number, frames)
         self.queue.launch(
             "resize_planes", blocks_of(level.height, level.width, frames), BLOCK,
             self.smoothed, self.plane, finest.height, finest.width, finest.pitch,
@@ -220,7 +193,8 @@ class FarnebackBatch:
         grid = blocks_of(level.height, level.width, count)
         self.queue.launch(
             "update_matrices", grid, BLOCK,
-            self.expansion, self.frame_of, self.flow, self.plane, self.matrices, self.plane, *size,
+            self.expansion, self.frames.pairs, self.flow, self.plane, self.matrices, self.plane,
+            *size,
         )  # fmt: skip
         self.queue.launch(
             "average_columns", blocks_of(level.height, level.width, 5 * count), BLOCK,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from flowkit.flow.cuda.device import Queue, Reading
 
 BLOCK = (32, 8, 1)  # threads of the kernels that give a pixel to a thread
@@ -201,6 +203,55 @@ class Flow:
 
     def arguments(self) -> tuple[Any, ...]:
         return self.planes, self.plane, self.buffer, self.which, self.which_stride
+
+
+@dataclass(frozen=True)
+class Level:
+    """One scale of a pyramid: its size, where its plane begins in a frame's images if it is kept
+    there, and its size against the frame's.
+    """
+
+    height: int
+    width: int
+    offset: int = 0
+    scale: float = 1.0
+
+    @property
+    def pitch(self) -> int:
+        return pitch_of(self.width)
+
+    @property
+    def plane(self) -> int:
+        return self.height * self.pitch
+
+
+class Frames:
+    """Memory on a device for the frames of a batch, at most `capacity`, and the pairs they make.
+
+    `images` are float32 (capacity, stride): of each frame the plane of its pixels, and room for
+    smaller ones behind it. `pairs` is int32 (pairs, 2): which two frames make each pair.
+    """
+
+    def __init__(
+        self, queue: Queue, size: tuple[int, int], pairs: int, *, capacity: int, stride: int
+    ) -> None:
+        self.queue, self.size, self.stride = queue, size, stride
+        self.pixels = queue.empty((capacity, *size), "uint8")
+        self.pairs = queue.empty((pairs, 2), "int32")
+        self.images = queue.empty((capacity, stride), "float32")
+
+    def write(self, frames: list[np.ndarray], frame_of: np.ndarray) -> None:
+        """Put gray frames there, uint8 (H, W), also as images, and the pairs of `frame_of`."""
+        self.queue.write(self.pixels, frames)
+        self.queue.write(self.pairs, frame_of)
+        self.queue.launch(
+            "to_float", blocks_of(*self.size, len(frames)), BLOCK,
+            self.pixels, self.images, self.stride, *self.size, pitch_of(self.size[1]),
+        )  # fmt: skip
+
+    def at(self, level: Level) -> Any:
+        """The images from the plane of a level on."""
+        return self.images[:, level.offset :]
 
 
 def read_fields(queue: Queue, flow: Flow, count: int) -> Reading:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from flowkit.flow.cuda import images, tvl1_kernels
 from flowkit.flow.cuda.batches import frame_capacity
-from flowkit.flow.cuda.images import BLOCK, Flow, blocks_of, pitch_of
+from flowkit.flow.cuda.images import BLOCK, Flow, Frames, Level, blocks_of
 from flowkit.flow.cuda.tvl1_kernels import (
     BORDER,
     DECLARED_BYTES,
@@ -35,23 +35,6 @@ FLAT_PASSES = 5  # passes between two looks where no median divides the iteratio
 
 
 @dataclass(frozen=True)
-class Level:
-    """One scale: its size, and where its plane begins in a frame's images."""
-
-    height: int
-    width: int
-    offset: int
-
-    @property
-    def pitch(self) -> int:
-        return pitch_of(self.width)
-
-    @property
-    def plane(self) -> int:
-        return self.height * self.pitch
-
-
-@dataclass(frozen=True)
 class Launches:
     """The kernels of one scale that are launched again and again, by the list whose turn it is."""
 
@@ -61,7 +44,7 @@ class Launches:
 
 def pyramid(method: CudaTVL1Parameters, height: int, width: int) -> list[Level]:
     """The scales, finest first."""
-    levels = [Level(height, width, 0)]
+    levels = [Level(height, width)]
     while len(levels) < method.nscales:
         last = levels[-1]
         size = round(last.height * method.scale_step), round(last.width * method.scale_step)
@@ -91,11 +74,10 @@ class TVL1Batch:
         self.plane = finest.plane
         self.frame_stride = sum(level.plane for level in self.levels)
         self.sample_stride = (finest.height + 2 * BORDER) * (finest.width + 2 * BORDER)
-        frames = frame_capacity(pairs)
-        self.frames = queue.empty((frames, *size), "uint8")
-        self.frame_of = queue.empty((pairs, 2), "int32")
-        self.images = queue.empty((frames, self.frame_stride), "float32")
-        self.samples = queue.empty((frames, self.sample_stride, 4), "float32")
+        self.frames = Frames(
+            queue, size, pairs, capacity=frame_capacity(pairs), stride=self.frame_stride
+        )
+        self.samples = queue.empty((frame_capacity(pairs), self.sample_stride, 4), "float32")
         self.flow = queue.empty((2, pairs, 2, self.plane), "float32")
         self.dual = queue.empty((2, pairs, 4, self.plane), "float32")
         self.data = queue.empty((pairs, 3, self.plane), "float32")
@@ -111,8 +93,7 @@ class TVL1Batch:
     def solve(self, frames: list[np.ndarray], frame_of: np.ndarray) -> Flow:
         """Compute the flow of the pairs that `frame_of`, int32 (N, 2), makes of gray frames."""
         queue, count = self.queue, len(frame_of)
-        queue.write(self.frames, frames)
-        queue.write(self.frame_of, frame_of)
+        self.frames.write(frames, frame_of)
         queue.clear(self.states)
         queue.clear(self.finished)
         self.warps_begun = 0
@@ -137,18 +118,13 @@ class TVL1Batch:
         return self.capacity * 4 * self.plane
 
     def _build_pyramids(self, frames: int) -> None:
-        finest = self.levels[0]
-        self.queue.launch(
-            "to_float", blocks_of(*self.size, frames), BLOCK,
-            self.frames, self.images, self.frame_stride, *self.size, finest.pitch,
-        )  # fmt: skip
         scale = 1 / self.method.scale_step
         for source, level in zip(self.levels, self.levels[1:], strict=False):
             self.queue.launch(
                 "resize_planes", blocks_of(level.height, level.width, frames), BLOCK,
-                self.images[:, source.offset :], self.frame_stride,
+                self.frames.at(source), self.frame_stride,
                 source.height, source.width, source.pitch,
-                self.images[:, level.offset :], self.frame_stride,
+                self.frames.at(level), self.frame_stride,
                 level.height, level.width, level.pitch,
                 scale, scale, 1.0, self.method.like_opencv_cuda,
             )  # fmt: skip
@@ -158,7 +134,7 @@ class TVL1Batch:
         self.queue.launch(
             "gradients",
             blocks_of(level.height + 2 * BORDER, level.width + 2 * BORDER, frames), BLOCK,
-            self.images[:, level.offset :], self.frame_stride, self.samples, self.sample_stride,
+            self.frames.at(level), self.frame_stride, self.samples, self.sample_stride,
             level.height, level.width, level.pitch,
         )  # fmt: skip
         h0, w0, pitch0 = (coarser.height, coarser.width, coarser.pitch) if coarser else (0, 0, 0)
@@ -184,8 +160,8 @@ class TVL1Batch:
             rounds = -(-(-(-inner // HALO) + 1) // passes)
         self.queue.launch(
             "linearize", blocks_of(level.height, level.width, count), BLOCK,
-            self.images[:, level.offset :], self.frame_stride, self.samples, self.sample_stride,
-            self.frame_of, self.flow, self.flow_buffer, self.plane, self.data, self.states,
+            self.frames.at(level), self.frame_stride, self.samples, self.sample_stride,
+            self.frames.pairs, self.flow, self.flow_buffer, self.plane, self.data, self.states,
             self.lists, self.list_ints, level.height, level.width, level.pitch,
             -0.5 if cuda_rule else -0.75, cuda_rule, 0 if median else inner, outer,
         )  # fmt: skip
