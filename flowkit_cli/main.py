@@ -23,6 +23,7 @@ COMMANDS = {
     "fisher": "Fisher vectors of trajectories: a codebook, then a vector a video.",
     "doctor": "What this machine can do, how fast, and what to fix.",
     "info": "What flow records hold, a line each.",
+    "stats": "What all records below a folder hold together, and which are worth a look.",
     "verify": "Check that every record below a folder is as it was written.",
     "view": "Show a record as a video or a contact sheet.",
     "pack": "Turn record folders into packs, one stored zip per video.",
