@@ -702,8 +702,9 @@ def table(work: Path, drawn: list[Mutant]) -> str:
         "",
         f"Written by `python benchmarks/mutation.py`: {len(rows)} mutants of the sources at "
         f"{(work / 'commit.txt').read_text()[:7]}, {len(rows) - len(counted)} of them proven "
-        f"equivalent. **{summary(counted)}**; {first} before tests were added for survivors. "
-        f"{sum(row['how'] == 'hung' for row in counted)} were killed by the time limit.",
+        f"equivalent. Killed: **{summary(counted)}**, {first} of them in the first run, by the "
+        "fastest tests, before tests were added for those that survived it; "
+        f"{sum(row['how'] == 'hung' for row in counted)} by the time limit.",
         "",
         "| | killed |",
         "|---|---|",
@@ -719,7 +720,7 @@ def table(work: Path, drawn: list[Mutant]) -> str:
         how = {"hung": " (time limit)", "crashed": " (crash)"}.get(row["how"], "")
         place = row["path"].removeprefix("flowkit/")
         lines.append(f"| {place}:{row['line']} | {row['operator']} | {cells}{how} |")
-    lines += ["", "## Equivalent", "", "No input can tell these from the original.", ""]
+    lines += ["", "## Equivalent", "", "Nothing that runs can tell these from the original.", ""]
     for row in rows:
         if row["name"] in proven:
             what = f"`{cell(row['old'])}` became `{cell(row['text'])}`"
