@@ -587,7 +587,8 @@ def fuse_cells(runs: Path, results: Path, cells: dict[str, str], prefix: str, ta
 def read_cells(results: Path, runs: Path) -> Iterator[dict[str, Any]]:
     """The finished cells in the order of the tables, each compared with the one above it.
 
-    Those of segments are compared with the same stream's without.
+    Those of segments are compared with the same stream's without, joined towers with the average of
+    the two streams that they are made of.
     """
     names = [name for name in CELLS if name not in TOWER_STREAMS[:1]]
     names += [f"{prefix}fused-{name}" for prefix in ("", "60-passes-") for name in FUSED]
@@ -603,6 +604,8 @@ def read_cells(results: Path, runs: Path) -> Iterator[dict[str, Any]]:
         cell = json.loads(file.read_text())
         if cell["table"] == "segments":
             above, table = read_test(runs, STREAM_CELLS[cell["stream"]]), "segments"
+        if name in TOWER_CELLS:
+            above, table = read_test(runs, "towers-fused-average"), "2016"
         own = read_test(runs, name)
         if own is not None and above is not None and cell["table"] == table:
             mine, theirs = (s.values.argmax(1) == s.labels for s in (own, above))
