@@ -11,7 +11,7 @@ import click
 from flowkit.data.clips import VIEWS
 
 if TYPE_CHECKING:
-    from flowkit.evaluation.scoring import TestViews
+    from flowkit.evaluation.views import TestViews
     from flowkit.networks.checkpoints import Checkpoint
 
 
@@ -53,7 +53,7 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def test_views(options: dict[str, Any], checkpoint: Checkpoint) -> TestViews:
     """The views that the options ask for, else those that go with a network."""
-    from flowkit.evaluation.scoring import default_views
+    from flowkit.evaluation.views import default_views
 
     names = ("moments", "crops", "average")
     given = {name: options[name] for name in names if options[name] is not None}

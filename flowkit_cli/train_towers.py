@@ -194,7 +194,7 @@ def _make_job(runs: TowerRuns, towers: Towers, options: dict[str, Any]) -> Job:
 def _fit_bilinear(runs: TowerRuns, towers: Towers, options: dict[str, Any]) -> None:
     """Fit the SVM of a bilinear join and write the scores of the test and held-out parts."""
     from flowkit.evaluation.bilinear import score_bilinear
-    from flowkit.evaluation.scoring import TestViews
+    from flowkit.evaluation.views import TestViews
     from flowkit.scores.files import read_scores, write_scores
     from flowkit.training.distributed import choose_device
 

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import av
@@ -390,3 +392,14 @@ def test_series_are_those_of_the_form(flow):
     checkpoint = type("Checkpoint", (), {"inputs": {"temporal": form}, "flow": flow})
     series = video_request([checkpoint]).series
     assert series == (Series("forward", 2), Series("backward", 2))
+
+
+def test_workers_are_there_before_torch_is(project, video):
+    """They are forked then, which takes no time, and decode while the networks are loaded."""
+    code = (
+        "import sys; from flowkit.evaluation import held_records; "
+        "from flowkit_cli.main import main; "
+        "held_records.hold_videos = lambda *_, **__: sys.exit(3 + ('torch' in sys.modules));"
+        "sys.argv[1:] = ['predict', sys.argv[1]]; main()"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(video)]).returncode == 3

@@ -16,7 +16,7 @@ import torch
 from flowkit.data.datasets import TestClips
 from flowkit.data.record_folders import Missing, RecordFolder
 from flowkit.data.splits import PARTS, Split
-from flowkit.evaluation.scoring import TestViews
+from flowkit.evaluation.views import TestViews
 from flowkit.idt.svm import decide, fit_sharpness
 from flowkit.networks.checkpoints import Checkpoint
 from flowkit.networks.towers import TowersNet

@@ -15,7 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,17 +23,17 @@ import numpy as np
 import torch
 
 from flowkit.data.augment import frame_input
-from flowkit.data.clips import MOMENTS, View, moment_views, view_set
+from flowkit.data.clips import View, moment_views, view_set
 from flowkit.data.datasets import TestClips
 from flowkit.data.inputs import Look, spaced_places
-from flowkit.data.moments import TOWER_MOMENTS
 from flowkit.data.origins import origin_of
 from flowkit.data.record_folders import Missing, RecordFolder
 from flowkit.data.splits import Split, Video, read_split
 from flowkit.data.stacks import flip, flow_stack
 from flowkit.documents import differences, listed
 from flowkit.errors import SplitError, UsageError
-from flowkit.networks.checkpoints import Checkpoint, checkpoint_path, load_net
+from flowkit.evaluation.views import TestViews, default_views
+from flowkit.networks.checkpoints import checkpoint_path, load_net
 from flowkit.networks.towers import make_convolutional
 from flowkit.records.reading import Record
 from flowkit.scores.files import PLACED, Scores, read_scores, write_scores
@@ -47,37 +47,7 @@ SAVE_S = 60.0  # seconds between two writings of what is done so far
 Part = Literal["test", "heldout"]
 
 
-@dataclass(frozen=True)
-class TestViews:
-    """How a video is asked: moments of equal spacing, crops of each, and what is averaged.
-
-    `crops` is a name of `clips.VIEWS`: "ten" (corners and center, and their flips) or "center".
-    `average`: the mean of the
-    views' "softmax" scores or of their "logits".
-    """
-
-    __test__ = False  # no test of pytest's
-
-    moments: int = MOMENTS
-    crops: str = "ten"
-    average: Literal["softmax", "logits"] = "softmax"
-
-    def __post_init__(self) -> None:
-        if self.moments < 1:
-            raise UsageError(f"expected at least one moment, got {self.moments}")
-        view_set(self.crops)
-        if self.average not in ("softmax", "logits"):
-            raise UsageError(f"expected an average of softmax or logits, got {self.average!r}")
-
-
 Places = tuple[Look, ...]  # what each input of a network looks at
-
-
-def default_views(checkpoint: Checkpoint) -> TestViews:
-    """How a video is asked unless told otherwise: as in the paper of 2014, or of 2016."""
-    if checkpoint.towers is None:
-        return TestViews()
-    return TestViews(TOWER_MOMENTS, "flip", "logits")
 
 
 class _Pass(NamedTuple):
