@@ -207,7 +207,7 @@ class Scorer:
     ) -> Iterator[tuple[list[Places], torch.Tensor]]:
         """Pass by pass over a record, its distinct places and the logits of their V views.
 
-        Float32 (places V, K) on the device, the views of a place side by side, of all tasks.
+        They are float32 (places V, K) on the device, of all tasks, the views of a place together.
         """
         for one, inputs in _read_ahead(self._read, self._passes(record), readers):
             yield [places for places, _ in one.places], self._forward(one, inputs)
