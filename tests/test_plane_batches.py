@@ -170,4 +170,12 @@ def test_only_the_planes_of_a_clip_are_read(tmp_path, monkeypatch, step):
     read_groups([PlaneClip(made, clip, View((32, 40), 0, 0, 24, 24), form)])
     assert sum(read) == sum(end - begin for begin, end, _, _ in wanted)
     assert os.listdir("/proc/self/fd") == handles  # nothing for a fork to share
-    assert len(read) == (2 if step == 1 else 4)  # neighbors by one read
+    assert len(read) == 4  # in a pack, the fields of one time are neighbors
+
+
+def test_neighbors_in_a_pack_are_one_read(tmp_path, monkeypatch):
+    made = write_record(tmp_path, "a", smooth(24, (32, 40), 0), format="lz4", pack=True)
+    read, pread = [], os.pread
+    monkeypatch.setattr(os, "pread", lambda *args: read.append(args) or pread(*args))
+    read_groups([PlaneClip(made, Clip("", 4, 4, 1), View((32, 40), 0, 0, 24, 24), StackForm(4))])
+    assert len(read) == 1
