@@ -634,11 +634,12 @@ def table_of(cells: list[dict[str, Any]]) -> str:
         low, high = (100 * one for one in cell["test"]["interval_95"])
         heldout = cell.get("heldout")
         told = f"{100 * heldout['accuracy']:.1f} of {heldout['videos']}" if heldout else ""
+        chance = "< 0.001" if cell.get("mcnemar_p") == 0 else cell.get("mcnemar_p", "")
         lines.append(
             f"| {cell['table']} | {row_name(cell)} | {cell.get('net', '')} | "
             f"{cell.get('input_px', '')} | {cell.get('device', '')} | "
             f"{100 * cell['test']['accuracy']:.1f} | {low:.1f} to {high:.1f} | {told} | "
-            f"{cell.get('mcnemar_p', '')} | {cell['paper']} |"
+            f"{chance} | {cell['paper']} |"
         )
     return "\n".join(lines) + "\n"
 
