@@ -96,7 +96,7 @@ reproduce: $(READY)
 	$(BIN)/flowkit extract $(CLIPS) --out reproduce/dis --method dis $(FLOW_ONLY)
 	$(BIN)/python benchmarks/reproduce.py $(CLIPS) --frames reproduce/frames \
 		$(foreach flow,tvl1-fast tvl1 farneback dis,--flow $(flow)=reproduce/$(flow)) \
-		--profile $(PROFILE) --runs reproduce/runs
+		--profile $(PROFILE) --runs reproduce/runs --picture docs/reproduced.svg
 
 faults: $(READY)
 	$(BIN)/python benchmarks/faults.py --write docs/reliability.md

@@ -706,6 +706,7 @@ def main() -> None:
     parser.add_argument("--only", help="cells, separated by commas")
     parser.add_argument("--runs", type=Path, default=Path("runs-reproduce"))
     parser.add_argument("--results", type=Path, help="[benchmarks/results/reproduce-DATA-PROFILE]")
+    parser.add_argument("--picture", type=Path, help="[table.svg among the results]")
     parser.add_argument("--device")
     options = parser.parse_args()
     split = read_split_of(options.data)
@@ -741,7 +742,7 @@ def main() -> None:
     profile = PROFILES[options.profile]
     text = f"{table_of(done)}\n{split.name}, profile {options.profile}: {profile.cut}.\n"
     (options.results / "table.md").write_text(text)
-    (options.results / "table.svg").write_text(picture_of(done))
+    (options.picture or options.results / "table.svg").write_text(picture_of(done))
     print(text, end="")
     best = {
         stream: {"cell": name, **cell["test"]}
