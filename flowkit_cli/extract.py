@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,6 +38,16 @@ GPU_METHODS = {"tvl1": "tvl1-cuda", "farneback": "farneback-cuda"}  # what --gpu
 WORKERS_PER_CORE = 1.5  # workers per core with --gpu: some wait for the GPU
 
 
+def _read_time(context: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    """The seconds that "90", "1:30" or "0:01:30.5" say."""
+    if text is None:
+        return None
+    parts = text.split(":")
+    if len(parts) > 3 or not re.fullmatch(r"(\d+:)*\d+(\.\d*)?", text):
+        raise UsageError(f"{option.opts[0]}: expected seconds, MM:SS or HH:MM:SS, got {text!r}")
+    return sum(float(part) * 60**power for power, part in enumerate(reversed(parts)))
+
+
 @click.command(cls=MethodCommand)
 @place_options(out="flow")
 @method_options
@@ -54,6 +65,35 @@ WORKERS_PER_CORE = 1.5  # workers per core with --gpu: some wait for the GPU
     "--resize",
     metavar="SIZE",
     help="Compute and store at this size: 256 (short side), 340x256 (width x height), 50%.",
+)
+@click.option(
+    "--every",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Take each K-th frame only; all else, --step too, counts the frames taken.",
+)
+@click.option(
+    "--fps",
+    type=click.FloatRange(0, min_open=True),
+    metavar="N",
+    help="Take N frames per second, the first at or after each k / N seconds; a video of fewer "
+    "fails.  [default: all]",
+)
+@click.option(
+    "--from",
+    "start_s",
+    callback=_read_time,
+    metavar="T",
+    help="Begin at this time: seconds, MM:SS or HH:MM:SS.",
+)
+@click.option(
+    "--to",
+    "stop_s",
+    callback=_read_time,
+    metavar="T",
+    help="End before this time; what follows is not read.",
 )
 @click.option(
     "--rgb/--no-rgb", default=True, show_default=True, help="Store the frames, too, as JPEG."
@@ -127,6 +167,7 @@ def extract(
     flowkit extract videos/                         -> flow/<class>/<video>/
     flowkit extract videos/ --bound 20 --resize 340x256
     find videos -name '*.avi' | flowkit extract - --root videos --json
+    flowkit extract videos/ --fps 5 --from 1:30 --to 2:00
     flowkit extract videos/ --shard slurm           in a SLURM array job
     flowkit extract videos/ --gpus all              on NVIDIA GPUs
 
@@ -193,9 +234,13 @@ def _read_storage(options: dict[str, Any]) -> Storage:
 def _read_request(method: FlowMethod, storage: Storage, options: dict[str, Any]) -> Request:
     """What the options ask for of every video."""
     from flowkit.extraction.request import Request
+    from flowkit.video.sampling import Sampling
 
+    sampling = Sampling(**{name: options[name] for name in ("every", "fps", "start_s", "stop_s")})
     asked = ("steps", "backward", "resize", "keep_damaged", "max_frame_mpx")
-    return Request(method, storage=storage, **{name: options[name] for name in asked})
+    return Request(
+        method, storage=storage, sampling=sampling, **{name: options[name] for name in asked}
+    )
 
 
 def _method_on_gpus(method: str) -> str:

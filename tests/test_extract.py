@@ -98,6 +98,7 @@ def test_the_sidecar_says_what_was_done(video, tmp_path):
         "modified_ns": video.path.stat().st_mtime_ns,
         "sha256": hashlib.sha256(video.path.read_bytes()).hexdigest(),
         "size": [72, 96],
+        "fps": 25.0,
         "frames_expected": 6,
         "damage": None,
     }

@@ -33,6 +33,7 @@ from flowkit.records.reading import Record, StoredSeries
 from flowkit.series import Series
 from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit.video.reading import open_video
+from flowkit.video.sampling import Sampling
 from flowkit.workers.pool import Done, Failed, run_pool
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Looks:
 
     def hold(self, path: Path) -> HeldRecord:
         """The record of the video at `path`; VideoError where it is damaged or too short."""
-        count = _count_frames(path, self.request.max_frame_mpx)
+        count = _count_frames(path, self.request)
         forms = [form for inputs, _, _ in self.streams for form in inputs.values()]
         least = 1 + max((f.step for f in forms if f is not None), default=int(self.whole))
         if count < least:
@@ -214,6 +215,7 @@ def video_request(checkpoints: Iterable[Checkpoint]) -> Request:
         backward=any(form.bidirectional for _, form in trained),
         resize=flow["resize"],
         storage=Storage(stored, bound=flow["bound"], **quality),
+        sampling=Sampling(**flow.get("sampling", {})),
     )
 
 
@@ -225,7 +227,7 @@ def hold_video(path: Path, request: Request, wanted: Wanted) -> HeldRecord:
     with open_video(path, max_frame_mpx=request.max_frame_mpx) as video:
 
         def frames() -> Iterator[np.ndarray]:
-            for index, frame in enumerate(resized_frames(video, request.resize)):
+            for index, frame in enumerate(resized_frames(video, request.resize, request.sampling)):
                 if index in wanted.frames:
                     data = formats.encode_image(frame, "jpg", storage.rgb_quality)
                     files[IMAGES, index] = data
@@ -244,7 +246,7 @@ def hold_video(path: Path, request: Request, wanted: Wanted) -> HeldRecord:
         return HeldRecord(
             path,
             target_size(request.resize, video.size),
-            video.fps,
+            request.sampling.rate(video.fps),
             wanted.frame_count,
             storage.format,
             tuple(stored.values()),
@@ -262,6 +264,6 @@ def _empty_series(path: Path, request: Request, one: Series, count: int) -> Stor
     return StoredSeries(one.direction, one.step, count, files, ranges)
 
 
-def _count_frames(path: Path, max_frame_mpx: float) -> int:
-    with open_video(path, max_frame_mpx=max_frame_mpx) as video:
-        return sum(1 for _ in video.frames())
+def _count_frames(path: Path, request: Request) -> int:
+    with open_video(path, max_frame_mpx=request.max_frame_mpx) as video:
+        return sum(1 for _ in request.sampling.frames(video))

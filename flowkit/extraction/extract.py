@@ -87,7 +87,8 @@ def extract_video(
     ):
 
         def frames() -> Iterator[np.ndarray]:
-            for frame in _timed(resized_frames(video, request.resize), seconds):
+            taken = resized_frames(video, request.resize, request.sampling)
+            for frame in _timed(taken, seconds):
                 writer.add_frame(frame)
                 report(writer.frame_count)
                 yield frame
@@ -216,10 +217,11 @@ def _describe(
             "name": source.path.name,
             **state,
             "size": list(video.size),
+            "fps": video.fps,
             "frames_expected": video.account.expected if video.account else None,
             "damage": video.damage,
         },
-        "fps": video.fps,
+        "fps": request.sampling.rate(video.fps),
         "request": request.identity(),
     }
 

@@ -15,6 +15,7 @@ from flowkit.flow.methods import describe_method
 from flowkit.records.layout import Storage
 from flowkit.series import Series
 from flowkit.video.image_folders import MAX_FRAME_MPX
+from flowkit.video.sampling import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,11 +27,12 @@ if TYPE_CHECKING:
 class Request:
     """What is asked of every video: the flow, between which frames, at which size, stored how.
 
-    `steps`: fields from every frame t to t + step, a series each; `backward`: also those from
-    t + step to t, computed. `resize` as `target_size` takes it. `keep_damaged` makes a record of
-    the frames that a damaged video still gives, and says so in the sidecar. A video with frames of
-    more than `max_frame_mpx` megapixels fails; the limit is no part of the identity. UsageError for
-    steps that are not distinct and at least 1, and for a size that is none.
+    `sampling` says which frames are taken, and all else counts those. `steps`: fields from every
+    frame t to t + step, a series each; `backward`: also those from t + step to t, computed.
+    `resize` as `target_size` takes it. `keep_damaged` makes a record of the frames that a damaged
+    video still gives, and says so in the sidecar. A video with frames of more than `max_frame_mpx`
+    megapixels fails; the limit is no part of the identity. UsageError for steps that are not
+    distinct and at least 1, and for a size that is none.
     """
 
     method: FlowMethod
@@ -40,6 +42,7 @@ class Request:
     storage: Storage = field(default_factory=Storage)
     keep_damaged: bool = False
     max_frame_mpx: float = MAX_FRAME_MPX
+    sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1 or len(set(self.steps)) < len(self.steps):
@@ -54,6 +57,7 @@ class Request:
 
     def identity(self) -> dict[str, Any]:
         """What the sidecar keeps of the request, and a rerun compares; JSON values only."""
+        sampling = self.sampling.identity()
         return json.loads(
             json.dumps(
                 {
@@ -63,6 +67,7 @@ class Request:
                     "resize": self.resize,
                     **self.storage.identity(),
                     "keep_damaged": self.keep_damaged,
+                    **({"sampling": sampling} if sampling else {}),
                 }
             )
         )
@@ -102,7 +107,13 @@ def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(frame, (size[1], size[0]), interpolation=interpolation)
 
 
-def resized_frames(video: Video, resize: str | None) -> Iterator[np.ndarray]:
-    """The frames of a video, uint8 (H, W, 3) BGR, at the size that `resize` asks for."""
+def resized_frames(
+    video: Video, resize: str | None, sampling: Sampling | None = None
+) -> Iterator[np.ndarray]:
+    """The frames of a video, uint8 (H, W, 3) BGR, at the size that `resize` asks for.
+
+    All of them, or those that `sampling` takes.
+    """
     size = target_size(resize, video.size)
-    return (resize_frame(frame, size) for frame in video.frames())
+    frames = (sampling or Sampling()).frames(video)
+    return (resize_frame(frame, size) for frame in frames)

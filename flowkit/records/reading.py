@@ -359,7 +359,9 @@ def flow_of(record: Record) -> dict[str, Any]:
         flow["format"] = FORMATS[flow["format"]].values
     if flow["format"] != "jpg":
         flow["quality"] = None
-    return flow
+    sampling = sidecar["request"].get("sampling", {})
+    interval = {key: sampling[key] for key in ("every", "fps") if key in sampling}
+    return flow | ({"sampling": interval} if interval else {})
 
 
 def common_flow(records: Sequence[Record]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ SOURCE = {  # what may be said of the source, each or null
     "modified_ns": int,
     "sha256": str,
     "images": int,
+    "fps": float,
     "frames_expected": int,
     "damage": str,
 }
