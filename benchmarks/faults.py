@@ -21,7 +21,7 @@ import tempfile
 import time
 import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -381,11 +381,9 @@ def beside_runs(folder: Path, runs: int, prefix: list[str]) -> Iterator[bool]:
         run = subprocess.Popen([*prefix, *command], stderr=subprocess.PIPE, stdout=subprocess.PIPE)
         looked, deleted = 0, False
         while run.poll() is None:
-            for lock in out.glob(f"{INCOMPLETE}/*/lock"):
-                try:
+            with suppress(FileNotFoundError):  # a record that is finished meanwhile
+                for lock in out.glob(f"{INCOMPLETE}/*/lock"):
                     os.utime(lock, times=(time.time() - 2 * DEAD_S,) * 2)
-                except FileNotFoundError:
-                    continue
             for verdict in find_unfinished(out):
                 looked += 1
                 deleted |= verdict.kind != "in progress" and not delete_broken(verdict)

@@ -472,3 +472,13 @@ def test_work_that_another_removes_meanwhile_is_gone(tmp_path, monkeypatch):
 
     monkeypatch.setattr("flowkit.records.unfinished._state", raced)
     assert remove_if_dead(folder)
+
+
+def test_an_empty_work_folder_is_of_a_run_that_begins_or_has_just_ended(tmp_path):
+    """Between the folder and its lock, and at the end between the two again."""
+    folder = tmp_path / INCOMPLETE / "owner-work"
+    folder.mkdir(parents=True)
+    assert states(tmp_path) == ["in progress"] and remove_dead(tmp_path) == 0
+    long_ago = time.time() - 2 * DEAD_S
+    os.utime(folder, (long_ago, long_ago))
+    assert states(tmp_path) == ["dead"] and remove_dead(tmp_path) == 1

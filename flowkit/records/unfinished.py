@@ -97,10 +97,10 @@ def _state(folder: Path) -> State:
     try:
         age_s = time.time() - lock.stat().st_mtime
         handle = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:  # its owner is about to write it, or died just before
+    except FileNotFoundError:  # its owner is about to write it, or has just removed it
         if os.listdir(folder):
             return "foreign"
-        return "dead" if time.time() - folder.stat().st_mtime > DEAD_S else "young"
+        return "dead" if time.time() - folder.stat().st_mtime > DEAD_S else "in progress"
     try:
         if os.read(handle, len(MARK)) not in (MARK, b""):
             return "foreign"
