@@ -4,7 +4,7 @@
 # make lint   style, format and types
 # make wheel  builds the source archive and the wheel from it, unpacks the wheel elsewhere and uses it
 # make site   the docs as a site in build/site, every link in them checked
-# make docs   writes docs/cli.md and docs/api.md again
+# make docs   writes docs/cli.md, docs/api.md and the man pages again
 # make pictures   the pictures of the docs, of what the demo made; needs Chromium
 # make check-clips   decodes every real clip in DATA and compares the frame counts
 # make reproduce     the 2014 paper's rows on DATA/jhmdb10 or CLIPS; PROFILE=gpu for all of them at full size
@@ -80,6 +80,7 @@ site: $(READY)
 docs: $(READY)
 	$(BIN)/python -m flowkit_cli.reference docs/cli.md
 	$(BIN)/python -m flowkit_cli.library_reference docs/api.md
+	$(BIN)/python -m flowkit_cli.man_pages man
 
 pictures: demo
 	$(CHROMIUM) --headless --hide-scrollbars --window-size=1160,1205 \

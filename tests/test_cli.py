@@ -19,11 +19,12 @@ import flowkit
 from flowkit.records.unfinished import DEAD_S, MARK
 from flowkit_cli import output
 from flowkit_cli.main import COMMANDS, main
+from flowkit_cli.man_pages import man_pages
 from flowkit_cli.reference import reference
 
 FLOWKIT = [sys.executable, "-m", "flowkit_cli.main"]
 PRETENDED = [sys.executable, str(Path(__file__).with_name("pretended_gpu.py"))]
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS, MAN = (Path(__file__).parents[1] / name for name in ("docs", "man"))
 
 
 @dataclass(frozen=True)
@@ -467,6 +468,12 @@ def test_help_imports_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == ""
     assert all(name in done.stdout for name in COMMANDS)
+
+
+def test_the_man_pages_are_what_help_says():
+    written = {page.name: page.read_text(encoding="utf-8") for page in MAN.glob("*.1")}
+    assert written == man_pages(), "make docs writes them again"
+    assert {f"flowkit-{name}.1" for name in COMMANDS} < written.keys()
 
 
 def test_the_command_line_reference_is_what_help_says():
