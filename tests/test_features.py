@@ -1,5 +1,6 @@
 """Features: what a forward hook sees, and each kind of file as its own library reads it."""
 
+import gc
 import io
 import json
 import sys
@@ -18,7 +19,9 @@ from flowkit.data.stacks import StackForm, flow_stack
 from flowkit.errors import InstallError, UsageError
 from flowkit.evaluation.features import record_features, write_features
 from flowkit.evaluation.scoring import Scorer, TestViews
-from flowkit.networks.checkpoints import load_net
+from flowkit.networks.checkpoints import BEST, Checkpoint, load_net, write_checkpoint
+from flowkit.networks.joining import Towers
+from flowkit.networks.towers import make_net
 from flowkit.records.reading import open_record
 
 IDS = ("jump/a.b", "jump/c", "run/d")
@@ -97,6 +100,27 @@ def test_a_hook_does_not_stay(place, scorer):
     assert not any(module._forward_hooks for module in scorer.net.modules())
 
 
+def test_joined_towers_give_the_mean_over_the_moments_of_a_sample(tmp_path):
+    towers = Towers("conv", ("relu4",), frames=2)
+    inputs = {"spatial": None, "temporal": StackForm(2)}
+    net = make_net("small+small", inputs, {"main": 3}, towers)
+    said = Checkpoint(
+        1, "small+small", inputs, 0.5, {"main": ("a", "b", "c")}, 36, 32, towers=towers
+    )
+    write_checkpoint(tmp_path / "run", [BEST], said, net.state_dict(), {})
+    random = np.random.default_rng(0)
+    frames = random.integers(0, 256, (20, 40, 48, 3), dtype=np.uint8)
+    fields = random.normal(size=(19, 40, 48, 2)).astype(np.float32)
+    record = write_record(tmp_path, "a", fields, frames=frames)
+    scorer = Scorer(tmp_path / "run", views=TestViews(1, "center", "logits"))
+    found = record_features(scorer, record, "above.joined.flatten")
+    seen = []
+    scorer.net.above["joined"].flatten.register_forward_hook(lambda m, i, o: seen.append(o.clone()))
+    list(scorer.logits(record))
+    assert len(seen) == 1 and seen[0].shape == (2, 256)  # both moments of the one sample
+    np.testing.assert_allclose(found.values, seen[0].mean(0, keepdim=True).numpy(), atol=1e-5)
+
+
 def command(place, *more):
     run = place / "runs/temporal"
     return run_here(
@@ -147,6 +171,7 @@ def test_h5py_reads_the_hdf5_file(place, tmp_path, expected):
             np.testing.assert_array_equal(file[id]["seconds"], one.seconds)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it closes no file
 def test_the_webdataset_package_reads_the_tar_which_is_the_same_each_time(
     place, tmp_path, expected
 ):
@@ -161,6 +186,7 @@ def test_the_webdataset_package_reads_the_tar_which_is_the_same_each_time(
     samples = list(
         webdataset.WebDataset(str(tmp_path / "f/features.tar"), shardshuffle=False).decode()
     )
+    gc.collect()  # its open file, here and not in a later test
     assert [one["json"]["video"] for one in samples] == list(IDS)
     for one in samples:
         np.testing.assert_array_equal(one["npy"], expected[one["json"]["video"]].values)
