@@ -8,13 +8,15 @@ import pytest
 from command import run_here
 from made_videos import moving_texture, write_video
 
+from flowkit.data.stacks import StackForm
 from flowkit.errors import RecordError, UsageError, VideoError
-from flowkit.evaluation.held_records import Looks
+from flowkit.evaluation.held_records import Looks, video_request
 from flowkit.extraction.extract import extract_video
 from flowkit.extraction.request import Request
 from flowkit.flow.methods import make_method
+from flowkit.networks.checkpoints import Checkpoint
 from flowkit.records.layout import Storage
-from flowkit.records.reading import common_flow, open_record
+from flowkit.records.reading import common_flow, flow_of, open_record
 from flowkit.video.sampling import Sampling
 from flowkit.video.sources import Source
 
@@ -104,8 +106,12 @@ def test_records_of_other_intervals_are_not_mixed_but_those_of_other_times_are(v
 
 
 def test_a_prediction_looks_at_the_frames_taken(video, tmp_path):
-    record = extracted(video, tmp_path, sampling=Sampling(every=2))
-    request = Request(DIS, storage=Storage(format="npy"), sampling=Sampling(every=2))
+    record = extracted(video, tmp_path, sampling=Sampling(every=2, stop_s=60))
+    trained = Checkpoint(
+        1, "small", {"temporal": StackForm(2)}, 0.5, {"main": ("a",)}, 36, 32, flow_of(record)
+    )
+    request = video_request([trained])
+    assert request.sampling == Sampling(every=2)  # of whole videos
     held = Looks(request, (), whole=True).hold(video.path)
     assert (held.frame_count, held.fps) == (record.frame_count, record.fps)
     np.testing.assert_array_equal(held.fields(0, 9), record.fields(0, 9))
