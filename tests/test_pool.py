@@ -111,7 +111,7 @@ def test_mishaps_cost_their_items_and_no_other(way):
         ("sys.exit", "crash", "worker ended with exit status 4"),
         ("die before a child", "crash", "worker ended with exit status 5"),
         (-40, "crash", "worker died by a real-time signal (signal 40)"),
-        ("unreadable", "error", "cannot be read: ValueError: made elsewhere"),
+        ("unreadable", "error", "what it sent cannot be read: ValueError: made elsewhere"),
     ],
 )
 def test_reason_of_a_failure(way, item, kind, reason):
