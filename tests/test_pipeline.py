@@ -30,6 +30,9 @@ def demo_commands() -> list[list[str]]:
     return commands
 
 
+pytestmark = pytest.mark.slow  # the whole demo, a minute
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """A folder in which the demo's commands ran, and what each printed, by its second word."""
@@ -44,7 +47,6 @@ def demo(tmp_path_factory):
     return folder / "demo", printed
 
 
-@pytest.mark.slow
 def test_the_demo_goes_through_every_command(demo):
     _, printed = demo
     assert list(printed) == [
