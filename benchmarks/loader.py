@@ -30,7 +30,7 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -160,7 +160,7 @@ def read_alone(clips: Dataset[Any], draws: range, spare: list[np.ndarray]) -> No
     for draw in draws:
         sample = clips[draw]
         if isinstance(sample, dict):
-            address: PlaneClip = sample["temporal"]
+            [address] = cast(list[PlaneClip], sample["temporal"])
             if not spare:
                 spare += [np.empty((1, LENGTH, 2, *address.record.size), np.uint8)]
                 spare += [np.empty((1, LENGTH, 2, 2), np.float32)]
