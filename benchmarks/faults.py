@@ -176,13 +176,19 @@ def flips(folder: Path, storage: Storage) -> Iterator[bool]:
     out, chance = folder / f"flip{storage.format}{storage.pack}", random.Random(7)
     write(out, 1, storage)
     files = sorted(path for path in out.rglob("*") if path.is_file())
+    for _ in flipping(files, chance):
+        yield [verify_record(path).kind for path in find_records(out)] == ["broken"]
+
+
+def flipping(files: list[Path], chance: random.Random) -> Iterator[None]:
+    """Flip a bit of one of the files, and flip it back when the next is asked for."""
     for _ in range(FLIPS):
         file = chance.choice(files)
         data = file.read_bytes()
         flipped = bytearray(data)
         flipped[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         file.write_bytes(flipped)
-        yield [verify_record(path).kind for path in find_records(out)] == ["broken"]
+        yield
         file.write_bytes(data)
 
 
@@ -278,18 +284,12 @@ def document_flips(folder: Path, name: str, pattern: str) -> Iterator[bool]:
     write_documents(folder, 1)[name]()
     right = read(folder)
     files, documents_there = sorted(folder.rglob(pattern)), len(list(find_files(folder)))
-    for _ in range(FLIPS):
-        file = chance.choice(files)
-        data = file.read_bytes()
-        flipped = bytearray(data)
-        flipped[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-        file.write_bytes(flipped)
+    for _ in flipping(files, chance):
         found = not all_sound(folder) and len(list(find_files(folder))) == documents_there
         try:
             yield found and read(folder) == right
         except FlowkitError:
             yield found
-        file.write_bytes(data)
 
 
 # --- a full disk ----------------------------------------------------------------------------------

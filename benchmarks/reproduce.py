@@ -253,12 +253,10 @@ def make_job(cell: Cell, split: Split, records: RecordFolder, profile: Profile) 
     )
 
 
-def trunk_features(
-    job: Job, net: StreamNet, file: Path, device: torch.device
-) -> tuple[list[str], np.ndarray]:
-    """The training videos, and float32 (videos, MOMENTS, F) of each; kept in `file`."""
+def center_clips(job: Job) -> TestClips:
+    """Center crops of MOMENTS moments of each training video of a job of one task."""
     (task,) = job.tasks
-    clips = TestClips(
+    return TestClips(
         task.split,
         task.records,
         inputs=job.inputs,
@@ -267,7 +265,15 @@ def trunk_features(
         views="center",
         crop=job.augmentation.crop,
         short_side=job.augmentation.short_side,
+        several=job.several,
     )
+
+
+def trunk_features(
+    job: Job, net: StreamNet, file: Path, device: torch.device
+) -> tuple[list[str], np.ndarray]:
+    """The training videos, and float32 (videos, MOMENTS, F) of each; kept in `file`."""
+    clips = center_clips(job)
     videos = [video.id for video in clips.videos]
     if file.exists():
         return videos, np.load(file)
@@ -485,17 +491,7 @@ def train_above(job: Job, folder: Path, maps: Path, device: torch.device) -> Non
     (task,) = job.tasks
     net = job.build().eval().to(device)
     assert isinstance(net, TowersNet)
-    clips = TestClips(
-        task.split,
-        task.records,
-        inputs=job.inputs,
-        part="train",
-        moments=MOMENTS,
-        views="center",
-        crop=job.augmentation.crop,
-        short_side=job.augmentation.short_side,
-        several=job.several,
-    )
+    clips = center_clips(job)
     files = {stream: maps.with_name(f"{maps.name}-{stream}.npy") for stream in job.inputs}
     if not all(file.exists() for file in files.values()):
         found: dict[str, list[np.ndarray]] = {stream: [] for stream in job.inputs}

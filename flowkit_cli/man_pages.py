@@ -14,25 +14,15 @@ import click
 
 from flowkit import __version__
 from flowkit_cli.main import COMMANDS, cli
+from flowkit_cli.reference import walk
 
 
 def man_pages() -> dict[str, str]:
     """The text of each page in troff's man format, by its file's name."""
-    return {f"{path.replace(' ', '-')}.1": page for path, page in _pages(cli, "flowkit", None)}
-
-
-def _pages(
-    command: click.Command, path: str, parent: click.Context | None
-) -> list[tuple[str, str]]:
-    name = path.rpartition(" ")[2]
-    context = click.Context(command, info_name=name, parent=parent, **command.context_settings)
-    pages = [(path, _page(command, path, context))]
-    if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            found = command.get_command(context, name)
-            assert found is not None
-            pages += _pages(found, f"{path} {name}", context)
-    return pages
+    return {
+        f"{path.replace(' ', '-')}.1": _page(command, path, context)
+        for path, command, context in walk(cli, "flowkit")
+    }
 
 
 def _page(command: click.Command, path: str, context: click.Context) -> str:

@@ -6,7 +6,9 @@ usage: python -m flowkit_cli.reference docs/cli.md
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -18,28 +20,24 @@ WIDTH = 100  # columns of the help texts
 def reference() -> str:
     """The Markdown text: the help of the group and of every command, sub-commands included."""
     parts = ["# Command line\n\nWritten by `make docs` from `flowkit COMMAND --help`.\n"]
-    parts += [f"## {path}\n\n```text\n{text}\n```\n" for path, text in _helps(cli, "flowkit", None)]
+    for path, command, context in walk(cli, "flowkit", max_content_width=WIDTH):
+        context.terminal_width = WIDTH
+        parts.append(f"## {path}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
 
 
-def _helps(
-    command: click.Command, path: str, parent: click.Context | None
-) -> list[tuple[str, str]]:
-    context = click.Context(
-        command,
-        info_name=path.rpartition(" ")[2],
-        parent=parent,
-        max_content_width=WIDTH,
-        **command.context_settings,
-    )
-    context.terminal_width = WIDTH
-    helps = [(path, command.get_help(context))]
+def walk(
+    command: click.Command, path: str, parent: click.Context | None = None, **settings: Any
+) -> Iterator[tuple[str, click.Command, click.Context]]:
+    """A command and all below it: its words, itself, and the context that its help is made in."""
+    settings |= command.context_settings
+    context = click.Context(command, info_name=path.rpartition(" ")[2], parent=parent, **settings)
+    yield path, command, context
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             found = command.get_command(context, name)
-            if found is not None:
-                helps += _helps(found, f"{path} {name}", context)
-    return helps
+            assert found is not None
+            yield from walk(found, f"{path} {name}", context, **settings)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ in a circle needs itself. Arrows that run up go against ORDER of tests/test_hous
 
 from __future__ import annotations
 
-from test_house import IMPORTS, floor_of
+from test_house import IMPORTS, floor_of, reachable
 
 Graph = dict[str, set[str]]
 
@@ -26,18 +26,6 @@ def packages(modules: Graph) -> Graph:
 def room_of(module: str) -> str:
     """The package of a module, or a module that lies in none."""
     return module.rpartition("/")[0] or module
-
-
-def reachable(graph: Graph, start: str) -> set[str]:
-    """All that `start` needs, over any number of arrows."""
-    reached: set[str] = set()
-    ahead = list(graph[start])
-    while ahead:
-        one = ahead.pop()
-        if one not in reached:
-            reached.add(one)
-            ahead += graph[one]
-    return reached
 
 
 def circles(graph: Graph) -> list[list[str]]:
