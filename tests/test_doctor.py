@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -313,3 +314,30 @@ def test_a_broken_torchvision_is_told_and_extract_still_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     [problem] = [one for one in json.loads(done.stdout)["problems"] if "torchvision" in one["what"]]
     assert "operator torchvision::nms does not exist" in problem["what"]
+
+
+KEPT = """
+import resource
+import numpy as np
+from flowkit.workers.machine import keep_freed_memory
+
+def faults_of_second():
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        np.empty(50 << 20, np.uint8)[::4096] = 1
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = faults_of_second()
+keep_freed_memory()
+print(before, faults_of_second())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_memory_that_was_freed_is_there_for_the_next_block():
+    environment = os.environ | {"NUMPY_MADVISE_HUGEPAGE": "0"}
+    out = subprocess.run(
+        [sys.executable, "-c", KEPT], env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    before, after = (int(number) for number in out.split())
+    assert before > 10_000 and after < 100  # pages of 4 KiB that the kernel had to give

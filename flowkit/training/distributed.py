@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from flowkit.errors import UsageError
+from flowkit.workers.machine import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,10 @@ def join_ranks(device: str | None = None) -> Iterator[Ranks]:
 
 
 def choose_device(name: str | None, local_rank: int | None = None) -> torch.device:
-    """The device of that name, or the best there is; UsageError where there is no such device."""
+    """The device of that name, or the best there is; UsageError where there is no such device.
+
+    For the CPU, freed memory is kept from now on (`keep_freed_memory`).
+    """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name is None:
         name = "cuda" if count else "cpu"
@@ -91,4 +95,6 @@ def choose_device(name: str | None, local_rank: int | None = None) -> torch.devi
         device = torch.device("cuda", local_rank)
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UsageError(f"{device}: this machine has {count} CUDA devices that torch can use")
+    if device.type == "cpu":
+        keep_freed_memory()
     return device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 import platform
@@ -14,6 +15,8 @@ OWN_GROUP = Path("/proc/self/cgroup")
 SHARED_MEMORY = Path("/dev/shm")
 MEMORY = Path("/proc/meminfo")
 LINUX = hasattr(os, "sched_getaffinity")
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of two settings of glibc's mallopt
+KEPT_BYTES = 2**31 - 1  # the most that mallopt takes
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,19 @@ def free_bytes() -> int | None:
     if not MEMORY.exists():
         return None
     return memory_bytes(MEMORY.read_text(encoding="ascii"), group_folders("memory"))[1]
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep large blocks that are freed for the next that are asked for.
+
+    A network on the CPU frees its activations layer by layer. By default glibc hands each back to
+    the kernel, which clears the pages of the next: of a forward pass of 50 views of
+    EfficientNet-Lite0, half the time. Other C libraries stay as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if LINUX else None
+    if mallopt:
+        mallopt(MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def examine_machine() -> Hardware:
