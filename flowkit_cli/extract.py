@@ -208,6 +208,7 @@ def extract(
             request,
             workers=workers,
             timeout_s=run.timeout_s,
+            memory_bytes=run.memory_bytes,
             overwrite=run.overwrite,
             processes=processes if todo else None,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,30 @@ timeout_option = click.option(
     type=click.FloatRange(0, min_open=True),
     metavar="S",
     help="Give a video up after S seconds.  [default: never]",
+)
+
+
+BYTES = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+BYTES |= {f"{letter}I": 1024**power for power, letter in enumerate("KMGT", 1)}
+
+
+def read_bytes(context: click.Context, option: click.Parameter, size: str | None) -> int | None:
+    """The bytes that a size says: "2GB", "1.5 GiB", "500MB"."""
+    if size is None:
+        return None
+    found = re.fullmatch(r"(\d+\.?\d*) ?([KMGT]I?)B?", size.upper())
+    if not found or float(found[1]) == 0:
+        raise UsageError(f"{option.opts[0]}: expected a size such as 2GB or 500MB, got {size!r}")
+    return int(float(found[1]) * BYTES[found[2]])
+
+
+max_memory_option = click.option(
+    "--max-memory",
+    "memory_bytes",
+    metavar="SIZE",
+    callback=read_bytes,
+    help="Give a video up whose worker takes more memory, such as 2GB; files that it reads do not "
+    "count, the worker itself does, some 0.15GB.  [default: never]",
 )
 
 

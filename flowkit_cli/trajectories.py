@@ -109,6 +109,7 @@ def trajectories(
         request,
         workers=workers,
         timeout_s=run.timeout_s,
+        memory_bytes=run.memory_bytes,
         overwrite=run.overwrite,
     )
     least = request.parameters.track_length + 1

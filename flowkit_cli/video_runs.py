@@ -22,6 +22,7 @@ from flowkit_cli.options import (
     failures_option,
     json_option,
     max_frame_option,
+    max_memory_option,
     root_option,
     shard_option,
     timeout_option,
@@ -43,6 +44,7 @@ class VideoRun:
     overwrite: bool
     workers: int | None
     timeout_s: float | None
+    memory_bytes: int | None
     share: tuple[int, int] | None
     dry_run: bool
     as_json: bool
@@ -81,6 +83,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         json_option,
         click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
         shard_option,
+        max_memory_option,
         timeout_option,
         workers_option,
         max_frame_option,

@@ -1,12 +1,14 @@
 """Tasks for the tests of the pool, in a module that workers can import."""
 
 import errno
+import mmap
 import os
 import signal
 import sys
 import time
 
 from flowkit.errors import RecordError
+from flowkit.workers.children import anonymous_bytes
 
 
 def square(item, report):
@@ -48,6 +50,14 @@ def say(item, report):
     print(item)
 
 
+def map_file(item, report, *, path):
+    """The memory of this process, after it has read a mapped file if `item`."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        if item:
+            sum(mapped[at] for at in range(0, len(mapped), mmap.PAGESIZE))
+        return anonymous_bytes(os.getpid())
+
+
 def threads(item, report):
     """How many threads libraries say that they use, and how many this process has after work."""
     import numba
@@ -71,6 +81,10 @@ def mishap(item, report):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         case "memory":
             raise MemoryError
+        case "fill":
+            held = [b"x" * 50_000_000 for _ in range(20)]  # 1 GB
+            time.sleep(1000)
+            return len(held)
         case "hang":
             time.sleep(1000)
         case "exit":

@@ -3,10 +3,13 @@
 import subprocess
 import sys
 
+import click
 import pytest
 from click.testing import CliRunner
 
+from flowkit.errors import UsageError
 from flowkit_cli.main import cli
+from flowkit_cli.options import read_bytes
 
 
 @pytest.mark.parametrize(
@@ -39,3 +42,20 @@ def test_an_option_that_has_another_name_now_says_so(command, new):
 def test_the_package_runs_as_the_command(module):
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("Usage: flowkit [OPTIONS] COMMAND")
+
+
+@pytest.mark.parametrize(
+    ("size", "meant"),
+    [("2GB", 2_000_000_000), ("1.5 GiB", 3 << 29), ("500m", 500_000_000), ("4K", 4000)],
+)
+def test_a_size_of_memory_is_read_as_it_is_written(size, meant):
+    assert read_bytes(click.Context(cli), click.Option(["--max-memory"]), size) == meant
+
+
+@pytest.mark.parametrize("size", ["2", "GB", "0GB", "-1GB", "1 potato", "2GBs", ""])
+def test_a_size_that_is_none_is_refused(size):
+    result = CliRunner().invoke(cli, ["extract", "videos", "--max-memory", size])
+    assert isinstance(result.exception, UsageError)
+    assert f"--max-memory: expected a size such as 2GB or 500MB, got {size!r}" in str(
+        result.exception
+    )

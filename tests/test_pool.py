@@ -1,10 +1,12 @@
 """The pool under crashes, hangs and signals: what is lost, what is said, what is left behind."""
 
 import errno
+import functools
 import importlib
 import itertools
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -143,6 +145,20 @@ def test_error_keeps_type_errno_and_traceback(way):
     assert "in mishap\n    raise OSError(errno.ENOSPC" in failed.traceback
 
 
+def test_item_that_takes_too_much_memory_is_stopped_alone(way):
+    before, fill, after = outcomes_of(["a", "fill", "b"], memory_bytes=700_000_000, timeout_s=60)
+    assert (before.result[0], after.result[0]) == ("a", "b")
+    assert (fill.kind, fill.seconds < 30) == ("memory", True)
+    assert re.fullmatch(r"stopped at (\S+) GB of memory \(max-memory 0.7 GB\)", fill.reason)
+
+
+def test_memory_of_files_does_not_count(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(100_000_000))
+    task = functools.partial(pool_tasks.map_file, path=tmp_path / "file")
+    [before, after] = [outcome.result for outcome in run_pool(task, [False, True], workers=1)]
+    assert after - before < 10_000_000
+
+
 def test_worker_is_reused_after_an_error_and_replaced_after_memory_ran_out(way):
     outcomes = outcomes_of(["a", "error", "b", "memory", "c"])
     first, after_error, after_memory = (outcomes[index].result[1] for index in (0, 2, 4))
@@ -215,6 +231,7 @@ def test_keyboard_interrupt_leaves_no_process(way):
     [
         ({"workers": 0}, "expected at least 1 worker, got 0"),
         ({"workers": 1, "timeout_s": 0}, "expected a timeout of more than 0 s, got 0"),
+        ({"workers": 1, "memory_bytes": 0}, "expected more than 0 bytes of memory, got 0"),
     ],
 )
 def test_wrong_numbers_are_refused(options, message):

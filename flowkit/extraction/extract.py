@@ -118,6 +118,7 @@ def extract(
     *,
     workers: int,
     timeout_s: float | None = None,
+    memory_bytes: int | None = None,
     overwrite: bool = False,
     processes: FlowProcesses | None = None,
     engine: Engine = run_pool,
@@ -125,10 +126,10 @@ def extract(
     """Make the records of `sources` in worker processes; yields what became of each, as it comes.
 
     Workers are those of `engine`. They compute the flow themselves, or have it from `processes` of
-    the same method and storage. A video that fails, takes longer than `timeout_s`, or kills its
-    worker costs itself only: its outcome has the reason. After a full disk, or where flow processes
-    die again and again, no further video is begun: those have no outcome. UsageError where a worker
-    cannot import the method.
+    the same method and storage. A video that fails, takes longer than `timeout_s` or more than
+    `memory_bytes`, or kills its worker costs itself only: its outcome has the reason. After a full
+    disk, or where flow processes die again and again, no further video is begun: those have no
+    outcome. UsageError where a worker cannot import the method.
     """
     if processes is not None:
         engine = _with_flow(processes, engine)
@@ -137,7 +138,14 @@ def extract(
     owner = secrets.token_hex(8)
     task = _Task(out, request, overwrite, owner)
     yield from run_videos(
-        task, sources, out, owner=owner, engine=engine, workers=workers, timeout_s=timeout_s
+        task,
+        sources,
+        out,
+        owner=owner,
+        engine=engine,
+        workers=workers,
+        timeout_s=timeout_s,
+        memory_bytes=memory_bytes,
     )
 
 
@@ -149,7 +157,7 @@ def _with_flow(processes: FlowProcesses, engine: Engine) -> Engine:
     """
 
     def run(
-        task: Task, items: Iterable[Source], *, workers: int, timeout_s: float | None = None
+        task: Task, items: Iterable[Source], *, workers: int, **limits: Any
     ) -> Generator[Event]:
         def supply() -> Iterator[tuple[Source, RemoteFlow]]:
             for index, source in enumerate(items):
@@ -158,7 +166,7 @@ def _with_flow(processes: FlowProcesses, engine: Engine) -> Engine:
                     return
                 yield source, remote
 
-        with closing(engine(task, supply(), workers=workers, timeout_s=timeout_s)) as events:
+        with closing(engine(task, supply(), workers=workers, **limits)) as events:
             for event in events:
                 if isinstance(event, Failed) and event.exception == "FlowProcessDied":
                     event = replace(event, reason=processes.mourn(event.index))

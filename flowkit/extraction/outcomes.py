@@ -47,21 +47,23 @@ def run_videos(
     engine: Engine,
     workers: int,
     timeout_s: float | None = None,
+    memory_bytes: int | None = None,
 ) -> Generator[Outcome]:
     """Call ``task(source, report)``, which makes a record below `out`, for every source.
 
     Yields what becomes of each as it comes. The task reports frames so far, and its result has
-    `frames`. A video that fails, takes longer than `timeout_s` or kills its worker costs itself
-    only. After a full disk no further video is begun: those have no outcome. What dead runs left
-    unfinished below `out` is removed first, and at the end what this run's `owner` did. UsageError,
-    before any work, where `out` cannot be made or written to.
+    `frames`. A video that fails, takes longer than `timeout_s` or more than `memory_bytes`, or
+    kills its worker, costs itself only. After a full disk no further video is begun: those have no
+    outcome. What dead runs left unfinished below `out` is removed first, and at the end what this
+    run's `owner` did. UsageError, before any work, where `out` cannot be made or written to.
     """
     _make_writable(out)
     remove_dead(out)
     full = False
     begun = itertools.takewhile(lambda _: not full, sources)
     try:
-        with closing(engine(task, begun, workers=workers, timeout_s=timeout_s)) as events:
+        run = engine(task, begun, workers=workers, timeout_s=timeout_s, memory_bytes=memory_bytes)
+        with closing(run) as events:
             for event in events:
                 full = full or (isinstance(event, Failed) and event.errno in DISK_FULL)
                 yield _outcome(sources[event.index], event)

@@ -182,20 +182,29 @@ def extract_tracks(
     *,
     workers: int,
     timeout_s: float | None = None,
+    memory_bytes: int | None = None,
     overwrite: bool = False,
     engine: Engine = run_pool,
 ) -> Generator[Outcome[Tracked]]:
     """Make the track records of `sources` in worker processes; yields what became of each.
 
-    Workers are those of `engine`. A video that fails, takes longer than `timeout_s`, or kills its
-    worker costs itself only. After a full disk no further video is begun: those have no outcome.
+    Workers are those of `engine`. A video that fails, takes longer than `timeout_s` or more than
+    `memory_bytes`, or kills its worker costs itself only. After a full disk no further video is
+    begun: those have no outcome.
     """
     if sources:
         ensure_compiled_kernels()
     owner = secrets.token_hex(8)
     task = _Task(out, request, overwrite, owner)
     yield from run_videos(
-        task, sources, out, owner=owner, engine=engine, workers=workers, timeout_s=timeout_s
+        task,
+        sources,
+        out,
+        owner=owner,
+        engine=engine,
+        workers=workers,
+        timeout_s=timeout_s,
+        memory_bytes=memory_bytes,
     )
 
 

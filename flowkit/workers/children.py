@@ -43,6 +43,7 @@ CHILD_ENVIRONMENT = {
 }
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal to get when the parent dies
 REAP_S = 10.0  # SIGKILL acts at once, but not on a process stuck in the kernel (a dead NFS server)
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 POLL_S = 0.002  # seconds between two looks whether a forked child has ended
 UNFORKABLE = ("torch", "cuda.bindings.driver")  # modules after whose import CUDA may be in use
 
@@ -210,6 +211,15 @@ def how_it_died(process: Process) -> str:
         return f"ended with exit status {status}"
     name = signal.Signals(-status).name if -status in list(signal.Signals) else "a real-time signal"
     return f"died by {name} (signal {-status})"
+
+
+def anonymous_bytes(pid: int) -> int:
+    """The memory of a process that is not of files, in bytes; 0 where there is none any more."""
+    try:
+        resident, shared = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1:3]
+    except OSError:
+        return 0
+    return (int(resident) - int(shared)) * PAGE_BYTES
 
 
 def live_for(parent: int) -> bool:

@@ -24,8 +24,9 @@ class Done:
 class Failed:
     """Item number `index` gave no result, for a `reason` of one line.
 
-    `kind` is "crash" (the worker died), "timeout", or "error": the task raised `exception` (the
-    name of a type), with that `errno` if it has one and that `traceback` (a text).
+    `kind` is "crash" (the worker died), "timeout", "memory" (it was stopped for taking too much of
+    either), or "error": the task raised `exception` (the name of a type), with that `errno` if it
+    has one and that `traceback` (a text).
     """
 
     index: int
@@ -53,13 +54,19 @@ class Engine(Protocol):
     """Where a task is called."""
 
     def __call__(
-        self, task: Task, items: Iterable[Any], *, workers: int, timeout_s: float | None = None
+        self,
+        task: Task,
+        items: Iterable[Any],
+        *,
+        workers: int,
+        timeout_s: float | None = None,
+        memory_bytes: int | None = None,
     ) -> Generator[Event]:
         """Call ``task(item, report)`` for every item, at most `workers` at a time.
 
         Yields a Done or a Failed for each item that was begun, as it ends, and Progress with what
         the task hands to ``report``. Items are taken one by one as workers become free, so that
         `items` can stop what has not begun by ending. An item that takes more than `timeout_s`
-        seconds is stopped, and one that crashes costs itself only. Closing the iterator stops
-        everything.
+        seconds or `memory_bytes` of memory is stopped, and one that crashes costs itself only.
+        Closing the iterator stops everything.
         """

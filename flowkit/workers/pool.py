@@ -11,9 +11,10 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
+import sys
 import time
 import traceback
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -22,6 +23,7 @@ from typing import Any
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.workers.children import (
     Process,
+    anonymous_bytes,
     dump_for_child,
     end_child,
     how_it_died,
@@ -37,6 +39,7 @@ from flowkit.workers.signals import signals_held
 
 REPORT_S = 0.2  # least time between two Progress of a worker
 WAIT_S = 0.5  # longest wait: a signal that comes just before it does not end it
+WATCH_S = 0.1  # longest wait where memory is watched: a core fills some 0.3 GB in it
 LOAD_S = 300.0  # a task is imported within this, from a cold network disk too
 
 
@@ -47,18 +50,44 @@ class _Loaded:
     problem: str = ""
 
 
-_Job = tuple[int, bytes]  # index and pickled item
+@dataclass(frozen=True)
+class Limits:
+    """What one item may take: seconds of wall clock, and bytes of its worker's memory.
+
+    UsageError for what is not above 0, and for a limit of memory where it cannot be watched.
+    """
+
+    timeout_s: float = math.inf
+    memory_bytes: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not self.timeout_s > 0:
+            raise UsageError(f"expected a timeout of more than 0 s, got {self.timeout_s:g}")
+        if not self.memory_bytes > 0:
+            raise UsageError(f"expected more than 0 bytes of memory, got {self.memory_bytes:g}")
+        if self.memory_bytes < math.inf and sys.platform != "linux":
+            raise UsageError("a limit of memory needs Linux, which tells what a process has")
+
+
+Job = tuple[int, bytes]  # index and pickled item
 
 
 def run_pool(
-    task: Task, items: Iterable[Any], *, workers: int, timeout_s: float | None = None
+    task: Task,
+    items: Iterable[Any],
+    *,
+    workers: int,
+    timeout_s: float | None = None,
+    memory_bytes: int | None = None,
 ) -> Generator[Event]:
     """An `Engine`: call ``task(item, report)`` for every item in `workers` processes.
 
     Yields a Done or a Failed for each item as it ends, not in the order of the items, and a
     Progress for what the task hands to ``report``, at most five a second for each worker. Items
     are taken one by one as workers become free. A worker is used again, but replaced if it died or
-    ran out of memory. An item that takes more than `timeout_s` seconds of wall clock is stopped.
+    ran out of memory. An item that takes more than `timeout_s` seconds of wall clock is stopped,
+    and so is one whose worker has more than `memory_bytes` of memory that is not of files, looked
+    at every 0.1 s, on Linux only.
 
     Closing the iterator kills and reaps all workers. A loop left by an exception closes it only
     when the traceback is freed, so write ``with closing(run_pool(...)) as outcomes``. Iterate in
@@ -75,42 +104,60 @@ def run_pool(
     """
     if workers < 1:
         raise UsageError(f"expected at least 1 worker, got {workers}")
-    if timeout_s is not None and not timeout_s > 0:
-        raise UsageError(f"expected a timeout of more than 0 s, got {timeout_s:g}")
+    limits = make_limits(timeout_s, memory_bytes)
     refuse_script_import()
+    return run_pickled(pickled_task(task), pickled_items(items), workers=workers, limits=limits)
+
+
+def make_limits(timeout_s: float | None, memory_bytes: float | None) -> Limits:
+    """The limits that an engine is called with, where None is none; UsageError as of `Limits`."""
+    return Limits(
+        math.inf if timeout_s is None else timeout_s,
+        math.inf if memory_bytes is None else memory_bytes,
+    )
+
+
+def pickled_task(task: Task) -> bytes:
+    """A task as a worker loads it; UsageError where it cannot be pickled."""
     try:
-        load = dump_for_child(task)
+        return dump_for_child(task)
     except Exception as error:
         raise UsageError(
             f"the task cannot be pickled ({one_line(error)}): expected a function, or an instance "
             "of a class, that is defined at the top level of a module"
         ) from error
-    return _outcomes(load, _jobs(items), workers, timeout_s or math.inf)
 
 
-def _outcomes(
-    load: bytes, jobs: Iterator[_Job], workers: int, timeout_s: float
+def run_pickled(
+    load: bytes,
+    jobs: Iterator[Job],
+    *,
+    workers: int,
+    limits: Limits,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[Event]:
+    """As `run_pool`, of a task and items that are pickled; ends early once `stopped`."""
     running: list[_Worker] = []  # a worker without an item is ended
     loaded = False  # True once a worker has loaded the task
+    longest_s = WAIT_S if limits.memory_bytes == math.inf else WATCH_S
 
-    def start(job: _Job) -> None:
+    def start(job: Job) -> None:
         with signals_held():  # the worker begins with them held, and none is started but not listed
-            running.append(_Worker(load, job))
+            running.append(_Worker(load, job, limits))
 
     try:
         for job in itertools.islice(jobs, workers):
             start(job)
-        while running:
+        while running and not stopped():
             left_s = min(worker.deadline for worker in running) - time.monotonic()
-            wait([worker.socket for worker in running], max(0.0, min(left_s, WAIT_S)))
+            wait([worker.socket for worker in running], max(0.0, min(left_s, longest_s)))
             for worker in tuple(running):
                 message = worker.receive()
                 if isinstance(message, _Loaded):
                     if message.problem:
                         raise UsageError(f"a worker cannot load the task: {message.problem}")
                     loaded = True
-                    worker.begin(worker.job, timeout_s)
+                    worker.begin(worker.job)
                 elif isinstance(message, Progress):
                     yield message
                 elif message is not None:
@@ -118,8 +165,8 @@ def _outcomes(
                         raise FlowkitError(f"no worker could start: {message.reason}")
                     yield message  # first, for it would be lost if taking the next item failed
                     next_job = next(jobs, None)
-                    if next_job is not None and worker.usable:
-                        worker.begin(next_job, timeout_s)
+                    if next_job is not None and worker.usable and worker.process.poll() is None:
+                        worker.begin(next_job)
                         continue
                     worker.end()
                     running.remove(worker)
@@ -136,19 +183,19 @@ def _outcomes(
 class _Worker:
     """A worker process and its item: it loads the task first, and has the item from `begin` on."""
 
-    def __init__(self, load: bytes, job: _Job) -> None:
-        self.job = job
+    def __init__(self, load: bytes, job: Job, limits: Limits) -> None:
+        self.job, self.limits = job, limits
         self.usable = True  # True while it may have a further item
         self.started = time.monotonic()
         self.deadline = self.started + LOAD_S
         self.process, self.socket = start_child("flowkit.workers.pool:work")
         self._send(load)
 
-    def begin(self, job: _Job, timeout_s: float) -> None:
+    def begin(self, job: Job) -> None:
         """Hand out an item: its time starts now."""
         self.job = job
         self.started = time.monotonic()
-        self.deadline = self.started + timeout_s
+        self.deadline = self.started + self.limits.timeout_s
         self._send(pickle.dumps(job))
 
     def _send(self, message: bytes) -> None:
@@ -172,6 +219,12 @@ class _Worker:
             return outcome
         if self.process.poll() is not None:  # a child of a dead worker may keep the socket open
             return self._failed("crash", _death(self.process))
+        most = self.limits.memory_bytes
+        if most < math.inf and (taken := anonymous_bytes(self.process.pid)) > most:
+            return self._failed(
+                "memory",
+                f"stopped at {taken / 1e9:.3g} GB of memory (max-memory {most / 1e9:g} GB)",
+            )
         if time.monotonic() < self.deadline:
             return None
         limit_s = self.deadline - self.started
@@ -193,7 +246,8 @@ def _death(process: Process) -> str:
     return f"worker {how}{hint}"
 
 
-def _jobs(items: Iterable[Any]) -> Iterator[_Job]:
+def pickled_items(items: Iterable[Any]) -> Iterator[Job]:
+    """The items with their numbers, pickled one by one; FlowkitError where one cannot be."""
     for index, item in enumerate(items):
         try:
             payload = pickle.dumps(item)
@@ -223,7 +277,7 @@ def work(handle: int, parent: int) -> None:
             socket.send_bytes(_call(task, job, script, socket))
 
 
-def _call(task: Task, job: _Job, script: dict[str, str], socket: Connection) -> bytes:
+def _call(task: Task, job: Job, script: dict[str, str], socket: Connection) -> bytes:
     """The pickled Done or Failed of one item."""
     index, payload = job
     started = time.monotonic()
