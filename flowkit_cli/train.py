@@ -40,6 +40,12 @@ if TYPE_CHECKING:
     from flowkit.training.loop import Start
     from flowkit.training.sampling import Task
 
+# Options that a run goes on with whatever they were before; all others say what is trained.
+OF_THE_MACHINE = {
+    *("resume", "runs", "out", "records", "device", "workers", "micro_batch", "bf16"),
+    *("channels_last", "compile", "checkpointing", "tensorboard", "dry_run"),
+}
+OF_THE_LENGTH = {"steps", "passes"}  # options that prolong a run
 LINE_S = 30  # seconds between two lines of progress, but for those with held-out accuracy
 
 
@@ -133,19 +139,43 @@ def run_job(name: str, options: dict[str, Any], make_job: Callable[[], Job]) -> 
     folder = options["out"] or options["runs"] / name
     output.check_out_folder("--out", folder)
     with join_ranks(options["device"]) as ranks:
-        job = make_job()
+        stored = _resumed_job(folder, options) if options["resume"] else None
+        job = stored or make_job()
         names = ("micro_batch", "bf16", "channels_last", "compile", "tensorboard", "checkpointing")
         machine = Machine(
             workers=_workers(options["workers"], ranks),
             **{name: options[name] for name in names if name in options},
         )
         if ranks.is_first:
-            _say_job(job, options["recipe"], ranks, machine)
+            _say_job(job, None if stored else options["recipe"], ranks, machine)
         if options["dry_run"]:
             _rehearse(job, ranks, machine)
             return
         start: Start = "overwrite" if options["overwrite"] else "new"
         _run(job, folder, ranks, machine, "resume" if options["resume"] else start)
+
+
+def _resumed_job(folder: Path, options: dict[str, Any]) -> Job | None:
+    """The job of the run to go on with, maybe longer; None where there is none.
+
+    None, too, where options say what is trained: their job is compared with the run's.
+    """
+    from flowkit.data.record_folders import RecordFolder
+    from flowkit.networks.checkpoints import LAST, read_checkpoint
+    from flowkit.training.stored_jobs import prolong, stored_job
+
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    given = {name for name in context.params if context.get_parameter_source(name) is not default}
+    if given - OF_THE_MACHINE - OF_THE_LENGTH or not (folder / LAST).exists():
+        return None
+    checkpoint = read_checkpoint(folder / LAST)
+    moved = RecordFolder(options["records"]) if "records" in given else None
+    job = stored_job(folder, checkpoint, moved)
+    if given & OF_THE_LENGTH:
+        job = prolong(job, steps=options["steps"], passes=options["passes"])
+    output.say(f"{folder}: goes on at step {checkpoint.step:,} of {job.recipe.steps:,}")
+    return job
 
 
 def _run(job: Job, folder: Path, ranks: Ranks, machine: Machine, start: Start) -> None:
@@ -202,7 +232,7 @@ def _rehearse(job: Job, ranks: Ranks, machine: Machine) -> None:
     )
 
 
-def _say_job(job: Job, recipe_name: str, ranks: Ranks, machine: Machine) -> None:
+def _say_job(job: Job, recipe_name: str | None, ranks: Ranks, machine: Machine) -> None:
     """What will be trained on what, where: said at the start."""
     recipe = job.recipe
     for line in _net_lines(job, recipe_name):
@@ -236,8 +266,11 @@ def _say_job(job: Job, recipe_name: str, ranks: Ranks, machine: Machine) -> None
     )
 
 
-def _net_lines(job: Job, recipe_name: str) -> Iterator[str]:
-    """The network, what it starts from and sees, and how to train that of the paper."""
+def _net_lines(job: Job, recipe_name: str | None) -> Iterator[str]:
+    """The network, what it starts from and sees, and how to train that of the paper.
+
+    A run that goes on has no `recipe_name`, only the numbers.
+    """
     import torch
 
     from flowkit.networks.streams import count_parameters
@@ -253,11 +286,11 @@ def _net_lines(job: Job, recipe_name: str) -> Iterator[str]:
     if job.towers is not None:
         stream = f"towers, {job.towers.about}"
     yield (
-        f"{stream}, recipe {recipe_name}: {job.net}, "
+        f"{stream}, {f'recipe {recipe_name}' if recipe_name else 'as it was begun'}: {job.net}, "
         f"{parameters:,} parameters, {weights}, mode {job.recipe.mode}"
     )
     yield f"its input: {shapes}{''.join(forms)}"
-    if recipe_name != "paper" and job.towers is None:
+    if recipe_name not in ("paper", None) and job.towers is None:
         of_paper = job.tasks[0].split.name.startswith(("ucf101-", "hmdb51-"))
         yield "the 2014 paper's network and schedule: --recipe paper" + (
             ", and only they compare with its published figures" if of_paper else ""

@@ -269,7 +269,12 @@ def machine_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--channels-last", is_flag=True, help="Store tensors by pixel, not by plane."),
         click.option("--compile", is_flag=True, help="Compile the network (torch.compile)."),
         click.option("--tensorboard", is_flag=True, help="Write TensorBoard's events, too."),
-        click.option("--resume", is_flag=True, help="Go on from last.json, if there is one."),
+        click.option(
+            "--resume",
+            is_flag=True,
+            help="Go on from last.json, if there is one: no other option need be repeated; more "
+            "--steps or --passes prolong the run.",
+        ),
         click.option("--overwrite", is_flag=True, help="Begin again where there is a run already."),
         click.option(
             "--dry-run",

@@ -134,15 +134,19 @@ def towers(
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} does not go with joined towers: {reason}")
     form = Towers(join, places, frames, _read_gap(gap), over_time, keep)
-    runs = read_towers(
-        spatial or options["runs"] / "spatial", temporal or options["runs"] / "temporal"
-    )
-    if options["dry_run"]:
-        _say_counts(runs)
+
+    def read_runs() -> TowerRuns:
+        runs = read_towers(
+            spatial or options["runs"] / "spatial", temporal or options["runs"] / "temporal"
+        )
+        if options["dry_run"]:
+            _say_counts(runs)
+        return runs
+
     if join == "bilinear":
-        _fit_bilinear(runs, form, options)
+        _fit_bilinear(read_runs(), form, options)
         return
-    run_job("towers", options, lambda: _make_job(runs, form, options))
+    run_job("towers", options, lambda: _make_job(read_runs(), form, options))
 
 
 def _make_job(runs: TowerRuns, towers: Towers, options: dict[str, Any]) -> Job:

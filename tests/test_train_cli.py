@@ -96,6 +96,36 @@ def test_both_streams_train_where_they_are_expected(place, one_thread):
     assert read_checkpoint(place / "runs/spatial").inputs == {"spatial": None}
 
 
+def test_a_run_is_prolonged_without_repeating_an_option(place, one_thread):
+    same = (*TINY, "--lr", 0.02, "--drop-at", 3, "--warmup-steps", 0, "--eval-every", 2)
+    flowkit_train("temporal", *same, "--steps", 6, "--runs", "straight")
+    flowkit_train("temporal", *same, "--steps", 4)
+    result = flowkit_train("temporal", "--resume", "--steps", 6, "-j", 0)
+    assert "runs/temporal: goes on at step 4 of 6" in result.stderr
+    assert "as it was begun" in result.stderr
+    weights = [
+        read_tensors(place / run / "temporal" / LAST, "weights") for run in ("straight", "runs")
+    ]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+    assert "goes on at step 6 of 6" in flowkit_train("temporal", "--resume").stderr
+    with pytest.raises(UsageError, match="6 steps cannot be cut to 5"):
+        flowkit_train("temporal", "--resume", "--steps", 5)
+    with pytest.raises(UsageError, match="was begun otherwise"):
+        flowkit_train("temporal", "--resume", "--lr", 0.5)
+
+
+def test_records_that_moved_are_named_to_go_on(place, one_thread):
+    flowkit_train("temporal", *TINY, "--steps", 2)
+    (place / "flow").rename(place / "moved")
+    with pytest.raises(FlowkitError, match="flow"):
+        flowkit_train("temporal", "--resume", "--steps", 3)
+    flowkit_train("temporal", "--resume", "--steps", 3, "--records", "moved", "-j", 0)
+    assert read_checkpoint(place / "runs/temporal").training["places"]["main"]["root"] == str(
+        place / "moved"
+    )
+
+
 def test_a_dry_run_counts_and_writes_nothing(place, one_thread):
     result = flowkit_train("temporal", *TINY, "--micro-batch", 3, "--dry-run")
     assert "392,483 parameters, 392,483 of them learn at first" in result.stdout

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from flowkit.data.augment import Augmentation
 from flowkit.data.record_folders import RecordFolder
-from flowkit.data.splits import Split, hold_out, read_split
+from flowkit.data.splits import Split, hold_out
 from flowkit.documents import listed
 from flowkit.errors import UsageError
 from flowkit.networks.checkpoints import BEST, Checkpoint, checkpoint_path
 from flowkit.scores.files import Scores, read_scores
-from flowkit.training.jobs import OPTIONS, Job
-from flowkit.training.loop import SPLIT_FILE, split_file
-from flowkit.training.recipes import Recipe
-from flowkit.training.sampling import Task
+from flowkit.training.jobs import Job
+from flowkit.training.stored_jobs import stored_job
 
 log = logging.getLogger(__name__)
 
@@ -32,46 +29,23 @@ def fold_jobs(run: Path, checkpoint: Checkpoint, records: RecordFolder, folds: i
     the run does not say it, or where a fold would be held out of this training and not of the
     weights or data sets that it takes beside.
     """
-    split = read_split(run / SPLIT_FILE)
-    told = checkpoint.training
-    [first, *others] = checkpoint.tasks
-    has_added = set(checkpoint.tasks[first]) != set(split.classes)
-    needed = others + [f"{first}+"] * has_added
-    if missing := [name for name in needed if not (run / split_file(name)).exists()]:
-        raise UsageError(
-            f"{run}: was also trained on {', '.join(name.rstrip('+') for name in missing)} by a "
-            "split that it does not keep: --cv needs a run of this version of flowkit"
-        )
-    beside = {
-        name: (read_split(run / split_file(name)), _folder(told["places"][name])) for name in needed
-    }
-    added = beside.pop(f"{first}+", None)
-    recipe = Recipe(**{**told["recipe"], "drop_at": tuple(told["recipe"]["drop_at"])})
-    given: dict[str, Any] = {name: told[name] for name in OPTIONS if name in told}
+    job = stored_job(run, checkpoint, records)
+    first, *others = job.tasks
     jobs = []
     for fold in range(folds):
-        held = hold_out(split, folds=folds, fold=fold)
-        tasks = [Task(first, held, records, added)]
-        tasks += [Task(name, *other) for name, other in beside.items()]
-        augmentation = Augmentation(**told["augmentation"])
-        job = Job(
-            checkpoint.inputs,
-            checkpoint.net,
-            tuple(tasks),
-            recipe,
-            augmentation=augmentation,
-            towers=checkpoint.towers,
-            **(given | _fold_weights(given.get("weights"), fold, folds)),
-        )
-        _refuse_seen(run, job, fold)
-        jobs.append(job)
+        held = hold_out(first.split, folds=folds, fold=fold)
+        weights = _fold_weights(job.weights, fold, folds)
+        jobs.append(replace(job, tasks=(replace(first, split=held), *others), weights=weights))
+        _refuse_seen(run, jobs[-1], fold)
     return jobs
 
 
-def _fold_weights(weights: Any, fold: int, folds: int) -> dict[str, Any]:
-    """Of joined towers, those that were trained without the same fold; nothing of others."""
-    if not isinstance(weights, list):
-        return {}
+def _fold_weights(
+    weights: str | tuple[str, str] | None, fold: int, folds: int
+) -> str | tuple[str, str] | None:
+    """Of joined towers, those that were trained without the same fold; else the same weights."""
+    if not isinstance(weights, tuple):
+        return weights
     found = []
     for source in weights:
         run = checkpoint_path(source).parent
@@ -82,7 +56,7 @@ def _fold_weights(weights: Any, fold: int, folds: int) -> dict[str, Any]:
                 f"there: flowkit eval {run} --cv {folds}"
             )
         found.append(str(place))
-    return {"weights": tuple(found)}
+    return found[0], found[1]
 
 
 def fold_folder(run: Path, fold: int, folds: int) -> Path:
@@ -103,10 +77,6 @@ def _refuse_seen(run: Path, job: Job, fold: int) -> None:
             "%s: starts from %s, which does not say what it was trained on: folds may be among it",
             *(run, listed(origin.unknown)),
         )
-
-
-def _folder(place: dict[str, Any]) -> RecordFolder:
-    return RecordFolder(**{**place, "root": Path(place["root"])})
 
 
 def join_folds(files: Sequence[Path], split: Split) -> Scores:

@@ -293,6 +293,13 @@ def make_tower_recipe(
     return _sized(facts.recipe, videos, passes, {"mode": mode, **numbers})
 
 
+def steps_of_passes(passes: float, videos: int, batch_size: int) -> int:
+    """How many steps see each video `passes` times; UsageError where that is no number."""
+    if not 0 < passes < math.inf or not videos:
+        raise UsageError(f"expected passes over videos, got {passes} over {videos}")
+    return math.ceil(passes * videos / batch_size)
+
+
 def _sized(
     recipe: Recipe, videos: int | None, passes: float | None, numbers: dict[str, Any]
 ) -> Recipe:
@@ -300,10 +307,8 @@ def _sized(
     if passes is not None:
         if "steps" in numbers:
             raise UsageError("expected passes or steps: one of them says how long a training is")
-        if not 0 < passes < math.inf or not videos:
-            raise UsageError(f"expected passes over videos, got {passes} over {videos}")
         batch_size = numbers.get("batch_size", recipe.batch_size)
-        numbers["steps"] = math.ceil(passes * videos / batch_size)
+        numbers["steps"] = steps_of_passes(passes, videos or 0, batch_size)
     if "steps" in numbers:
         factor = numbers["steps"] / recipe.steps
         drops = {max(1, round(step * factor)) for step in recipe.drop_at}

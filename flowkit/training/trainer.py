@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,8 +286,8 @@ class Training:
 def prepare(job: Job, ranks: Ranks, machine: Machine, *, resume: Path | None = None) -> Training:
     """The training of a job, ready to take steps; reads every record's sidecar.
 
-    `resume` is a checkpoint to go on from, ``last.json`` of the same job. UsageError where it was
-    begun otherwise, or where not one clip fits into memory.
+    `resume` is a checkpoint to go on from, ``last.json`` of the same job or of one of fewer steps.
+    UsageError where it was begun otherwise, or where not one clip fits into memory.
     """
     checkpoint = None if resume is None else _check_resumed(resume, job)
     clips = StepClips(
@@ -421,6 +422,9 @@ def _heldout_clips(job: Job) -> TestClips | None:
 
 def _check_resumed(path: Path, job: Job) -> Checkpoint:
     checkpoint = read_checkpoint(path)
+    steps = checkpoint.training.get("recipe", {}).get("steps", job.recipe.steps)
+    if job.recipe.steps > steps:  # it is prolonged
+        job = replace(job, recipe=replace(job.recipe, steps=steps))
     if found := job.differences(checkpoint):
         raise UsageError(
             f"{path}: was begun otherwise: {'; '.join(found)}: "
