@@ -207,7 +207,7 @@ def read_document(
     try:
         data = read_plain_file(path, error=error)
     except FileNotFoundError:
-        raise error(f"{path}: no {format} there: {maker} writes one") from None
+        raise error(f"{path}: no {format} there: {maker} writes one", absent=True) from None
     if is_sealed(data) is False:
         raise error(
             f"{path}: damaged, or changed by hand: its checksum does not agree; if the change is "

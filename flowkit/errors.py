@@ -2,7 +2,15 @@
 
 
 class FlowkitError(Exception):
-    """Anything flowkit refuses; its text is one line that a user can act on."""
+    """Anything flowkit refuses; its text is one line that a user can act on.
+
+    `absent` is True where the very path that was asked for is not there: the RecordError of a
+    mistyped folder has it, that of a damaged record has not.
+    """
+
+    def __init__(self, *text: object, absent: bool = False) -> None:
+        super().__init__(*text)
+        self.absent = absent
 
 
 class UsageError(FlowkitError, ValueError):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flowkit.errors import UsageError
 from flowkit_cli import output
 from flowkit_cli.options import renamed_option
 
@@ -46,6 +47,8 @@ def doctor(out: Path, no_speed: bool, raft_weights: str | None, as_json: bool) -
     """
     from flowkit.doctor import examine
 
+    if raft_weights is not None and not Path(raft_weights).exists():
+        raise UsageError(f"--raft-weights {raft_weights}: no such file")
     with _Steps() as steps:
         facts = examine(out, speeds=not no_speed, weights=raft_weights, tell=steps.tell)
     if as_json:

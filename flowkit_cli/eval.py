@@ -100,8 +100,10 @@ def eval(  # the command's name
     folder = record_folder(records, options)
     device = choose_device(options["device"])
     readers = options["workers"] or (1 if device.type == "cpu" else cores())
-    for run in runs_given or _find_runs(runs):
-        views = test_views(options, read_checkpoint(run))
+    views_of = {  # of all runs, before the first is scored
+        run: test_views(options, read_checkpoint(run)) for run in runs_given or _find_runs(runs)
+    }
+    for run, views in views_of.items():
         scorer = Scorer(run, views=views, device=device, pass_inputs=options["pass_inputs"])
         place = scorer.path.parent
         asked: tuple[Part, ...] = parts or ("test", "heldout")

@@ -34,21 +34,25 @@ def info(records: tuple[Path, ...], as_json: bool) -> None:
     from flowkit.records.reading import find_records, open_record
 
     failed = False
+    paths: list[Path] = []
     for given in records:
         try:
-            paths = list(find_records(given))
-            if not paths:
+            below = list(find_records(given))
+            if not below:
                 raise RecordError(f"{given}: no flow records there: flowkit extract makes them")
+            paths += below
         except FlowkitError as error:
-            paths, failed = [], True
+            if error.absent:  # which stops before the first line
+                raise
+            failed = True
             output.error(f"flowkit: error: {error}")
-        for path in paths:
-            try:
-                record = open_record(path, max_frame_mpx=math.inf)
-                output.json_line(_event(record)) if as_json else output.result(_line(record))
-            except FlowkitError as error:  # one odd record never hides the others
-                failed = True
-                output.error(f"flowkit: error: {error}")
+    for path in paths:
+        try:
+            record = open_record(path, max_frame_mpx=math.inf)
+            output.json_line(_event(record)) if as_json else output.result(_line(record))
+        except FlowkitError as error:  # one odd record never hides the others
+            failed = True
+            output.error(f"flowkit: error: {error}")
     if failed:
         sys.exit(1)
 

@@ -172,7 +172,7 @@ def main() -> None:
         sys.exit(stopped.status)
     except FlowkitError as error:
         output.error(f"flowkit: error: {error}")
-        sys.exit(2 if isinstance(error, UsageError | InstallError) else 1)
+        sys.exit(2 if error.absent or isinstance(error, UsageError | InstallError) else 1)
     except OSError as error:
         output.error(f"flowkit: error: {error}")
         sys.exit(1)

@@ -46,7 +46,7 @@ max_frame_option = click.option(
 
 root_option = click.option(
     "--root",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False),
     help="Keep the path below this folder for files named one by one: videos/jump/a.avi "
     "becomes jump/a with --root videos, else a.",
 )

@@ -10,7 +10,7 @@ from flowkit_cli import output
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True))
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def pack(folder: Path) -> None:
     """Turn record folders into packs, one stored zip per video.
 

@@ -102,6 +102,8 @@ def predict(
     from flowkit.evaluation.held_records import hold_videos, looks_of
     from flowkit.flow.methods import METHODS
 
+    if absent := [name for name in videos if name != "-" and not os.path.lexists(name)]:
+        raise UsageError(f"{absent[0]}: no such file or folder")
     asked = _find(videos)
     if out is not None:
         asked = iter(named := list(asked))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from flowkit.errors import UsageError
 from flowkit_cli import output
 from flowkit_cli.options import json_option, max_frame_option
 
@@ -26,7 +27,7 @@ from flowkit_cli.options import json_option, max_frame_option
 )
 @click.option(
     "--records",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=click.Path(path_type=Path, file_okay=False),
     help="Folder of the flow records, for pictures of mistakes.  [default: flow, if it is there]",
 )
 @click.option(
@@ -78,6 +79,8 @@ def report(
     reports = evaluate_files(files, method=method)
     if records is None and Path("flow").is_dir():
         records = Path("flow")
+    elif records is not None and not records.exists():
+        raise UsageError(f"--records {records}: no such folder of flow records")
     shown = dict.fromkeys(m.video for one in reports for m in find_mistakes(one)[:mistakes])
     pictures, missing = (
         read_pictures(records, shown, max_frame_mpx) if records and shown else ({}, {})

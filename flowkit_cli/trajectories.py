@@ -54,7 +54,7 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @click.option(
     "--boxes",
-    type=click.Path(path_type=Path, exists=True),
+    type=click.Path(path_type=Path),
     metavar="PLACE",
     help="People, whose motion is not the camera's: a folder with CLASS/VIDEO.bb, or the file of "
     "one video; lines of frame (from 0), then x1 y1 x2 y2 confidence for each person.",

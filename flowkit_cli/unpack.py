@@ -10,7 +10,7 @@ from flowkit_cli import output
 
 
 @click.command()
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, exists=True))
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def unpack(folder: Path) -> None:
     """Turn packs back into record folders.
 

@@ -20,7 +20,7 @@ from flowkit_cli.options import cores, json_option, max_frame_option
     metavar="PATH...",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path, exists=True),
+    type=click.Path(path_type=Path),
 )
 @click.option(
     "--delete-broken",

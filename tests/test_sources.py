@@ -378,6 +378,9 @@ def test_names_that_are_not_utf8_are_kept(tmp_path, monkeypatch):
 def test_paths_of_a_list_that_do_not_exist_are_counted_and_named_at_once(tmp_path, monkeypatch):
     touch(tmp_path, "a.avi")
     monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="x: no such folder"):
+        find_videos([tmp_path / "a.avi"], root=tmp_path / "x")
+    (tmp_path / "x").mkdir()
     listed = write_list(tmp_path / "list.txt", "a.avi 1", *(f"gone_{k}.avi 1" for k in range(7)))
     message = (
         rf"list.txt: 7 of 8 paths do not exist, looked for from {tmp_path} and {tmp_path}/x: "

@@ -192,12 +192,12 @@ def test_info_says_that_there_is_nothing_and_goes_on(folder):
     (folder / "flow/odd").mkdir()
     odd = '{"format": "flowkit flow record", "version": 99}'
     (folder / "flow/odd/record.json").write_text(odd)
-    done = run(info, "none", "empty", "flow/odd")
+    done = run(info, "empty", "flow/odd")
     assert (done.exit_code, done.stdout) == (1, "")
-    assert "none: no such folder of flow records" in done.stderr
-    assert (
-        "empty: no flow records" in done.stderr and "flow/odd: record.json: expected" in done.stderr
-    )
+    assert "empty: no flow records" in done.stderr
+    assert "flow/odd: record.json: expected" in done.stderr
+    with pytest.raises(RecordError, match="none: no such folder of flow records"):
+        run(info, "empty", "none")
 
 
 def write_images(folder):

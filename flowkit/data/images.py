@@ -65,5 +65,8 @@ def find_images(root: Path) -> dict[str, Path]:
         if not any(part.startswith(".") for part in file.relative_to(root).parts)
     }
     if not found:
-        raise RecordError(f"{root}: expected images in class folders ({', '.join(SUFFIXES)})")
+        raise RecordError(
+            f"{root}: expected images in class folders ({', '.join(SUFFIXES)})",
+            absent=not root.exists(),
+        )
     return found

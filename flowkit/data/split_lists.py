@@ -67,7 +67,8 @@ def hmdb51_split(folder: str | os.PathLike[str], number: int = 1) -> Split:
     ending = f"_test_split{number}.txt"
     classes = sorted(path.name.removesuffix(ending) for path in Path(folder).glob(f"*{ending}"))
     if not classes:
-        raise SplitError(f"{folder}: expected files named CLASS{ending}, found none")
+        absent = not Path(folder).exists()
+        raise SplitError(f"{folder}: expected files named CLASS{ending}, found none", absent=absent)
     parts: dict[str, list[Video]] = {"0": [], "1": [], "2": []}
     for class_name in classes:
         for where, line in _lines(Path(folder, class_name + ending)):
@@ -189,7 +190,10 @@ def _class_folder(id: str, names: list[str]) -> str | None:
 def _only(folder: str | os.PathLike[str], pattern: str) -> Path:
     found = sorted(Path(folder).glob(pattern))
     if len(found) != 1:
-        raise SplitError(f"{folder}: expected one file {pattern}, found {len(found)}")
+        absent = not Path(folder).exists()
+        raise SplitError(
+            f"{folder}: expected one file {pattern}, found {len(found)}", absent=absent
+        )
     return found[0]
 
 
@@ -197,7 +201,7 @@ def _text(path: Path) -> str:
     try:
         return decode_list(read_plain_file(path, error=SplitError), str(path))
     except FileNotFoundError:
-        raise SplitError(f"{path}: no such file") from None
+        raise SplitError(f"{path}: no such file", absent=True) from None
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:

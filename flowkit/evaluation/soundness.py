@@ -35,7 +35,10 @@ def find_files(folder: Path) -> Iterator[Path]:
     """The splits, checkpoints and .npz files of flowkit below a folder, or the file that it is.
 
     By what is in them, with one bit wrong, too; what is another program's is stepped over.
+    FlowkitError where there is no such folder or file.
     """
+    if not folder.exists():
+        raise FlowkitError(f"{folder}: no such folder or file", absent=True)
     if not folder.is_dir():
         if folder.suffix in SUFFIXES:
             yield folder

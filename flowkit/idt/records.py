@@ -138,7 +138,9 @@ def open_tracks(path: str | os.PathLike[str]) -> TrackRecord:
     """Open the record at `path`; RecordError, a line that says what is wrong, if it is none."""
     path = Path(path)
     if not path.is_file():
-        raise RecordError(f"{path}: no track record there: flowkit trajectories makes them")
+        raise RecordError(
+            f"{path}: no track record there: flowkit trajectories makes them", absent=True
+        )
     try:
         header = json.loads(_read_member(path, META).item())
         found = (header["format"], header["version"])
@@ -160,7 +162,10 @@ def find_tracks(root: Path) -> dict[str, Path]:
         if not any(part.startswith(".") for part in place.relative_to(root).parts)
     }
     if not found:
-        raise RecordError(f"{root}: no track records there: flowkit trajectories makes them")
+        raise RecordError(
+            f"{root}: no track records there: flowkit trajectories makes them",
+            absent=not root.exists(),
+        )
     return found
 
 

@@ -236,7 +236,10 @@ def find_vectors(root: Path) -> dict[str, Path]:
         if place != root / CODEBOOK
     }
     if not found:
-        raise RecordError(f"{root}: no Fisher vectors there: flowkit fisher encode makes them")
+        raise RecordError(
+            f"{root}: no Fisher vectors there: flowkit fisher encode makes them",
+            absent=not root.exists(),
+        )
     return found
 
 

@@ -82,7 +82,7 @@ def read_weights(source: str, net: str) -> Weights:
     elif not path.suffix and not path.exists():
         state, where = torchvision_weights(net, source)
     elif not path.exists():
-        raise CheckpointError(f"{path}: no such file of weights")
+        raise CheckpointError(f"{path}: no such file of weights", absent=True)
     else:
         where = str(path)
         state = _read_file(path, net)

@@ -99,7 +99,7 @@ def open_foreign(
         raise RecordError(f"{path}: a flow record of flowkit's own: leave the layout out")
     found = _find_planes(path, files, step)
     if not any(one.direction == "forward" for one in found):
-        raise RecordError(f"{path}: {_missing(path, layout)}")
+        raise RecordError(f"{path}: {_missing(path, layout)}", absent=not path.exists())
     series = [_stored_series(path, files, one, bound, zero) for one in found]
     lengths = {one.count + one.step for one in series}
     if len(lengths) > 1:
@@ -135,7 +135,7 @@ def find_foreign(root: str | os.PathLike[str], *, layout: str) -> Iterator[Path]
     """
     root = Path(root)
     if not root.is_dir():
-        raise RecordError(f"{root}: no such folder of flow planes")
+        raise RecordError(f"{root}: no such folder of flow planes", absent=True)
     files = _layout(layout)
     folders: Iterable[tuple[Path, list[str]]]
     if layout == "twostreamfusion":

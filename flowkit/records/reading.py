@@ -199,7 +199,7 @@ def open_record(path: str | os.PathLike[str], *, max_frame_mpx: float = MAX_FRAM
     if not path.is_dir() and path.suffix != ".zip":
         path = path.with_name(path.name + ".zip")
     if not path.exists():
-        raise RecordError(f"{path}: no flow record there: flowkit extract makes one")
+        raise RecordError(f"{path}: no flow record there: flowkit extract makes one", absent=True)
     members = None if path.is_dir() else zips.list_members(path)
     sidecar = parse_sidecar(_sidecar_bytes(path, members), path)
     size = (sidecar["size"][0], sidecar["size"][1])
@@ -252,11 +252,15 @@ def find_records(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """The paths of all records, folders and packs, at or below `folder`, in the order of names.
 
     Steps over what is plainly not flowkit's, as other zips are. What cannot be told is among them.
-    RecordError where `folder` is no folder.
+    RecordError where `folder` is not there, or neither a folder nor a pack.
     """
     folder = Path(folder)
+    if not folder.exists():
+        raise RecordError(
+            f"{folder}: no such folder of flow records: flowkit extract makes one", absent=True
+        )
     if not folder.is_dir() and folder.suffix != ".zip":
-        raise RecordError(f"{folder}: no such folder of flow records: flowkit extract makes one")
+        raise RecordError(f"{folder}: expected a folder of flow records or a pack (.zip)")
     if os.path.lexists(folder / SIDECAR):  # whatever it is: this folder was asked for
         yield folder
         return

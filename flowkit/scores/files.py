@@ -213,7 +213,7 @@ def find_scores(
         files = [own] if own.is_file() else sorted(place.glob(f"*/{name}"))
         if not files:
             what = f"no {name} there or in a folder there" if place.is_dir() else "no such file"
-            raise ScoresError(f"{place}: {what}: flowkit eval writes them")
+            raise ScoresError(f"{place}: {what}: flowkit eval writes them", absent=True)
         found += files
     return list(dict.fromkeys(found))
 

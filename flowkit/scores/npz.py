@@ -65,7 +65,7 @@ def read_arrays(
                 refuse(f"expected arrays of {MAX_BYTES:,} bytes at most, got {size:,}")
             arrays = {n: _parse_array(archive.read(i), n, kinds[n]) for n, i in members.items()}
     except FileNotFoundError:
-        refuse(f"no such file: {maker} writes one")
+        raise ScoresError(f"{path}: no such file: {maker} writes one", absent=True) from None
     except zipfile.BadZipFile as error:
         refuse(f"expected an .npz file ({error})")
     except ReadError:

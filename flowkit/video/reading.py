@@ -144,7 +144,10 @@ def open_video(
     if place.is_dir():
         return _open_folder(place, keep_damaged, max_frame_mpx)
     if not place.is_file():
-        raise VideoError(f"{place}: expected a video file or a folder of frames, found neither")
+        raise VideoError(
+            f"{place}: expected a video file or a folder of frames, found neither",
+            absent=not place.exists(),
+        )
     return _open_file(place, keep_damaged, max_frame_mpx)
 
 

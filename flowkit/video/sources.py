@@ -93,10 +93,12 @@ def find_videos(
 
     A path that several inputs name is one source, with the id that the first of them gives it. A
     folder without any video is a source that fails, beside others that are not.
-    Raises UsageError if a path does not exist or lies outside `root`, if two ids collide or one
-    lies inside the other's record, or if there is no video at all.
+    Raises UsageError if a path or `root` does not exist, if a path lies outside `root`, if two ids
+    collide or one lies inside the other's record, or if there is no video at all.
     """
     top = None if root is None else Path(os.path.abspath(root))
+    if top is not None and not top.is_dir():
+        raise UsageError(f"{root}: no such folder to keep the paths below")
     leave = frozenset() if out is None else frozenset({os.path.realpath(out)})
     passed_over: Counter[str] = Counter()
     sources: dict[Path, Source] = {}
