@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from flowkit_cli import output
-from flowkit_cli.options import cores, json_option
+from flowkit_cli.options import cores, json_option, max_frame_option
 
 SHOWN = 20  # odd videos that are listed; --json lists all
 
@@ -24,13 +24,28 @@ SHOWN = 20  # odd videos that are listed; --json lists all
     "which bound would clip 1%.",
 )
 @click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write one page that stands alone: charts, and pictures of videos that are worth a look.",
+)
+@click.option(
     "-j",
     "--workers",
     type=click.IntRange(1),
     help="Processes that read records.  [default: all cores this process may use]",
 )
+@max_frame_option
 @json_option
-def stats(records: Path, pixels: bool, workers: int | None, as_json: bool) -> None:
+def stats(
+    records: Path,
+    pixels: bool,
+    page: Path | None,
+    workers: int | None,
+    max_frame_mpx: float,
+    as_json: bool,
+) -> None:
     """Videos, frames, bytes, inodes, methods, lengths and motion of all records below a folder.
 
     RECORDS is flow/ unless it is named. By the sidecars alone, unless --pixels asks for more. The
@@ -41,6 +56,7 @@ def stats(records: Path, pixels: bool, workers: int | None, as_json: bool) -> No
     \b
     flowkit stats
     flowkit stats flow --pixels
+    flowkit stats flow --html stats.html
     flowkit stats flow --json | jq .classes
 
     Exit status: 0 all read, 1 some records could not be read, 2 usage.
@@ -49,15 +65,24 @@ def stats(records: Path, pixels: bool, workers: int | None, as_json: bool) -> No
     from flowkit.records.reading import find_records
     from flowkit.records.statistics import gather_facts, summarize
 
-    places = list(find_records(records))
-    ids = [place.relative_to(records).as_posix().removesuffix(".zip") for place in places]
-    found, failed = [], 0
+    if page is not None:
+        output.check_out("--html", page, "a page (.html)")
+    places = {
+        path.relative_to(records).as_posix().removesuffix(".zip"): path
+        for path in find_records(records)
+    }
+    found, failed = [], {}
     with output.ProgressBar(len(places)) as bar:
-        pairs = list(zip(ids, places, strict=True))
-        for id, one in gather_facts(pairs, workers=workers or cores(), pixels=pixels):
+        facts = gather_facts(
+            list(places.items()),
+            workers=workers or cores(),
+            pixels=pixels,
+            max_frame_mpx=max_frame_mpx,
+        )
+        for id, one in facts:
             bar.finished(failed=isinstance(one, FlowkitError))
             if isinstance(one, FlowkitError):
-                failed += 1
+                failed[id] = str(one)
                 output.error(f"failed: {id}: {one}")
             else:
                 found.append(one)
@@ -68,6 +93,13 @@ def stats(records: Path, pixels: bool, workers: int | None, as_json: bool) -> No
         output.json_line(summary)
     else:
         _tell(summary)
+    if page is not None:
+        from flowkit.report.html import write_page
+        from flowkit.report.records_page import odd_pictures, records_page
+
+        pictures = odd_pictures(found, places, max_frame_mpx=max_frame_mpx)
+        write_page(page, records_page(str(records), found, summary, pictures, failed))
+        output.say(f"wrote {page}")
     if failed:
         sys.exit(1)
 

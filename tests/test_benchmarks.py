@@ -365,3 +365,11 @@ def test_mutation_tells_what_tests_see_from_what_they_do_not(tmp_path):
         "1 -> (2) -> survived",  # 1 + 2 is 3, too
         "a -> (None) -> failed",
     }
+
+
+def test_stats_says_what_it_took():
+    done = run("stats.py", "--records", 12)
+    assert done.returncode == 0, done.stderr
+    assert re.match(
+        r"12 records, 0 MB of sidecars: [\d.]+ s of wall clock, [\d.]+ s of proc", done.stdout
+    )

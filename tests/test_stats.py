@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from command import run_here
 from made_records import write_record
 
 from flowkit.records.statistics import record_facts, summarize
+from flowkit.report.records_page import histogram
 
 MOVING, STILL = 12, 11  # fields
 
@@ -121,3 +123,65 @@ def test_a_folder_without_records_is_an_error(tmp_path):
     os.mkdir(tmp_path / "flow")
     done = run_here("stats", cwd=tmp_path)
     assert done.returncode == 1 and b"no flow records there" in done.stderr
+
+
+def test_a_bound_that_clips_less_says_which_smaller_one_clips_one_percent(tmp_path):
+    fields = np.zeros((3, 20, 20, 2), np.float32)  # 2,400 displacements
+    fields[0, 0, :12, 0] = 7  # 0.5% at the bound
+    fields[0, 1, :18, 0] = 3.3  # 0.75%: with those above, 1.25% from 3.3 px on
+    write_record(tmp_path, "a", fields, format="png", bound=7)
+    summary = summarize([record_facts(tmp_path / "a", "a", pixels=True)])
+    assert summary["lost"] == 12 / 2400
+    assert summary["bound_1_percent"] == pytest.approx(3.3, abs=7 / 254 + 1 / 16)
+    assert summary["clipped_by_bound"] == {"5": pytest.approx(12 / 2400)}  # 10 px: not known
+
+
+def test_frames_that_are_too_large_are_not_read_for_pixels(flow):
+    done = run_here("stats", "-j", 1, "--pixels", "--max-frame-mpx", 0.001, cwd=flow.parent)
+    assert done.returncode == 1 and b"megapixels (--max-frame-mpx)" in done.stderr
+
+
+def test_the_page_stands_alone_and_shows_counts_charts_and_odd_videos(flow):
+    os.rename(flow / "jump/b.zip", flow / "jump/<b>.zip")
+    done = run_here("stats", "-j", 1, "--pixels", "--html", "s.html", cwd=flow.parent)
+    assert done.returncode == 0, done.stderr
+    assert b"wrote s.html" in done.stderr
+    page = (flow.parent / "s.html").read_text()
+    assert "<script" not in page and "http:" not in page and "url(" not in page
+    assert page.count(" frames: 1 videos</title>") == 3  # 4, 12 and 13 frames
+    assert page.count("<figure>") == page.count('alt="flow of') == 2  # jump/b and sit/c
+    assert "still: the median field moves at most 0 px" in page
+    assert "<b>" not in page.partition("Worth a look")[2]  # the name, as text
+    assert "jump/&lt;b&gt;" in page
+    assert "would clip 1%" in page
+
+
+def test_the_page_names_records_that_cannot_be_read_and_why_a_picture_is_missing(flow):
+    sidecar = flow / "jump/a/record.json"
+    sidecar.write_bytes(sidecar.read_bytes()[:-40])
+    (flow / "sit/c" / f"flow_x_{1 + STILL // 2:05}.jpg").write_bytes(b"no image")
+    done = run_here("stats", "-j", 1, "--html", "s.html", cwd=flow.parent)
+    assert done.returncode == 1
+    page = (flow.parent / "s.html").read_text()
+    assert "Not read" in page and "jump/a" in page.partition("Not read")[2]
+    assert "damaged or truncated image" in page
+
+
+def test_a_page_replaces_no_other_file(flow):
+    kept = flow.parent / "notes.txt"
+    kept.write_text("mine")
+    done = run_here("stats", "-j", 1, "--html", kept, cwd=flow.parent)
+    assert done.returncode == 2 and b"not a page" in done.stderr and kept.read_text() == "mine"
+
+
+@pytest.mark.parametrize("values", [[3.0], [0.0, 0.0], [1, 2, 3, 4] * 50 + [900], [5, 5.5, 8]])
+def test_bars_count_every_value_once(values):
+    said = re.findall(r"<title>([\d.]+) (?:to below ([\d.]+)|and more) px: ([\d,]+)", _bars(values))
+    for low, high, count in said:
+        inside = [one for one in values if float(low) <= one < float(high or "inf")]
+        assert len(inside) == int(count), (low, high)
+    assert sum(int(count) for *_, count in said) == len(values) and len(said) < 30
+
+
+def _bars(values):
+    return histogram(values, "px")

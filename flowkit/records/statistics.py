@@ -20,6 +20,7 @@ from flowkit.documents import SIDECAR
 from flowkit.errors import FlowkitError
 from flowkit.records.reading import open_record, read_sidecar
 from flowkit.records.sidecar import read_checks
+from flowkit.video.image_folders import MAX_FRAME_MPX
 
 STILL_PX = 0.5  # a video whose median field moves nothing further than this is still
 FROZEN = 0.25  # share of fields in which nothing moves at all, from which frames look repeated
@@ -27,17 +28,19 @@ WILD = 0.25  # of the longer side: a median field that moves something further i
 USUAL_LENGTH = 10  # fields of a stack
 BINS_PER_PX, MOST_PX = 16, 256  # of the histogram of displacements
 LOST = 0.01  # share of displacements that the bound which is asked for may clip
+BOUNDS = (5, 10, 15, 20, 30, 40)  # px: what each would clip is told
 
 
 class Pixels(NamedTuple):
     """What reading the forward fields adds: how their components are spread.
 
-    `histogram` is int64, of |component| in bins of 1/16 px; `clipped` of them are at the bound.
+    `histogram` is int64, of |component| in bins of 1/16 px; `clipped` of them are at the `bound`,
+    px, which is None for records without one.
     """
 
     histogram: np.ndarray
     clipped: int
-    has_bound: bool
+    bound: float | None
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,18 @@ class RecordFacts:
         return found
 
 
-def record_facts(path: Path, id: str, *, pixels: bool = False) -> RecordFacts:
-    """The facts of the record at `path`; RecordError where it cannot be read."""
+def record_facts(
+    path: Path, id: str, *, pixels: bool = False, max_frame_mpx: float = MAX_FRAME_MPX
+) -> RecordFacts:
+    """The facts of the record at `path`; RecordError where it cannot be read.
+
+    With `pixels` also where its fields have more than `max_frame_mpx` megapixels.
+    """
     sidecar = read_sidecar(path)
     request, series = sidecar["request"], sidecar["series"]
     forward = next((one for one in series if one["direction"] == "forward"), series[0])
     bound = request.get("bound")
-    largest, read = _read_pixels(path, bound) if pixels else (None, None)
+    largest, read = _read_pixels(path, bound, max_frame_mpx) if pixels else (None, None)
     if read is None and bound is None and forward.get("ranges"):
         largest = np.abs(forward["ranges"]).max((1, 2))  # (F, 2, 2) -> (F,)
     packed = not path.is_dir()
@@ -125,12 +133,14 @@ def _bytes(path: Path, sidecar: dict[str, Any]) -> int | None:
     return sum(sum(one.size) for one in checks.values()) + (path / SIDECAR).stat().st_size
 
 
-def _read_pixels(path: Path, bound: float | None) -> tuple[np.ndarray, Pixels]:
+def _read_pixels(
+    path: Path, bound: float | None, max_frame_mpx: float
+) -> tuple[np.ndarray, Pixels]:
     """The largest |component| of each forward field, and the spread of all.
 
     Clipped is what lies within half a code of the bound.
     """
-    record = open_record(path, max_frame_mpx=math.inf)
+    record = open_record(path, max_frame_mpx=max_frame_mpx)
     histogram = np.zeros(MOST_PX * BINS_PER_PX, np.int64)
     limit = math.inf if bound is None else bound * (1 - 0.5 / 127)
     largest, clipped = [], 0
@@ -140,21 +150,25 @@ def _read_pixels(path: Path, bound: float | None) -> tuple[np.ndarray, Pixels]:
         histogram += np.bincount(bins.ravel(), minlength=len(histogram))
         largest.append(float(size.max()))
         clipped += int((size >= limit).sum())
-    return np.array(largest), Pixels(histogram, clipped, bound is not None)
+    return np.array(largest), Pixels(histogram, clipped, bound)
 
 
 def gather_facts(
-    records: Sequence[tuple[str, Path]], *, workers: int = 1, pixels: bool = False
+    records: Sequence[tuple[str, Path]],
+    *,
+    workers: int = 1,
+    pixels: bool = False,
+    max_frame_mpx: float = MAX_FRAME_MPX,
 ) -> Iterator[tuple[str, RecordFacts | FlowkitError]]:
     """The facts of records, pairs of id and path, in order, or what is wrong with one."""
     parallel = joblib.Parallel(n_jobs=workers, return_as="generator", batch_size="auto")
-    look = partial(_try_facts, pixels=pixels)
+    look = partial(_try_facts, pixels=pixels, max_frame_mpx=max_frame_mpx)
     yield from parallel(joblib.delayed(look)(id, path) for id, path in records)
 
 
-def _try_facts(id: str, path: Path, *, pixels: bool) -> tuple[str, RecordFacts | FlowkitError]:
+def _try_facts(id: str, path: Path, **options: Any) -> tuple[str, RecordFacts | FlowkitError]:
     try:
-        return id, record_facts(path, id, pixels=pixels)
+        return id, record_facts(path, id, **options)
     except FlowkitError as error:
         return id, error
 
@@ -163,7 +177,9 @@ def summarize(facts: Iterable[RecordFacts]) -> dict[str, Any]:
     """All records together; JSON values, each None where nothing says it.
 
     Motion is in px per frame step, of the median record; `lost` is the share of displacements that
-    are at the bound, `bound_1_percent` the smallest bound in px that would clip 1% of them.
+    are at the bound, `bound_1_percent` the smallest bound in px that would clip at most 1% of them,
+    and `clipped_by_bound` the share that each of some bounds in px would. What a bound has clipped
+    already says nothing of larger ones.
     """
     facts = list(facts)
     lengths = np.array([one.frames for one in facts])
@@ -196,19 +212,31 @@ def summarize(facts: Iterable[RecordFacts]) -> dict[str, Any]:
             }
             for name, some in _by_class(facts).items()
         ],
-        "lost": None,
-        "bound_1_percent": None,
         "odd": {one.id: reasons for one in facts if (reasons := one.oddities())},
     }
-    bounded = [one for one in read if one.has_bound]
+    return summary | _saturation(read)
+
+
+def _saturation(read: Sequence[Pixels]) -> dict[str, Any]:
+    """What is at the bound, and what bounds would clip, where that is not clipped already."""
+    bounded = [one for one in read if one.bound is not None]
+    lost = None
     if bounded:
         total = sum(int(one.histogram.sum()) for one in bounded)
-        summary["lost"] = sum(one.clipped for one in bounded) / total
-    elif read:
-        histogram = np.sum([one.histogram for one in read], axis=0)
-        above = np.cumsum(histogram) >= (1 - LOST) * histogram.sum()
-        summary["bound_1_percent"] = (int(above.argmax()) + 1) / BINS_PER_PX
-    return summary
+        lost = sum(one.clipped for one in bounded) / total
+    if not read:
+        return {"lost": lost, "bound_1_percent": None, "clipped_by_bound": {}}
+    known = min((one.bound for one in bounded if one.bound), default=math.inf)  # px
+    histogram = np.sum([one.histogram for one in read], axis=0)
+    beyond = 1 - np.cumsum(histogram) / histogram.sum()  # share above the end of each bin
+    smallest = (int((beyond <= LOST).argmax()) + 1) / BINS_PER_PX
+    return {
+        "lost": lost,
+        "bound_1_percent": smallest if smallest < known else None,
+        "clipped_by_bound": {
+            str(bound): float(beyond[bound * BINS_PER_PX - 1]) for bound in BOUNDS if bound < known
+        },
+    }
 
 
 def _by_class(facts: Iterable[RecordFacts]) -> dict[str, list[RecordFacts]]:

@@ -55,7 +55,7 @@ def read_pictures(
             reasons[video.id] = f"no flow record below {records}"
             continue
         try:
-            pictures[video.id] = _pictures(folder.open(places[video.id]))
+            pictures[video.id] = record_pictures(folder.open(places[video.id]))
         except RecordError as error:
             reasons[video.id] = str(error)
     return pictures, reasons
@@ -113,7 +113,8 @@ def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     ]
 
 
-def _pictures(record: Record) -> Pictures:
+def record_pictures(record: Record) -> Pictures:
+    """The pictures of one record, of its middle; RecordError where it is damaged there."""
     from flowkit.pictures.colors import colorize
 
     direction, step = record.directions[0], record.steps[0]

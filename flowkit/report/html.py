@@ -1,6 +1,7 @@
 """The report as one HTML page that stands alone: no script, no network, light and dark.
 
-``page.html`` and ``sections.html`` are its Jinja templates, ``page.css`` is its style sheet.
+``page.html`` and ``sections.html`` are its Jinja templates, ``page.css`` is its style sheet, which
+``records.html``, the page of `flowkit.report.records_page`, shares.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def page(reports: Sequence[Report], extras: Extras | None = None) -> str:
     extras = extras or Extras()
     sets = list(dict.fromkeys(data_set(report.split) for report in reports))
     title = ", ".join(_set_name(one) or "Unnamed data set" for one in sets)
-    return _template().render(
+    return template("page.html").render(
         title=_split_name(reports[0]) if len(reports) == 1 else title,
         splits=[_split_values(report, extras) for report in reports],
         means=_mean_values(reports, sets) if len(reports) > 1 else None,
@@ -92,7 +93,8 @@ def write_page(path: str | os.PathLike[str], text: str) -> None:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """One of the Jinja templates that lie beside this module."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -102,7 +104,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html")
+    return environment.get_template(name)
 
 
 def _split_values(report: Report, extras: Extras) -> dict[str, Any]:
