@@ -40,6 +40,13 @@ COMMANDS = {
     "completion": "The script with which a shell completes commands and paths.",
 }
 
+# What a command does when it is run again after a stop; one that is not here begins again.
+GOES_ON = "the same command goes on with what is left"
+AFTER_A_STOP = {
+    **dict.fromkeys(("extract", "trajectories", "eval", "pack", "unpack"), GOES_ON),
+    "train": "the same command with --resume goes on",
+}
+
 
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are run."""
@@ -126,13 +133,15 @@ def _with_level(command: click.Command) -> click.Command:
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(flowkit.__version__, prog_name="flowkit")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Optical flow for action recognition, from a folder of videos to a two-stream model.
 
     \b
     flowkit extract videos/                    -> flow/<class>/<video>/
     flowkit view flow/jump/a --out a.mp4       -> look at it
     """
+    output.command = context.invoked_subcommand or ""
 
 
 cli.params += _level_options(hidden=False)
@@ -168,7 +177,8 @@ def main() -> None:
         with stop_signals():
             cli(prog_name="flowkit")
     except Stopped as stopped:
-        output.error(f"flowkit: {stopped}")
+        after = AFTER_A_STOP.get(output.command, "")
+        output.error(f"flowkit: {stopped}{after and f'; {after}'}")
         sys.exit(stopped.status)
     except FlowkitError as error:
         output.error(f"flowkit: error: {error}")

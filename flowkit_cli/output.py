@@ -36,6 +36,7 @@ LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # how each line of a
 
 quiet, verbose = 0, 0  # how often -q and -v were given: errors only, and more
 log_path: Path | None = None  # the file of --log
+command = ""  # the command that runs
 
 
 def open_closed_streams() -> None:

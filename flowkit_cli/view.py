@@ -1,4 +1,4 @@
-"""`flowkit view`: one record as a video or a contact sheet."""
+"""`flowkit view`: one record as a video or a contact sheet, or the first filters of a network."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def view(
     max_frame_mpx: float,
     **look: Any,
 ) -> None:
-    """Show the flow of RECORD, a folder or a pack, beside its frames; or tracks on their video.
+    """Show the flow of RECORD, a folder or a pack, beside its frames; or tracks, or filters.
 
     \b
     Color is direction and its strength is speed: the wheel in the corner says which is which,
@@ -85,7 +85,11 @@ def view(
     flowkit view flow/jump/a --out a.mp4
     flowkit view flow/jump/a --out a.png --moments 12 --style arrows
     flowkit view tracks/jump/a.npz --video videos/jump/a.avi --out a.mp4
+    flowkit view runs/temporal --out filters.png    (of a run: its first layer, a column a filter)
     """
+    if record.suffix == ".json" or (record / "best.json").exists():
+        _view_filters(record, out)
+        return
     if record.suffix == ".npz":
         _view_tracks(record, video, out, fps, max_frame_mpx)
         return
@@ -99,6 +103,25 @@ def view(
     opened = open_record(record, max_frame_mpx=max_frame_mpx)
     write_view(opened, out, Look(**look), moments=moments, columns=columns, fps=fps)
     output.wrote(f"{record} -> {out}")
+
+
+def _view_filters(run: Path, out: Path) -> None:
+    from flowkit.networks.checkpoints import checkpoint_path, read_checkpoint, read_filters
+    from flowkit.pictures.filters import filter_sheet, write_sheets
+
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"{out}: filters are a picture: expected a name that ends in .png")
+    output.check_out("--out", out, "a .png", [checkpoint_path(run)])
+    checkpoint = read_checkpoint(run)
+    filters = read_filters(run)
+    nets = dict(zip(filters, checkpoint.net.split("+"), strict=True))
+    sheets = []
+    for stream, weights in filters.items():
+        form = checkpoint.inputs[stream]
+        channels = () if form is None else form.channel_names
+        sheets.append(filter_sheet(weights, f"{run}: {stream}, {nets[stream]}", channels))
+    write_sheets(out, sheets)
+    output.wrote(f"{run} -> {out}")
 
 
 def _view_tracks(

@@ -7,11 +7,15 @@ from click.testing import CliRunner
 from PIL import Image
 
 from flowkit._cv2 import cv2
+from flowkit.data.stacks import StackForm
 from flowkit.errors import RecordError, UsageError
 from flowkit.extraction.extract import extract_video
 from flowkit.extraction.request import Request
 from flowkit.flow.methods import make_method
+from flowkit.networks.checkpoints import BEST, Checkpoint, write_checkpoint
+from flowkit.networks.streams import build_net
 from flowkit.pictures.colors import colorize, draw_arrows, wheel_legend
+from flowkit.pictures.filters import filter_sheet
 from flowkit.pictures.overlay import draw_classes
 from flowkit.pictures.sheets import Look, contact_sheet, full_scale, video_pages, write_view
 from flowkit.records.layout import Storage
@@ -351,3 +355,45 @@ def test_command_needs_a_place_to_write_to(record):
     done = CliRunner().invoke(view, [str(record.path)])
     assert done.exit_code == 2
     assert "Missing option '--out'" in done.stderr
+
+
+def test_filters_are_columns_and_channels_rows_with_zero_in_the_middle():
+    filters = np.zeros((50, 4, 7, 7), np.float32)
+    filters[2, 1, 3, 5] = 0.5  # the third column, the second row
+    filters[4, 3, 0, 0] = -2.0
+    page = filter_sheet(filters, "a run", StackForm(2).channel_names)
+    assert page.shape[1] == 16 + 26 + 50 * 16 + 16  # px: 14 a filter, 2 between
+    assert (page[72 + 16 + 2 * 3, 42 + 2 * 16 + 2 * 5] == 255).all()
+    assert (page[72 + 3 * 16, 42 + 4 * 16] == 0).all()
+    assert (page[72, 42] == 128).all()
+
+
+def test_rgb_filters_are_tiles_in_color():
+    filters = np.zeros((20, 3, 3, 3), np.float32)
+    filters[17, 0] = 0.1  # red, the second in the second row
+    page = filter_sheet(filters, "a run")
+    assert page[72 + 44, 16 + 44].tolist() == [128, 128, 255]  # BGR
+
+
+def test_channels_are_named_by_field_and_way():
+    assert StackForm(2).channel_names == ("x1", "y1", "x2", "y2")
+    assert StackForm(2, bidirectional=True).channel_names == ("x1", "y1", "x-1", "y-1")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A temporal run of the small network, as it begins."""
+    net = build_net("small", {"temporal": StackForm(2)}, {"main": 2})
+    about = Checkpoint(1, "small", {"temporal": StackForm(2)}, 0.5, {"main": ("a", "b")}, 128, 112)
+    write_checkpoint(tmp_path / "run", [BEST], about, net.state_dict(), {})
+    return tmp_path / "run"
+
+
+def test_a_run_is_viewed_as_its_filters(run, tmp_path):
+    out = tmp_path / "filters.png"
+    told = CliRunner().invoke(view, [str(run), "--out", str(out)])
+    assert told.exit_code == 0, told.output
+    with Image.open(out) as picture:
+        assert picture.size == (16 + 26 + 32 * 17 + 16, 16 + 56 + 4 * 17 + 16)  # px: 5x5 thrice
+    told = CliRunner().invoke(view, [str(run), "--out", str(tmp_path / "filters.mp4")])
+    assert isinstance(told.exception, UsageError) and ".png" in str(told.exception)

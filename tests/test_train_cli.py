@@ -311,7 +311,9 @@ def test_sigterm_saves_and_exits_75(place):
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert told.splitlines()[-1] == "flowkit: stopped by SIGTERM"
+    assert told.splitlines()[-1] == (
+        "flowkit: stopped by SIGTERM; the same command with --resume goes on"
+    )
     assert 20 <= read_checkpoint(last).step < 9000
     assert read_tensors(last, "state")
 

@@ -69,6 +69,13 @@ class StackForm:
         """2L."""
         return 2 * self.length
 
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """What each channel is: "x1", "y1", "x2", ...; backward fields are "x-1", "y-1", ..."""
+        ahead = self.length // 2 if self.bidirectional else self.length
+        fields = [*range(1, ahead + 1), *(-n for n in range(1, self.length - ahead + 1))]
+        return tuple(f"{axis}{number}" for number in fields for axis in "xy")
+
 
 def flow_stack(
     record: Record,

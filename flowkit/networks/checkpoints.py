@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 import flowkit
+from flowkit.data.clips import Stream
 from flowkit.data.inputs import Inputs, inputs_from_json
 from flowkit.data.moments import Moments
 from flowkit.data.origins import Origin, origin_from_json
@@ -32,10 +33,12 @@ from flowkit.documents import (
     short,
 )
 from flowkit.errors import CheckpointError, FlowkitError, RecordError
-from flowkit.networks.joining import Towers, towers_from_json
+from flowkit.networks.joining import Towers, net_names, towers_from_json
+from flowkit.networks.table import net_facts
 from flowkit.records.reading import Record, flow_of
 
 if TYPE_CHECKING:  # what a checkpoint's JSON says is read without torch
+    import numpy as np
     import torch
 
     from flowkit.networks.towers import Net
@@ -210,6 +213,26 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> dict[str, torch.Ten
     if checksum is not None:
         check_tensors(file, checksum)
     return tensors
+
+
+def read_filters(path: str | os.PathLike[str]) -> dict[Stream, np.ndarray]:
+    """The filters of the first layer by stream, float32 (F, C, h, w); of towers, those of both.
+
+    CheckpointError where there is no checkpoint, or where it lacks them.
+    """
+    checkpoint, tensors = read_checkpoint(path), read_tensors(path, "weights")
+    homes: dict[Stream, str] = dict.fromkeys(checkpoint.inputs, "trunk")
+    nets = [checkpoint.net]
+    if checkpoint.towers is not None:
+        homes = {stream: f"below.{stream}" for stream in checkpoint.inputs}
+        nets = list(net_names(checkpoint.net))
+    found = {}
+    for (stream, home), net in zip(homes.items(), nets, strict=True):
+        name = f"{home}.{net_facts(net).first_layer}.weight"
+        if name not in tensors:
+            raise CheckpointError(f"{path}: has no {name}, the first layer's filters")
+        found[stream] = tensors[name].float().numpy()
+    return found
 
 
 def tensor_files(path: Path) -> dict[str, tuple[Path, str | None]]:
