@@ -29,6 +29,16 @@ class ReadError(FlowkitError, OSError):
     """A file could not be read this time, for the disk or the system; it may well be sound."""
 
 
+class StoreError(ReadError):
+    """An object store forbids it, or failed for longer than it was asked again."""
+
+    retries = 0  # how often stores were asked again until it was raised
+
+
+class NoObjectError(StoreError, FileNotFoundError):
+    """An object store has no object of that address."""
+
+
 class SplitError(FlowkitError, ValueError):
     """A split file or the videos it lists do not fit together."""
 

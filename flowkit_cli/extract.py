@@ -14,9 +14,11 @@ import click
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.flow.methods import METHODS
 from flowkit.records.layout import FORMATS, LAYOUTS, written_layouts
+from flowkit.stores.urls import Place, Url
 from flowkit_cli import output
 from flowkit_cli.extract_totals import ExtractTotals
 from flowkit_cli.options import MethodCommand, choices_text, chosen_method, cores, method_options
+from flowkit_cli.store_options import store_options
 from flowkit_cli.video_runs import (
     VideoRun,
     find_sources,
@@ -148,6 +150,7 @@ def _read_time(context: click.Context, option: click.Parameter, text: str | None
     help="The GPUs to spread the videos over; implies --gpu.  [default: 0]",
 )
 @run_options
+@store_options
 def extract(
     run: VideoRun,
     method: str,
@@ -160,7 +163,8 @@ def extract(
     """Videos to flow records.
 
     INPUT is a video, a folder of videos (searched whole, class folders kept), a folder of frames
-    (img_00001.jpg ...), a list file (.txt, a path a line), or - for paths on standard input. A
+    (img_00001.jpg ...), a list file (.txt, a path a line), or - for paths on standard input; and
+    any of these in a store (s3://..., gs://...), but for frames. Records in a store are packs. A
     rerun does only what is missing.
 
     \b
@@ -170,6 +174,7 @@ def extract(
     flowkit extract videos/ --fps 5 --from 1:30 --to 2:00
     flowkit extract videos/ --shard slurm           in a SLURM array job
     flowkit extract videos/ --gpus all              on NVIDIA GPUs
+    flowkit extract s3://bucket/videos --out s3://bucket/flow
 
     Exit status: 0 all done, 1 some videos failed (the others are done), 2 usage, 75 stopped by
     SIGTERM, 130 interrupted.
@@ -179,7 +184,7 @@ def extract(
         method = _method_on_gpus(method)
     numbers = _read_gpus(gpus)
     flow_method = chosen_method(method, preset, options)
-    storage = _read_storage(options)
+    storage = _read_storage(run.out, options)
     with ExitStack() as stack:
         processes = None
         if on_gpus and numbers is not None and not run.dry_run:
@@ -224,10 +229,16 @@ def _usual_workers(method: str, on_gpus: bool) -> int:
     return math.ceil(cores() * (WORKERS_PER_CORE if on_gpus else 1))
 
 
-def _read_storage(options: dict[str, Any]) -> Storage:
-    """How the options ask for records to be stored."""
+def _read_storage(out: Place, options: dict[str, Any]) -> Storage:
+    """How the options ask for records to be stored: as packs, where `out` is in a store."""
     from flowkit.records.layout import Storage
 
+    if isinstance(out, Url):
+        if options["layout"] != "flowkit":
+            raise UsageError(
+                f"--layout {options['layout']}: a store holds packs of layout flowkit: {out}"
+            )
+        options["pack"] = True
     stored = ("format", "quality", "bound", "rgb", "rgb_quality", "layout", "pack")
     return Storage(**{name: options[name] for name in stored})
 

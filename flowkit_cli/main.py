@@ -13,6 +13,7 @@ import click
 
 import flowkit
 from flowkit.errors import FlowkitError, InstallError, UsageError
+from flowkit.stores.urls import without_secrets
 from flowkit_cli import output
 
 # name -> what `flowkit --help` says of it; the command is in flowkit_cli/<name>.py and is imported
@@ -95,7 +96,8 @@ LEVEL_OPTIONS = {
 def _open_log(context: click.Context, option: click.Parameter, value: Path | None) -> None:
     if value is not None:
         output.open_log(value)
-        output.note(f"flowkit {flowkit.__version__}: {shlex.join(['flowkit', *sys.argv[1:]])}")
+        shown = shlex.join(["flowkit", *without_secrets(sys.argv[1:])])
+        output.note(f"flowkit {flowkit.__version__}: {shown}")
 
 
 def _level_options(*, hidden: bool) -> list[click.Option]:

@@ -15,6 +15,7 @@ from flowkit.errors import UsageError
 from flowkit.flow.method import FlowMethod
 from flowkit.flow.methods import METHODS, make_method, method_class
 from flowkit.video.image_folders import MAX_FRAME_MPX
+from flowkit_cli.store_options import PlacePath
 
 # The parameters of every flow method are options of their own: "--tvl1-tau", "--dis-patch-size".
 PREFIXES = {
@@ -46,7 +47,7 @@ max_frame_option = click.option(
 
 root_option = click.option(
     "--root",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=PlacePath(path_type=Path, file_okay=False),
     help="Keep the path below this folder for files named one by one: videos/jump/a.avi "
     "becomes jump/a with --root videos, else a.",
 )

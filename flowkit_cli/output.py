@@ -19,6 +19,7 @@ import click
 
 from flowkit.documents import is_record, make_folders, sync
 from flowkit.errors import UsageError
+from flowkit.stores.urls import Place
 
 QUIET_LINE_S = 30  # seconds between two lines of progress where no terminal shows a bar
 # Controls of ASCII and Latin-1; line ends
@@ -242,7 +243,7 @@ class Failures:
             self.file.close()
             sync(self.path)
 
-    def add(self, path: Path, reason: str) -> None:
+    def add(self, path: Place, reason: str) -> None:
         """Write a line, at once."""
         if self.file is not None:
             texts = [text.replace("\\", "\\\\").translate(ESCAPED) for text in (str(path), reason)]

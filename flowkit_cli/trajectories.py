@@ -96,7 +96,7 @@ def trajectories(
         max_frame_mpx=max_frame_mpx,
     )
     found, sources = find_sources(run)
-    todo = plan_tracks(sources, run.out, request, overwrite=run.overwrite)
+    todo = plan_tracks(sources, run.folder, request, overwrite=run.overwrite)
     workers = run.workers or cores()
     count = output.count(workers, "worker")
     tell_plan(run, found, sources, todo, f"trajectories to {run.out}{os.sep} with {count}")
@@ -105,7 +105,7 @@ def trajectories(
     totals = Totals("track", skipped=len(sources) - len(todo), todo=len(todo), workers=workers)
     outcomes = extract_tracks(
         todo,
-        run.out,
+        run.folder,
         request,
         workers=workers,
         timeout_s=run.timeout_s,

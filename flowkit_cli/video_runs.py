@@ -17,6 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flowkit.errors import UsageError
+from flowkit.stores.retries import retry_count
+from flowkit.stores.urls import Access, Place, Url
 from flowkit_cli import output
 from flowkit_cli.options import (
     failures_option,
@@ -28,6 +31,7 @@ from flowkit_cli.options import (
     timeout_option,
     workers_option,
 )
+from flowkit_cli.store_options import PlacePath, store_access
 
 if TYPE_CHECKING:
     from flowkit.extraction.outcomes import Outcome
@@ -38,9 +42,9 @@ if TYPE_CHECKING:
 class VideoRun:
     """The options of a run over videos that do not change what its records hold."""
 
-    inputs: tuple[str, ...]
-    out: Path
-    root: Path | None
+    inputs: tuple[str | Url, ...]
+    out: Place
+    root: Place | None
     overwrite: bool
     workers: int | None
     timeout_s: float | None
@@ -49,6 +53,14 @@ class VideoRun:
     dry_run: bool
     as_json: bool
     failures: Path | None
+    access: Access
+
+    @property
+    def folder(self) -> Path:
+        """Where records go; UsageError where that is in a store."""
+        if isinstance(self.out, Url):
+            raise UsageError(f"--out {self.out}: expected a folder of this machine")
+        return self.out
 
 
 def place_options(out: str) -> Callable[..., Any]:
@@ -57,13 +69,13 @@ def place_options(out: str) -> Callable[..., Any]:
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         place = click.option(
             "--out",
-            type=click.Path(path_type=Path, file_okay=False),
+            type=PlacePath(path_type=Path, file_okay=False),
             default=out,
             show_default=True,
             help="Folder of the records.",
         )
         inputs = click.argument(
-            "inputs", metavar="INPUT...", nargs=-1, required=True, type=click.Path()
+            "inputs", metavar="INPUT...", nargs=-1, required=True, type=PlacePath()
         )
         return inputs(place(root_option(command)))
 
@@ -75,8 +87,10 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def called(**options: Any) -> Any:
-        names = [field.name for field in dataclasses.fields(VideoRun)]
-        return command(VideoRun(**{name: options.pop(name) for name in names}), **options)
+        names = [field.name for field in dataclasses.fields(VideoRun) if field.name in options]
+        access = store_access(click.get_current_context())
+        run = VideoRun(**{name: options.pop(name) for name in names}, access=access)
+        return command(run, **options)
 
     for option in (
         failures_option,
@@ -108,6 +122,7 @@ class Totals:
         self.noun = noun
         self.skipped, self.todo, self.workers = skipped, todo, workers
         self.done = self.failed = self.frames = self.made = 0
+        self.retries = 0  # of the workers; those of this process come on top
         self.stopped_by = "the disk is full"
         self.start, self.elapsed = time.monotonic(), 0.0
 
@@ -117,6 +132,7 @@ class Totals:
 
     def add(self, outcome: Outcome) -> None:
         """One more video is done or has failed."""
+        self.retries += outcome.retries
         if outcome.result is None:
             self.failed += 1
             return
@@ -144,6 +160,8 @@ class Totals:
                 f"{output.duration(self.elapsed)}: {self.frames / self.elapsed:.1f} frames/s with "
                 f"{output.count(self.workers, 'worker')}"
             )
+        if retries := self.retries + retry_count():
+            text += f"; stores were asked again {retries:,} times"
         return text
 
     def event(self) -> dict[str, Any]:
@@ -159,6 +177,7 @@ class Totals:
             "seconds": round(self.elapsed, 3),
             "frames_per_s": round(self.frames / self.elapsed, 1),
             "workers": self.workers,
+            "retries": self.retries + retry_count(),
         }
 
 
@@ -170,7 +189,9 @@ def find_sources(run: VideoRun) -> tuple[Found, list[Source]]:
     from flowkit.extraction.plan import take_shard
     from flowkit.video.sources import find_videos
 
-    found = find_videos(run.inputs, root=run.root, stdin=output.stdin(), out=run.out)
+    found = find_videos(
+        run.inputs, root=run.root, stdin=output.stdin(), out=run.out, access=run.access
+    )
     sources = found.sources if run.share is None else take_shard(found.sources, *run.share)
     return found, list(sources)
 
@@ -220,7 +241,9 @@ def follow(
     """
     with (
         output.Failures(
-            run.failures, [*run.inputs, *(str(one.path) for one in sources)], run.out
+            run.failures,
+            [*map(str, run.inputs), *(str(one.path) for one in sources)],
+            run.out if isinstance(run.out, Path) else None,
         ) as failures,
         closing(outcomes),
         output.ProgressBar(totals.todo) as progress,

@@ -16,7 +16,7 @@ MODULES = {
 # of a package that may use more than the rest of it stands for itself.
 ORDER = (
     "errors", "series", "documents", "_cv2", "fields", "quantize",
-    "workers", "video", "synthetic",
+    "workers", "stores", "video", "synthetic",
     "flow", "flow/cuda", "flow/methods", "doctor",
     "records", "pictures", "extraction",
     "data", "networks", "scores", "idt", "training", "evaluation",

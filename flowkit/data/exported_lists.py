@@ -133,7 +133,7 @@ def _refuse_unlistable(record: Record, path: str) -> None:
     if len(path.split()) != 1:
         raise SplitError(f"{path}: a blank in its path, where the lists' columns end: rename it")
     templates = [name for one in record.series for name in one.files.values()]
-    if record.path.is_file():
+    if record.places is not None:
         raise SplitError(f"{record.path}: a pack: flowkit unpack makes a folder of it")
     if record.format not in ("jpg", "png") or any(name.startswith("..") for name in templates):
         raise SplitError(

@@ -22,8 +22,11 @@ from flowkit.extraction.request import Request, resized_frames
 from flowkit.flow.method import FlowMethod, takes_color
 from flowkit.flow.methods import device_of, prepare_method
 from flowkit.flow.pairs import consecutive, series_fields
+from flowkit.records.copies import Copy, local_copy
 from flowkit.records.writing import RecordWriter
-from flowkit.video.changes import source_stamp, source_state
+from flowkit.stores.retries import retry_count
+from flowkit.stores.urls import Place, Url
+from flowkit.video.changes import object_state, source_stamp, source_state
 from flowkit.video.reading import Video, open_video
 from flowkit.video.sources import Source
 from flowkit.workers.engine import Engine, Event, Failed, Progress, Task
@@ -39,6 +42,7 @@ class Extracted:
     damage: str | None
     seconds: dict[str, float]
     written: bool  # False where another run had finished the record meanwhile
+    retries: int = 0  # how often a store was asked again
 
 
 def video_fields(
@@ -57,7 +61,7 @@ def video_fields(
 
 def extract_video(
     source: Source,
-    out: Path,
+    out: Place,
     request: Request,
     *,
     overwrite: bool = False,
@@ -69,17 +73,58 @@ def extract_video(
 
     `report` is told the frames so far. The flow is computed here, or by a `remote` process that
     has the method of the request. VideoError where the video is refused, damaged, changes meanwhile
-    or has too few frames: nothing is left of it then.
+    or has too few frames: nothing is left of it then. A video in a store is read through a local
+    copy, whose time counts as "decode", as putting a record there counts as "write"; StoreError
+    where that cannot be had.
     """
     if source.refusal:
         raise VideoError(f"{source.path}: {source.refusal}")
-    start = perf_counter()
-    seconds = {"decode": 0.0}
-    stamp = source_stamp(source.path)
+    start, asked = perf_counter(), retry_count()
+
+    def make(path: Path, copy: Copy | None) -> Extracted:
+        told = report if copy is None else _both(report, copy.beat)
+        extracted = _extract_file(
+            path, copy, source, out, request, overwrite, told, remote, owner, start
+        )
+        return replace(extracted, retries=retry_count() - asked)
+
+    try:
+        if not isinstance(source.path, Url):
+            return make(source.path, None)
+        with local_copy(source.path, owner=owner) as copy:
+            return make(copy.path, copy)
+    except Exception as error:
+        error.retries = retry_count() - asked  # type: ignore[attr-defined]
+        raise
+
+
+def _both(report: Callable[[int], None], beat: Callable[[], None]) -> Callable[[int], None]:
+    def tell(frames: int) -> None:
+        beat()
+        report(frames)
+
+    return tell
+
+
+def _extract_file(
+    path: Path,
+    copy: Copy | None,
+    source: Source,
+    out: Place,
+    request: Request,
+    overwrite: bool,
+    report: Callable[[int], None],
+    remote: RemoteFlow | None,
+    owner: str,
+    start: float,
+) -> Extracted:
+    """`extract_video` of a file, maybe the local `copy` of an object; `start` is when it began."""
+    seconds = {"decode": perf_counter() - start}
+    stamp = source_stamp(path)
     compute = request.method.fields if remote is None else remote.compute
     with (
         open_video(
-            source.path,
+            path,
             keep_damaged=request.keep_damaged,
             max_frame_mpx=request.max_frame_mpx,
         ) as video,
@@ -100,8 +145,8 @@ def extract_video(
             else:
                 writer.add_field(series, computed)
         _check_counts(writer, request)
-        state = source_state(source.path)
-        if stamp != source_stamp(source.path):
+        state = source_state(path) if copy is None else object_state(copy.state, path)
+        if stamp != source_stamp(path):
             raise VideoError(f"{source.path}: changed while it was read")
         description = _describe(source, video, request, state)
         written = writer.commit(description, overwrite=overwrite or source.redo)
@@ -113,7 +158,7 @@ def extract_video(
 
 def extract(
     sources: Sequence[Source],
-    out: Path,
+    out: Place,
     request: Request,
     *,
     workers: int,
@@ -182,7 +227,7 @@ def _with_flow(processes: FlowProcesses, engine: Engine) -> Engine:
 class _Task:
     """What a worker does with a source, alone or with the process that computes its flow."""
 
-    out: Path
+    out: Place
     request: Request
     overwrite: bool
     owner: str

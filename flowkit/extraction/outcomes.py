@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from flowkit.errors import UsageError
+from flowkit.records.copies import work_folder
 from flowkit.records.unfinished import remove_dead, remove_of
+from flowkit.stores.urls import Place, Url
 from flowkit.video.sources import Source
 from flowkit.workers.engine import Done, Engine, Event, Failed, Progress, Task
 
@@ -36,12 +38,13 @@ class Outcome(Generic[Result]):
     result: Result | None = None
     reason: str = ""
     frames: int = 0
+    retries: int = 0  # how often a store was asked again
 
 
 def run_videos(
     task: Task,
     sources: Sequence[Source],
-    out: Path,
+    out: Place,
     *,
     owner: str,
     engine: Engine,
@@ -54,11 +57,15 @@ def run_videos(
     Yields what becomes of each as it comes. The task reports frames so far, and its result has
     `frames`. A video that fails, takes longer than `timeout_s` or more than `memory_bytes`, or
     kills its worker, costs itself only. After a full disk no further video is begun: those have no
-    outcome. What dead runs left unfinished below `out` is removed first, and at the end what this
-    run's `owner` did. UsageError, before any work, where `out` cannot be made or written to.
+    outcome. What dead runs left unfinished below `out`, or below the folder of scratch where a
+    store is read or written, is removed first, and at the end what this run's `owner` did.
+    UsageError, before any work, where these cannot be made or written to.
     """
-    _make_writable(out)
-    remove_dead(out)
+    stored = [one.path for one in sources if isinstance(one.path, Url)][:1]
+    folders = list(dict.fromkeys(map(work_folder, (out, *stored))))
+    for folder in folders:
+        _make_writable(folder)
+        remove_dead(folder)
     full = False
     begun = itertools.takewhile(lambda _: not full, sources)
     try:
@@ -68,7 +75,8 @@ def run_videos(
                 full = full or (isinstance(event, Failed) and event.errno in DISK_FULL)
                 yield _outcome(sources[event.index], event)
     finally:
-        remove_of(out, owner)  # what killed workers could not
+        for folder in folders:
+            remove_of(folder, owner)  # what killed workers could not
 
 
 def _make_writable(out: Path) -> None:
@@ -91,8 +99,10 @@ def _outcome(source: Source, event: Event) -> Outcome:
         case Progress():
             return Outcome(source, "running", frames=event.value)
         case Done():
-            return Outcome(source, "done", event.result, frames=event.result.frames)
+            result = event.result
+            retries = getattr(result, "retries", 0)
+            return Outcome(source, "done", result, frames=result.frames, retries=retries)
         case Failed():
             log.debug("%s: %s", source.path, event.traceback)
             reason = event.reason.removeprefix(f"{source.path}: ")
-            return Outcome(source, "failed", reason=reason)
+            return Outcome(source, "failed", reason=reason, retries=event.retries)

@@ -5,28 +5,33 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from flowkit.documents import is_record, listed
-from flowkit.errors import ReadError, RecordError, UsageError
+from flowkit.errors import ReadError, RecordError, StoreError, UsageError
 from flowkit.extraction.request import Request
 from flowkit.records.layout import record_folder, record_parts
 from flowkit.records.ownership import in_the_way
 from flowkit.records.reading import find_records, read_sidecar
-from flowkit.records.writing import request_differences, standing_record
+from flowkit.records.remote import request_differences
+from flowkit.records.writing import standing_record
+from flowkit.stores.urls import Place, Url
 from flowkit.video.changes import source_change
 from flowkit.video.sources import Source
 
 Changed = Literal["redo", "keep", "fail"]
+MOST_LOOKS = 100  # records that are looked up in a store one by one; more are listed
+LOOKS_AT_ONCE = 16  # sidecars of a store that are read side by side
 WAYS = "--changed redo makes it again, --changed keep takes it as it is"
 
 
 def plan(
     sources: Sequence[Source],
-    out: Path,
+    out: Place,
     request: Request,
     *,
     overwrite: bool = False,
@@ -39,8 +44,10 @@ def plan(
 
     UsageError, before any work, where a record of other parameters, or a folder that holds
     anything else, stands in a record's place, where that place lies inside another record or
-    around one, or where it is the source itself.
+    around one, or where it is the source itself; and for a store unless the request is for packs.
     """
+    if isinstance(out, Url):
+        return _plan_in_store(sources, out, request, overwrite=overwrite, changed=changed)
     todo: list[Source] = []
     foreign: list[str] = []
     is_taken = cache(_is_taken)  # videos of a class share their folders
@@ -51,7 +58,7 @@ def plan(
         twin = names.setdefault(str(place), source)
         if twin is not source:
             raise UsageError(f"{twin.path} and {source.path} would share the record {place}")
-        if place.resolve() == source.path or source.path in place.resolve().parents:
+        if _is_within(place.resolve(), source.path):
             raise UsageError(f"{source.path}: its record would be written into it; choose --out")
         if outer := next(filter(is_taken, Path(os.path.abspath(place)).parents), None):
             raise UsageError(
@@ -78,22 +85,89 @@ def plan(
             todo.append(source)
         elif state:
             different.setdefault(state, []).append(str(place))
-        elif changed != "keep" and (change := _source_change(source, place)):
-            why = f"it has changed since {place} was made of it ({change}); {WAYS}"
-            todo.append(
-                replace(source, redo=True) if changed == "redo" else replace(source, refusal=why)
-            )
+        else:
+            recorded = read_sidecar(standing_record(place) or place).get("source", {})
+            todo += _if_changed(source, place, recorded, changed)
     if foreign:
         raise UsageError(
             f"in the place of a record, but not written by flowkit as that record: "
             f"{listed(foreign)}; move them away, or choose another --out"
         )
+    _refuse(different)
+    return todo
+
+
+def _refuse(different: Mapping[str, list[str]]) -> None:
+    """UsageError where there are records that differ, by how they do, from what is asked for."""
     if different:
         ways = "; ".join(f"{how} ({_named(where)})" for how, where in list(different.items())[:3])
         raise UsageError(
             f"made from other parameters: {ways}; --overwrite redoes them, another --out keeps them"
         )
-    return todo
+
+
+def _if_changed(
+    source: Source, place: Place, recorded: Mapping[str, Any], changed: Changed
+) -> list[Source]:
+    """The source as it is to be redone or to fail, if it is another than was `recorded`."""
+    if changed == "keep":
+        return []
+    try:
+        change = source_change(source.path, recorded)
+    except StoreError as error:  # it is gone, or the store does not show it
+        return [replace(source, refusal=str(error).removeprefix(f"{source.path}: "))]
+    if not change:
+        return []
+    if changed == "redo":
+        return [replace(source, redo=True)]
+    why = f"it has changed since {place} was made of it ({change}); {WAYS}"
+    return [replace(source, refusal=why)]
+
+
+def _is_within(place: Path, source: Place) -> bool:
+    return place == source or source in place.parents
+
+
+def _plan_in_store(
+    sources: Sequence[Source], out: Url, request: Request, *, overwrite: bool, changed: Changed
+) -> list[Source]:
+    """`plan` for packs in a store: what stands there is listed, and looked at side by side."""
+    from flowkit.stores.objects import is_object, list_objects
+
+    if not request.storage.pack:
+        raise UsageError(f"{out}: a store holds records as packs: --pack")
+    names = {f"{record_folder(source.id, request.storage)}.zip": source for source in sources}
+    standing: dict[str, Url] = {}
+    if len(names) > MOST_LOOKS:
+        for url in list_objects(out):
+            name = str(url.relative_to(out))
+            if name in names:
+                standing[name] = url
+    else:
+        standing = {name: out / name for name in names if is_object(out / name)}
+    todo: dict[str, Source] = {name: one for name, one in names.items() if name not in standing}
+    different: dict[str, list[str]] = {}
+
+    def look(name: str) -> tuple[str, dict[str, Any] | RecordError | ReadError]:
+        try:
+            return name, read_sidecar(standing[name])
+        except (RecordError, ReadError) as error:  # one odd record stops no other
+            return name, error
+
+    with ThreadPoolExecutor(LOOKS_AT_ONCE) as threads:
+        for name, found in threads.map(look, standing):
+            source, place = names[name], standing[name]
+            if not isinstance(found, dict):
+                todo[name] = replace(source, refusal=f"in the place of its record: {found}")
+            elif overwrite:
+                todo[name] = source
+            elif ways := request_differences(place, found, request.identity(), pack=True):
+                different.setdefault("; ".join(ways), []).append(str(place))
+            else:
+                for one in _if_changed(source, place, found.get("source", {}), changed):
+                    todo[name] = one
+    _refuse(different)
+    return [todo[name] for name in names if name in todo]
 
 
 def _is_taken(folder: Path) -> bool:
@@ -174,13 +248,6 @@ def _existing(source: Source, place: Path, request: Request) -> str | None:
     except (KeyError, TypeError) as error:
         return f"unreadable ({error})"
     return "; ".join(found)
-
-
-def _source_change(source: Source, place: Path) -> str:
-    """How a source differs from what the record at `place` was made of."""
-    standing = standing_record(place)
-    recorded = read_sidecar(standing).get("source", {}) if standing else {}
-    return source_change(source.path, recorded)
 
 
 def _named(paths: list[str]) -> str:

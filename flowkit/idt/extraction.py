@@ -25,7 +25,7 @@ from flowkit.idt.records import TEXT_SUFFIX, TrackWriter, is_text, open_tracks, 
 from flowkit.idt.tracking import ensure_compiled_kernels, track_frames
 from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit.video.reading import open_video
-from flowkit.video.sources import Source, source_bytes
+from flowkit.video.sources import Source, local_path, source_bytes
 from flowkit.workers.engine import Engine
 from flowkit.workers.pool import run_pool
 
@@ -88,11 +88,11 @@ def extract_video_tracks(
     is left of it then. A video too short for a track has a record without tracks.
     """
     start = perf_counter()
-    identity = request.identity(source)
+    path, identity = local_path(source), request.identity(source)
     boxes = None if request.boxes is None else read_boxes(box_file(request.boxes, source.id))
     with (
         open_video(
-            source.path, keep_damaged=request.keep_damaged, max_frame_mpx=request.max_frame_mpx
+            path, keep_damaged=request.keep_damaged, max_frame_mpx=request.max_frame_mpx
         ) as video,
         TrackWriter(
             out,
@@ -113,9 +113,9 @@ def extract_video_tracks(
             "flowkit": flowkit.__version__,
             "libraries": {"opencv": cv2.__version__, "numpy": np.__version__},
             "source": {
-                "name": source.path.name,
-                "bytes": source_bytes(source.path),
-                "sha256": None if source.path.is_dir() else _checksum(source.path),
+                "name": path.name,
+                "bytes": source_bytes(path),
+                "sha256": None if path.is_dir() else _checksum(path),
                 "damage": video.damage,
             },
             "fps": video.fps,
@@ -142,7 +142,7 @@ def plan_tracks(
     for source in sources:
         place = record_path(out, source.id)
         for path in (place, place.with_suffix(TEXT_SUFFIX)):
-            if path.resolve() == source.path:
+            if path.resolve() == local_path(source):
                 raise UsageError(f"{source.path}: its record would replace it: choose --out")
         if request.text and not is_text(place.with_suffix(TEXT_SUFFIX), request.parameters):
             foreign.append(place.with_suffix(TEXT_SUFFIX))
@@ -232,7 +232,7 @@ def _differences(source: Source, place: Path, request: TrackRequest) -> str:
     """How a record differs from what is asked for; "" if it does not."""
     header = open_tracks(place).header
     found = differences(header["request"], request.identity(source))
-    now = {"name": source.path.name, "bytes": source_bytes(source.path)}
+    now = {"name": source.path.name, "bytes": source_bytes(local_path(source))}
     found += differences(header["source"], {**header["source"], **now})
     if request.text and not place.with_suffix(TEXT_SUFFIX).exists():
         found.append("no text beside it")

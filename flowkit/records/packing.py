@@ -85,7 +85,7 @@ def member_files(record: Record) -> list[tuple[str, Path]]:
         for template, count in counts.items()
         if index < count
     ]
-    return [(name, record.path / name) for name in [*names, SIDECAR]]
+    return [(name, Path(f"{record.path}/{name}")) for name in [*names, SIDECAR]]
 
 
 def _expect_alike(pack: Path, files: list[tuple[str, Path]]) -> None:

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from flowkit.records import formats, zips
 from flowkit.records.layout import FORMATS
 from flowkit.records.sidecar import parse_sidecar
 from flowkit.series import Direction
+from flowkit.stores.urls import Place, Url, as_place
 from flowkit.video.image_folders import MAX_FRAME_MPX
 
 KEYS = {"format", "version", "size", "frames", "fps", "request", "series"}  # keys of every sidecar
@@ -53,7 +54,7 @@ class Record:
     float32 (length, H, W, 2) in px, frames as uint8 (H, W, 3).
     """
 
-    path: Path
+    path: Place
     size: tuple[int, int]
     fps: float | None
     frame_count: int
@@ -67,7 +68,7 @@ class Record:
         height, width = self.size
         series = ", ".join(f"{one.count} {one.direction} step {one.step}" for one in self.series)
         frames = f"{self.frame_count} frames {width}x{height}"
-        return f"Record({os.fspath(self.path)!r}, {frames}, fields: {series}, {self.format})"
+        return f"Record({str(self.path)!r}, {frames}, fields: {series}, {self.format})"
 
     @property
     def name(self) -> str:
@@ -189,18 +190,22 @@ class Record:
         return zips.read_members(self.path, list(zip(names, places, strict=True)), most=most)
 
 
-def open_record(path: str | os.PathLike[str], *, max_frame_mpx: float = MAX_FRAME_MPX) -> Record:
+def open_record(
+    path: str | os.PathLike[str] | Url, *, max_frame_mpx: float = MAX_FRAME_MPX
+) -> Record:
     """Open the record at `path`: a folder with its sidecar, or a pack (``.zip`` may be left out).
+
+    An address in a store is that of a pack, of which ranges are read.
 
     RecordError if there is none, it is not finished, a later version of flowkit wrote it, or its
     fields have more than `max_frame_mpx` megapixels.
     """
-    path = Path(path)
-    if not path.is_dir() and path.suffix != ".zip":
+    path = as_place(path)
+    if not _is_dir(path) and path.suffix != ".zip":
         path = path.with_name(path.name + ".zip")
-    if not path.exists():
+    if isinstance(path, Path) and not path.exists():
         raise RecordError(f"{path}: no flow record there: flowkit extract makes one", absent=True)
-    members = None if path.is_dir() else zips.list_members(path)
+    members = None if _is_dir(path) else zips.list_members(path)
     sidecar = parse_sidecar(_sidecar_bytes(path, members), path)
     size = (sidecar["size"][0], sidecar["size"][1])
     check_frame_size(f"{path}: {SIDECAR}", size, max_frame_mpx)
@@ -229,14 +234,18 @@ def open_record(path: str | os.PathLike[str], *, max_frame_mpx: float = MAX_FRAM
     )
 
 
-def read_sidecar(path: Path) -> dict[str, Any]:
+def _is_dir(path: Place) -> bool:
+    return isinstance(path, Path) and path.is_dir()
+
+
+def read_sidecar(path: Place) -> dict[str, Any]:
     """The sidecar of the record at `path`, a folder or pack; RecordError if it is unfinished."""
     return parse_sidecar(read_sidecar_bytes(path), path)
 
 
-def read_sidecar_bytes(path: Path) -> bytes:
+def read_sidecar_bytes(path: Place) -> bytes:
     """The bytes of the sidecar of the record at `path`, whatever they are."""
-    return _sidecar_bytes(path, None if path.is_dir() else zips.list_members(path))
+    return _sidecar_bytes(path, None if _is_dir(path) else zips.list_members(path))
 
 
 def check_frame_size(where: str, size: tuple[int, int], max_frame_mpx: float) -> None:
@@ -248,13 +257,34 @@ def check_frame_size(where: str, size: tuple[int, int], max_frame_mpx: float) ->
         )
 
 
-def find_records(folder: str | os.PathLike[str]) -> Iterator[Path]:
+@overload
+def find_records(folder: str | os.PathLike[str]) -> Iterator[Path]: ...
+@overload
+def find_records(folder: Place) -> Iterator[Path] | Iterator[Url]: ...
+def find_records(folder: str | os.PathLike[str] | Url) -> Iterator[Path] | Iterator[Url]:
     """The paths of all records, folders and packs, at or below `folder`, in the order of names.
 
-    Steps over what is plainly not flowkit's, as other zips are. What cannot be told is among them.
+    Steps over what is plainly not flowkit's, as other zips are. What cannot be told is among them,
+    and below an address in a store every zip, as the store lists them.
     RecordError where `folder` is not there, or neither a folder nor a pack.
     """
-    folder = Path(folder)
+    place = as_place(folder)
+    return _find_packs(place) if isinstance(place, Url) else _find_at(place)
+
+
+def _find_packs(folder: Url) -> Iterator[Url]:
+    from flowkit.stores.objects import list_objects
+
+    if folder.suffix == ".zip":
+        yield folder
+        return
+    for url in list_objects(folder):
+        hidden = any(part.startswith(".") for part in url.relative_to(folder).parts)
+        if url.suffix == ".zip" and not hidden:
+            yield url
+
+
+def _find_at(folder: Path) -> Iterator[Path]:
     if not folder.exists():
         raise RecordError(
             f"{folder}: no such folder of flow records: flowkit extract makes one", absent=True
@@ -314,7 +344,7 @@ def _differ_by(one: str, other: str) -> int:
     return sum(a != b for a, b in zip(one, other, strict=True))
 
 
-def _sidecar_bytes(path: Path, members: dict[str, zips.Place] | None) -> bytes:
+def _sidecar_bytes(path: Place, members: dict[str, zips.Place] | None) -> bytes:
     if members is None:
         return _read_file(f"{path}/{SIDECAR}", MOST_BYTES)
     if SIDECAR not in members:
@@ -324,7 +354,7 @@ def _sidecar_bytes(path: Path, members: dict[str, zips.Place] | None) -> bytes:
 
 
 def _places(
-    path: Path, members: dict[str, zips.Place], counts: dict[str, int]
+    path: Place, members: dict[str, zips.Place], counts: dict[str, int]
 ) -> dict[str, np.ndarray]:
     places = {}
     for template, count in counts.items():

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple, NoReturn, get_args
 
 import numpy as np
@@ -21,6 +21,7 @@ from flowkit.documents import SIDECAR, parse_document, seal, short
 from flowkit.errors import RecordError, UsageError
 from flowkit.records.layout import Storage, field_templates, image_template
 from flowkit.series import Direction, Series
+from flowkit.stores.urls import Place, Url
 
 VERSION = 1  # version of the sidecar and of what it describes
 MOST_FRAMES = 10_000_000  # 4 days of video
@@ -30,6 +31,7 @@ SOURCE = {  # what may be said of the source, each or null
     "name": str,
     "bytes": int,
     "modified_ns": int,
+    "etag": str,
     "sha256": str,
     "images": int,
     "fps": float,
@@ -63,7 +65,7 @@ def sidecar_bytes(sidecar: dict[str, Any], checks: Mapping[str, Checks]) -> byte
     return seal(json.dumps({**head, **sidecar, "checksums": checksums}, indent=1))
 
 
-def parse_sidecar(data: bytes, path: Path) -> dict[str, Any]:
+def parse_sidecar(data: bytes, path: Place) -> dict[str, Any]:
     """The sidecar of the record at `path` out of its bytes: RecordError unless all of it fits."""
     sidecar = parse_document(
         data,
@@ -91,7 +93,7 @@ def read_checks(sidecar: dict[str, Any]) -> dict[str, Checks] | None:
 class _Check:
     """A pass over a parsed sidecar that refuses, in one line, the first value that cannot be."""
 
-    def __init__(self, path: Path, sidecar: dict[str, Any]) -> None:
+    def __init__(self, path: Place, sidecar: dict[str, Any]) -> None:
         self.path, self.sidecar = path, sidecar
         for name, check in (("frames", _is_count), ("size", _is_size), ("fps", _is_rate)):
             self.expect(name, check(self.get(name)), self.get(name))
@@ -163,7 +165,8 @@ class _Check:
         """Templates are those of the layout, no others; ranges and checksums are of all files."""
         counts: dict[str, int] = {}
         images = self.get("images")
-        folder = PurePosixPath(os.path.abspath(self.path))
+        path = self.path.name if isinstance(self.path, Url) else os.path.abspath(self.path)
+        folder = PurePosixPath(path)
         templates = [
             field_templates(folder, storage, one, first_step=series[0].step) for one in series
         ]

@@ -174,7 +174,7 @@ def _file_sizes(record: Record, template: str, count: int) -> list[int | None]:
     sizes: list[int | None] = []
     missing = 0
     for index in range(count):
-        file = os.path.normpath(record.path / record.file_name(template, index))
+        file = os.path.normpath(f"{record.path}/{record.file_name(template, index)}")
         try:
             sizes.append(os.stat(file).st_size)
         except FileNotFoundError:
@@ -191,7 +191,7 @@ def _wrong_tables(record: Record) -> Iterator[str]:
         x = one.files.get("x", "")
         if one.ranges is None or not x.startswith("../"):
             continue
-        folder = Path(os.path.normpath(record.path / record.file_name(x, 0))).parent
+        folder = Path(os.path.normpath(f"{record.path}/{record.file_name(x, 0)}")).parent
         table = folder.with_name(folder.name + ".bin")
         try:
             found = read_plain_file(table, error=RecordError)

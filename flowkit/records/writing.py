@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from flowkit.documents import differences, listed, make_folders, sync, sync_all
+from flowkit.documents import listed, make_folders, sync, sync_all
 from flowkit.errors import RecordError
 from flowkit.records import formats, zips
+from flowkit.records.copies import work_folder
 from flowkit.records.layout import (
     Storage,
     field_templates,
@@ -29,9 +30,11 @@ from flowkit.records.ownership import (
     take_mark_away,
 )
 from flowkit.records.reading import SIDECAR, may_be_pack, read_sidecar
+from flowkit.records.remote import expect_same, put_pack
 from flowkit.records.sidecar import Checks, sidecar_bytes
 from flowkit.records.unfinished import WorkFolder
 from flowkit.series import Series
+from flowkit.stores.urls import Place, Url
 
 
 class RecordWriter:
@@ -41,13 +44,15 @@ class RecordWriter:
     `seconds` adds up the time spent in "encode" and in "write". `owner`: see `WorkFolder`.
 
     A pack is written as it comes, into one file: frame i, then field i of each series, whatever the
-    order in which these are given; what comes too soon waits in memory.
+    order in which these are given; what comes too soon waits in memory. `out` may be an address in
+    a store: the pack is then made in the folder of scratch, and put there by `commit`.
     """
 
     def __init__(
-        self, out: Path, id: str, storage: Storage, series: tuple[Series, ...], *, owner: str = ""
+        self, out: Place, id: str, storage: Storage, series: tuple[Series, ...], *, owner: str = ""
     ) -> None:
-        self.out, self.storage, self.series = out, storage, series
+        self.store = out if isinstance(out, Url) else None
+        self.out, self.storage, self.series = work_folder(out), storage, series
         self.folder = record_folder(id, storage)
         self.parts = record_parts(id, storage, series)
         self.images = image_template(self.folder, storage)
@@ -64,7 +69,7 @@ class RecordWriter:
         self.frame_count = 0
         self.size: tuple[int, int] = (0, 0)
         self.seconds = {"encode": 0.0, "write": 0.0}
-        self.work = WorkFolder(out, owner)
+        self.work = WorkFolder(self.out, owner)
         self.temporary = self.work.path / "out"  # its files lie in it as they will below `out`
         self.packed = self.temporary / self.parts[-1]
         self.pack: zips.PackWriter | None = None
@@ -141,6 +146,9 @@ class RecordWriter:
         }
         try:
             self._finish_files(sidecar_bytes(sidecar, self.checks))
+            if self.store is not None:
+                target = self.store / self.parts[-1]
+                return put_pack(self.packed, target, sidecar, overwrite=overwrite)
             place = self.out / self.folder
             make_folders(place.parent)
             with one_at_a_time(place.parent):
@@ -197,16 +205,7 @@ class RecordWriter:
         standing = standing_record(place)
         if standing is None:
             return False
-        theirs = read_sidecar(standing)
-        found = request_differences(standing, theirs, sidecar["request"], pack=self.storage.pack)
-        for key in ("name", "bytes"):
-            one, other = (each.get("source", {}).get(key) for each in (theirs, sidecar))
-            found += differences({f"source.{key}": one}, {f"source.{key}": other})
-        if found:
-            raise RecordError(
-                f"{standing}: another run has finished it meanwhile, otherwise than asked for: "
-                f"{'; '.join(found)}"
-            )
+        expect_same(standing, read_sidecar(standing), sidecar, pack=self.storage.pack)
         return True
 
     def _move(self, place: Path, sidecar: dict[str, Any]) -> None:
@@ -278,14 +277,3 @@ def standing_record(place: Path) -> Path | None:
     if (place / SIDECAR).exists():
         return place
     return pack if pack.is_file() and may_be_pack(pack) else None
-
-
-def request_differences(
-    standing: Path, sidecar: dict[str, Any], request: dict[str, Any], *, pack: bool
-) -> list[str]:
-    """How the record at `standing`, with that sidecar, differs from a `request` for one."""
-    found = differences(sidecar["request"], request)
-    if (standing.suffix == ".zip" and standing.is_file()) != pack:
-        kind = "folder" if pack else "pack"
-        found.append(f"a {kind} on disk: flowkit pack|unpack converts")
-    return found

@@ -9,7 +9,7 @@ import tempfile
 import zipfile
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from itertools import pairwise
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +18,8 @@ from zlib_ng.zlib_ng import crc32  # 10 times as fast as zlib's: checking cost L
 
 from flowkit.documents import MOST_BYTES, open_plain_file, raise_read_error
 from flowkit.errors import RecordError
+from flowkit.stores.urls import Place as StoredPlace
+from flowkit.stores.urls import Url
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, lengths of the local name and extra field
 MOST_HEADER = LOCAL_HEADER.size + 2 * 0xFFFF  # bytes before a member's data
@@ -76,10 +78,10 @@ def _stored_member(name: str, crc: int, size: int, place: int) -> zipfile.ZipInf
     return member
 
 
-def list_members(path: Path) -> dict[str, Place]:
+def list_members(path: StoredPlace) -> dict[str, Place]:
     """Where each member of a pack lies; RecordError if it is no zip or a member is compressed."""
     try:
-        with open_plain_file(path, error=RecordError) as file:
+        with _open(path) as file:
             infos, directory = _read_directory(path, file)
     except FileNotFoundError:
         raise RecordError(f"{path}: no such pack") from None
@@ -124,7 +126,15 @@ def is_as_written(path: Path) -> bool:
     return True
 
 
-def _read_directory(path: Path, file: BinaryIO) -> tuple[list[zipfile.ZipInfo], int]:
+def _open(path: StoredPlace) -> AbstractContextManager[BinaryIO]:
+    if isinstance(path, Path):
+        return open_plain_file(path, error=RecordError)
+    from flowkit.stores.spans import open_object
+
+    return open_object(path)
+
+
+def _read_directory(path: StoredPlace, file: BinaryIO) -> tuple[list[zipfile.ZipInfo], int]:
     """The members of an open pack and the byte where its directory begins; RecordError if none."""
     try:
         with zipfile.ZipFile(file) as pack:
@@ -151,7 +161,7 @@ def _directory(members: Iterable[tuple[str, int, int]]) -> bytes:
 
 
 def read_members(
-    path: Path, wanted: Sequence[tuple[str, Sequence[int]]], *, most: int = MOST_BYTES
+    path: StoredPlace, wanted: Sequence[tuple[str, Sequence[int]]], *, most: int = MOST_BYTES
 ) -> list[memoryview]:
     """The bytes of the `wanted` members, (name, place), by one open and one pread of neighbors.
 
@@ -167,15 +177,11 @@ def read_members(
     if any(end - begin > most + MOST_HEADER for _, (begin, end, *_) in wanted):
         raise RecordError(f"{path}: expected members of at most {most:,} bytes")
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            spans = [memoryview(os.pread(handle, end - start, start)) for start, end in runs]
-        finally:
-            os.close(handle)
+        spans = _read_runs(path, runs)
     except FileNotFoundError:
         raise RecordError(f"{path}: no such pack") from None
     except OSError as error:
-        raise_read_error(path, error, RecordError)
+        raise_read_error(str(path), error, RecordError)
     starts = [start for start, _ in runs]
     members = []
     for name, (begin, _, size, crc) in wanted:
@@ -184,6 +190,19 @@ def read_members(
             _member(f"{path}: member {name}", spans[run], begin - starts[run], size, crc)
         )
     return members
+
+
+def _read_runs(path: StoredPlace, runs: list[list[int]]) -> list[memoryview]:
+    """The bytes of runs, each [first byte, end]."""
+    if isinstance(path, Url):
+        from flowkit.stores.spans import read_span
+
+        return [read_span(path, start, end) for start, end in runs]
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return [memoryview(os.pread(handle, end - start, start)) for start, end in runs]
+    finally:
+        os.close(handle)
 
 
 def _member(where: str, span: memoryview, at: int, size: int, crc: int) -> memoryview:

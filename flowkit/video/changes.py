@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from flowkit.stores.urls import Place, State, Url
 from flowkit.video.image_folders import frame_files
 
 
@@ -29,17 +30,25 @@ def source_state(path: Path) -> dict[str, Any]:
     return {"bytes": status.st_size, "modified_ns": status.st_mtime_ns, "sha256": digest}
 
 
-def source_change(path: Path, recorded: Mapping[str, Any]) -> str:
+def object_state(state: State, copy: Path) -> dict[str, Any]:
+    """As `source_state`, of an object with a local `copy`; its `etag` is the store's."""
+    time = {"modified_ns": state.modified_ns} if state.etag is None else {"etag": state.etag}
+    return source_state(copy) | {"modified_ns": None} | time
+
+
+def source_change(path: Place, recorded: Mapping[str, Any]) -> str:
     """How the source at `path` differs from what `source_state` gave once; "" if it does not.
 
-    A file is read only where its size is the same and its time another: copies are no change.
-    What was not recorded counts as unchanged.
+    A file is read only where its size is the same and its time, or its etag, another: copies are
+    no change. What was not recorded counts as unchanged.
     """
     name, size = recorded.get("name", path.name), recorded.get("bytes")
     if name != path.name:
         return f"name: {name} then, {path.name} now"
     if size is None:
         return ""
+    if isinstance(path, Url):
+        return _object_change(path, recorded)
     if path.is_dir() != ("images" in recorded):
         return "a file then, a folder now" if path.is_dir() else "a folder then, a file now"
     if path.is_dir():
@@ -61,3 +70,17 @@ def source_stamp(path: Path) -> tuple[int, int] | None:
         return None
     status = path.stat()
     return status.st_size, status.st_mtime_ns
+
+
+def _object_change(url: Url, recorded: Mapping[str, Any]) -> str:
+    from flowkit.stores import objects
+
+    if "images" in recorded:
+        return "a folder then, a file now"
+    state = url.state or objects.object_state(url)
+    if state.size != recorded["bytes"]:
+        return f"bytes: {recorded['bytes']} then, {state.size} now"
+    mark = ("etag", state.etag) if state.etag is not None else ("modified_ns", state.modified_ns)
+    if mark[1] is not None and recorded.get(mark[0]) == mark[1]:
+        return ""
+    return "" if objects.hash_object(url) == recorded.get("sha256") else "other bytes"

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from flowkit.documents import SIDECAR, is_record, listed, read_plain_file
+from flowkit.documents import MOST_BYTES, SIDECAR, is_record, listed, read_plain_file
 from flowkit.errors import UsageError
+from flowkit.stores.urls import Access, Place, Url, as_place, is_url, parse_url
 from flowkit.video.image_folders import image_groups
 
 # What a folder is searched for; a file that is named itself may be called anything.
@@ -37,16 +38,17 @@ MARKS = {  # byte order marks; that of UTF-32 begins like that of UTF-16
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """What is to be extracted, and where its record goes.
 
-    `path` is absolute: a video file, or a folder of frames. `id` is the '/'-separated place of
-    the record below the output folder: the path without the extension. `refusal` says why it fails
-    whatever it holds; `redo`: its record is there and is to be replaced.
+    `path` is absolute: a video file, or a folder of frames; or it is a video's address. `id` is the
+    '/'-separated place of the record below the output folder: the path without the extension.
+    `refusal` says why it fails whatever it holds; `redo`: its record is there and is to be
+    replaced.
     """
 
-    path: Path
+    path: Place
     id: str
     refusal: str = ""
     redo: bool = False
@@ -70,11 +72,12 @@ class Found:
 
 
 def find_videos(
-    inputs: Sequence[str | Path],
+    inputs: Sequence[str | Place],
     *,
-    root: str | Path | None = None,
+    root: str | Place | None = None,
     stdin: BinaryIO | None = None,
-    out: Path | None = None,
+    out: Place | None = None,
+    access: Access | None = None,
 ) -> Found:
     """Find the videos that `inputs` name.
 
@@ -89,21 +92,28 @@ def find_videos(
       integers, blank lines and lines that start with # count only where a file is called so;
     - a table (.csv): the paths in its column called path, file, filename or video, else in the
       first one;
-    - "-": a list from `stdin` (default: standard input), NUL-separated if it contains a NUL.
+    - "-": a list from `stdin` (default: standard input), NUL-separated if it contains a NUL;
+    - an address in a store, such as s3://bucket/videos: the videos below it, a video, or a list.
+      Whether a video that is named is there shows when it is opened; `access` is how to reach it.
 
     A path that several inputs name is one source, with the id that the first of them gives it. A
     folder without any video is a source that fails, beside others that are not.
     Raises UsageError if a path or `root` does not exist, if a path lies outside `root`, if two ids
     collide or one lies inside the other's record, or if there is no video at all.
     """
-    top = None if root is None else Path(os.path.abspath(root))
-    if top is not None and not top.is_dir():
+    top = None if root is None else _absolute(root)
+    if isinstance(top, Path) and not top.is_dir():
         raise UsageError(f"{root}: no such folder to keep the paths below")
-    leave = frozenset() if out is None else frozenset({os.path.realpath(out)})
+    leave = frozenset({os.path.realpath(out)}) if isinstance(out, Path) else frozenset()
     passed_over: Counter[str] = Counter()
-    sources: dict[Path, Source] = {}
+    sources: dict[Place, Source] = {}
     empty: list[Source] = []  # folders that were named and hold none
-    for place in _places(inputs, top, stdin):
+    for place in _places(inputs, top, stdin, access):
+        if isinstance(place, Url):
+            for url in _find_objects(place, passed_over):
+                own = place.parent if url is place else place
+                sources.setdefault(url, Source(url, _id(url, top or own)))
+            continue
         base = top or (place if place.is_dir() else place.parent)
         videos = [place]
         if place.is_dir():
@@ -128,23 +138,41 @@ def find_videos(
 
 
 def _places(
-    inputs: Sequence[str | Path], root: Path | None, stdin: BinaryIO | None
-) -> Iterator[Path]:
-    """The absolute path of every file and folder that the inputs name; lists are unrolled."""
-    for name in map(str, inputs):
-        place = Path(os.path.abspath(name))
+    inputs: Sequence[str | Place],
+    root: Place | None,
+    stdin: BinaryIO | None,
+    access: Access | None,
+) -> Iterator[Place]:
+    """The absolute path, or the address, of all that the inputs name; lists are unrolled."""
+    for given in inputs:
+        name, place = str(given), _absolute(given, access)
         if name == "-":
-            yield from _listed((stdin or sys.stdin.buffer).read(), "standard input", root)
-        elif not os.path.lexists(place):
+            data = (stdin or sys.stdin.buffer).read()
+            yield from _listed(data, "standard input", root, access)
+        elif isinstance(place, Path) and not os.path.lexists(place):
             raise UsageError(f"{name}: no such file or folder")
         elif _is_list(place):
-            yield from _listed(read_plain_file(place, error=UsageError), name, root)
+            yield from _listed(_read_list(place), name, root, access)
         else:
             yield place
 
 
-def _is_list(place: Path) -> bool:
-    return place.suffix.lower() in LIST_EXTENSIONS and not place.is_dir()
+def _absolute(given: str | Place, access: Access | None = None) -> Place:
+    place = as_place(given, access)
+    return place if isinstance(place, Url) else Path(os.path.abspath(place))
+
+
+def _is_list(place: Place) -> bool:
+    is_file = isinstance(place, Url) or not place.is_dir()
+    return is_file and place.suffix.lower() in LIST_EXTENSIONS
+
+
+def _read_list(place: Place) -> bytes:
+    if isinstance(place, Path):
+        return read_plain_file(place, error=UsageError)
+    from flowkit.stores.objects import read_object
+
+    return read_object(place, MOST_BYTES)
 
 
 def decode_list(data: bytes, where: str) -> str:
@@ -199,12 +227,13 @@ def _path_column(rows: list[list[str]]) -> list[str]:
     return [row[column] for row in rows[named is not None :] if len(row) > column]
 
 
-def _listed(data: bytes, where: str, root: Path | None) -> list[Path]:
-    """The paths in a list; `where` names the list in the errors."""
-    bases = [Path.cwd(), *([root] if root else [])]
-    places, missing = [], []
+def _listed(data: bytes, where: str, root: Place | None, access: Access | None) -> Iterator[Place]:
+    """The paths and addresses in a list; `where` names the list in the errors."""
+    bases = [Path.cwd(), *([root] if isinstance(root, Path) else [])]
+    places: list[Place] = []
+    missing = []
     for line in _lines(data, where):
-        place = _look_up(line, bases)
+        place = _look_up_url(line, access) or _look_up(line, bases)
         if place is None:
             if line.strip() and not line.startswith("#"):
                 missing.append(line.strip())
@@ -219,7 +248,19 @@ def _listed(data: bytes, where: str, root: Path | None) -> list[Path]:
             f"for from {' and '.join(map(str, bases))}: {listed(missing)}"
             + (" (if it is UTF-16 without a byte order mark: save it as UTF-8)" * letters)
         )
-    return places
+    yield from places
+
+
+def _look_up_url(line: str, access: Access | None) -> Url | None:
+    """The address that a line names, less quotes, columns of integers, a reason behind a tab."""
+    name, tab, _ = line.strip().partition("\t")
+    name = unquote(name.strip())
+    if not is_url(name):
+        return None
+    shorter = re.sub(r"\s+-?[0-9]+$", "", name)
+    if _extension(shorter) in VIDEO_EXTENSIONS and _extension(name) not in VIDEO_EXTENSIONS:
+        name = shorter
+    return parse_url(ESCAPES.sub(_unescape, name) if tab else name, access)
 
 
 def _look_up(line: str, bases: list[Path]) -> Path | None:
@@ -249,6 +290,31 @@ def _look_up(line: str, bases: list[Path]) -> Path | None:
 def _unescape(match: re.Match[str]) -> str:
     code = match[1]
     return {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}.get(code) or chr(int(code[1:], 16))
+
+
+# --- addresses to objects -------------------------------------------------------------------------
+
+
+def _find_objects(url: Url, passed_over: Counter[str]) -> Iterator[Url]:
+    """The videos below an address, or the one that it is; UsageError where there is nothing."""
+    from flowkit.stores.objects import is_object, list_objects
+
+    if _extension(url.name) in VIDEO_EXTENSIONS:
+        yield url
+        return
+    there = False
+    for found in list_objects(url):
+        there = True
+        if any(part.startswith(".") for part in found.relative_to(url).parts):
+            passed_over["hidden"] += 1
+        elif _extension(found.name) in VIDEO_EXTENSIONS:
+            yield found
+        else:
+            passed_over[_extension(found.name) or "no extension"] += 1
+    if not there:
+        if not is_object(url):
+            raise UsageError(f"{url}: no such object, and none below it")
+        yield url
 
 
 # --- folders to paths -----------------------------------------------------------------------------
@@ -337,15 +403,16 @@ def _extension(name: str) -> str:
 # --- paths to ids ---------------------------------------------------------------------------------
 
 
-def _id(path: Path, base: Path) -> str:
+def _id(path: Place, base: Place) -> str:
     """The '/'-separated path below `base` without the extension; a folder's own name at `base`."""
     if path == base:
         return path.name
     try:
-        relative = path.relative_to(base)
-    except ValueError as error:
+        relative = path.relative_to(base)  # type: ignore[arg-type]
+    except (ValueError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: expected a path below the root {base}") from error
-    return relative.as_posix() if path.is_dir() else os.path.splitext(relative.as_posix())[0]
+    is_folder = isinstance(path, Path) and path.is_dir()
+    return relative.as_posix() if is_folder else os.path.splitext(relative.as_posix())[0]
 
 
 def _without_collisions(sources: Iterable[Source]) -> list[Source]:
@@ -353,7 +420,7 @@ def _without_collisions(sources: Iterable[Source]) -> list[Source]:
     by_id: dict[str, Source] = {}
     for source in sources:
         first = by_id.setdefault(source.id, source)
-        if first is not source and os.path.realpath(first.path) != os.path.realpath(source.path):
+        if first is not source and _real(first.path) != _real(source.path):
             raise UsageError(
                 f"{first.path} and {source.path} would both be recorded as {source.id}: rename "
                 "one, or, if they lie in different folders, name their common folder as the root"
@@ -368,9 +435,20 @@ def _without_collisions(sources: Iterable[Source]) -> list[Source]:
     return list(by_id.values())
 
 
+def _real(path: Place) -> str:
+    return os.path.realpath(path) if isinstance(path, Path) else str(path)
+
+
 def _natural(text: str) -> tuple[list[str | int], str]:
     parts = re.split("([0-9]+)", text)  # every second one is a number
     return [int(part) if k % 2 else part for k, part in enumerate(parts)], text
+
+
+def local_path(source: Source) -> Path:
+    """The path of a source; UsageError where it lies in a store."""
+    if isinstance(source.path, Url):
+        raise UsageError(f"{source.path}: expected a file of this machine, got one in a store")
+    return source.path
 
 
 def source_bytes(path: Path) -> int | None:

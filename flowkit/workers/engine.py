@@ -36,6 +36,7 @@ class Failed:
     exception: str = ""
     errno: int | None = None
     traceback: str = field(default="", repr=False)
+    retries: int = 0  # how often the task asked a store again, where the exception tells it
 
 
 @dataclass(frozen=True)

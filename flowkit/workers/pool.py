@@ -293,7 +293,8 @@ def _call(task: Task, job: Job, script: dict[str, str], socket: Connection) -> b
     def failed(reason: str, error: Exception) -> bytes:
         seconds, errno = time.monotonic() - started, getattr(error, "errno", None)
         details = (type(error).__name__, errno, traceback.format_exc())
-        return pickle.dumps(Failed(index, reason, "error", seconds, *details))
+        retries = getattr(error, "retries", 0)
+        return pickle.dumps(Failed(index, reason, "error", seconds, *details, retries=retries))
 
     try:
         result = task(unpickle(payload, script), report)

@@ -1,0 +1,1 @@
+"""Object stores: addresses, and the bytes behind them; all that knows fsspec."""
