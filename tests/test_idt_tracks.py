@@ -202,8 +202,17 @@ def test_integral_histograms_are_opencvs_derivatives_and_angles_summed():
     gray = rng.integers(0, 256, (50, 60), np.uint8)
     u, v = rng.normal(0, 1, (2, 50, 60)).astype(np.float32)
     ensure_compiled_kernels()
-    integral = np.full((41, 46, 33), np.nan, np.float32)
-    kernels.integrate(gray, u, v, 7, 9, 40, 45, 8, np.float32(0.4), integral)
+
+    def integral_of(top, left, height, width):
+        integral = np.full((height + 1, (width + 1) * 33), np.nan, np.float32)
+        integral[0] = 0
+        for y in range(height):
+            kernels.integral_row(
+                gray, u, v, top + y, left, width, 8, np.float32(0.4), integral[y], integral[y + 1]
+            )
+        return integral.reshape(height + 1, width + 1, 33)
+
+    integral = integral_of(7, 9, 40, 45)
 
     def derivatives(image):
         return (cv2.Sobel(image, cv2.CV_32F, *d, ksize=1) for d in ((1, 0), (0, 1)))
@@ -215,18 +224,18 @@ def test_integral_histograms_are_opencvs_derivatives_and_angles_summed():
         reference_histogram(*derivatives(v), 8, None),
     ]
     expected = np.concatenate(votes, axis=2)[7:47, 9:54].cumsum(0).cumsum(1)
-    assert np.array_equal(integral[0], np.zeros((46, 33)))
+    assert np.array_equal(integral[:, 0], np.zeros((41, 33)))
     assert np.allclose(integral[1:, 1:], expected, rtol=1e-4, atol=0.05)
-    whole = np.zeros((51, 61, 33), np.float32)
-    kernels.integrate(gray, u, v, 0, 0, 50, 60, 8, np.float32(0.4), whole)
+    whole = integral_of(0, 0, 50, 60)
     full = np.concatenate(votes, axis=2).cumsum(0).cumsum(1)
     assert np.allclose(whole[1:, 1:], full, rtol=1e-4, atol=0.05)  # with the frame's borders
 
 
 def test_resizing_is_opencvs_portable_one():
     image = np.random.default_rng(0).uniform(0, 255, (120, 160)).astype(np.float32)
-    small = np.empty((85, 113), np.float32)
-    kernels.resize(image, small)
+    small = np.empty((85, 128), np.float32)
+    kernels.resize(image, 160, np.float32(1), small, 113)
+    small = small[:, :113]
     two = cv2.resize(np.dstack([image, image]), (113, 85))[..., 0]  # which has no faster code
     assert np.abs(small - two).max() <= 4e-5
     assert np.abs(small - cv2.resize(image, (113, 85))).max() < 0.01

@@ -98,7 +98,7 @@ class Farneback(FarnebackParameters):
                 win_size=self.win_size,
                 window=window,
                 iterations=self.iterations,
-            )[0]
+            )
 
     def _sizes(self, height: int, width: int) -> list[tuple[int, int, float]]:
         """Height, width and scale of the frame and its smaller versions, finest first."""
@@ -116,14 +116,11 @@ def expand_levels(
     sizes: Sequence[tuple[int, int, float]],
     weights: np.ndarray,
     inverse: np.ndarray,
-    *,
-    resize: Callable[[np.ndarray, tuple[int, int]], np.ndarray] | None = None,
 ) -> list[np.ndarray]:
     """The polynomial expansion of a gray frame at each size: float32 (h, PLANES, columns).
 
     `sizes` are height, width and scale (1 for the frame itself), `weights` and `inverse` those of
-    `expansion_weights`. `resize` takes an image, float32 (H, W), to (width, height) in place of
-    OpenCV's function.
+    `expansion_weights`.
     """
     import numpy as np
 
@@ -131,14 +128,13 @@ def expand_levels(
     from flowkit.flow import farneback_kernels as kernels
 
     expand, _ = _compiled()
-    resize = resize or cv2.resize
     image = frame.astype(np.float32, order="C")
     expansions = []
     for height, width, scale in sizes:
         sigma = (1 / scale - 1) / 2
         side = max(round(5 * sigma) | 1, 3)
         smooth = cv2.GaussianBlur(image, (side, side), sigma, sigmaY=sigma)
-        small = resize(smooth, (width, height))
+        small = cv2.resize(smooth, (width, height))
         spare = kernels.columns(width) - width
         planes = np.empty((height, kernels.PLANES, width + spare), np.float32)
         wide = cv2.copyMakeBorder(small, 0, 0, 0, spare, cv2.BORDER_CONSTANT)
@@ -156,13 +152,11 @@ def solve_levels(
     win_size: int,
     window: np.ndarray,
     iterations: int,
-    median: int = 1,
-) -> list[np.ndarray]:
-    """The field at each size, finest first: float32 (h, w, 2), px of that size.
+) -> np.ndarray:
+    """The field at the finest size: float32 (H, W, 2), px.
 
     `levels0` and `levels1` are the expansions of the two frames, `growth` is how much larger a
-    level is than the coarser one, whose field it starts from. A `median` of 3 or 5 px filters the
-    field of every level.
+    level is than the coarser one, whose field it starts from.
     """
     import numpy as np
 
@@ -170,7 +164,6 @@ def solve_levels(
 
     _, solve_level = _compiled()
     field = np.zeros((1, 1, 2), np.float32)
-    found = []
     for first, second, (height, width, _) in zip(
         reversed(levels0), reversed(levels1), reversed(sizes), strict=True
     ):
@@ -178,14 +171,10 @@ def solve_levels(
         flow = np.zeros((2, height, columns), np.float32)
         larger = cv2.resize(field, (width, height)) * np.float32(growth)
         flow[0, :, :width], flow[1, :, :width] = cv2.split(larger)
-        edges = _edge_weights(height, width, columns)
+        edges = edge_weights(height, width, columns)
         solve_level(flow, first, second, width, edges, win_size, window, iterations)
-        components = [flow[0, :, :width], flow[1, :, :width]]
-        if median > 1:
-            components = [cv2.medianBlur(np.ascontiguousarray(one), median) for one in components]
-        field = cv2.merge(components)  # -> (H, W, 2)
-        found.append(field)
-    return found[::-1]
+        field = cv2.merge([flow[0, :, :width], flow[1, :, :width]])  # -> (H, W, 2)
+    return field
 
 
 def warm_up() -> None:
@@ -213,6 +202,7 @@ def _compiled() -> tuple[Callable[..., None], Callable[..., None]]:
 # --- weights, in OpenCV's order and precision ---
 
 
+@lru_cache(maxsize=8)
 def expansion_weights(radius: int, sigma: float) -> tuple[np.ndarray, np.ndarray]:
     """Of the expansion: float32 (3, radius + 1) and float64 (4,), as `expand` takes them.
 
@@ -252,6 +242,7 @@ def _ordered_sum(values: np.ndarray) -> float:
     return float(np.cumsum(values, dtype=np.float64)[-1])
 
 
+@lru_cache(maxsize=8)
 def gaussian_window(win_size: int) -> np.ndarray:
     """The Gaussian window from its center outward, float32; its sigma is 0.3 of its radius."""
     import numpy as np
@@ -272,7 +263,7 @@ def _no_window() -> np.ndarray:
 
 
 @lru_cache(maxsize=64)  # levels of a few videos: they are the same for every pair
-def _edge_weights(height: int, width: int, columns: int) -> np.ndarray:
+def edge_weights(height: int, width: int, columns: int) -> np.ndarray:
     """The weights of the pixels, float32 (min(height, 11), columns), one row for all inner ones.
 
     Within a side under 10 px, where OpenCV's unsigned numbers wrap around, some pixels count as

@@ -148,33 +148,70 @@ def repeat_edges(rows, first, width, times):
 
 
 @intrinsic
-def sample_bilinear(typingctx, pixels, start, stride, w00, w01, w10, w11):
-    """PLANES interleaved channels under 2 x 2 weights, as a tuple of float32.
+def sample_eight(typingctx, pixels, stride, starts, w00, w01, w10, w11, x, sampled, columns):
+    """PLANES channels of eight pixels of a row from `x` on, each under its 2 x 2 weights.
 
-    `pixels` is flat; `start` is the index of the first pixel's first channel, `stride` that of a
-    row. Written in vectors, because Numba leaves LLVM's vectorizer of straight code off.
+    `pixels` is flat, its channels interleaved; `starts` holds the indices of the upper left
+    pixels' first channel, a negative one counts as 0; `stride` is that of a row. The result goes to
+    `sampled`, rows of `columns` cells. Written in vectors, a pixel's channels side by side and then
+    turned, because LLVM's vectorizer would load them one by one.
     """
-    signature = types.UniTuple(types.float32, PLANES)(pixels, start, stride, *[types.float32] * 4)
+    signature = types.void(
+        pixels, types.intp, starts, w00, w01, w10, w11, types.intp, sampled, types.intp
+    )
 
     def codegen(context, builder, signature, args):
-        array = context.make_array(signature.args[0])(context, builder, args[0])
-        start, stride = args[1:3]
-        i32 = ir.IntType(32)
+        flat, index, *weights, target = (
+            context.make_array(signature.args[k])(context, builder, args[k]).data
+            for k in (0, 2, 3, 4, 5, 6, 8)
+        )
+        stride, x, columns = args[1], args[7], args[9]
+        i32, i64, lanes = ir.IntType(32), stride.type, range(SPARE)
         vector = ir.VectorType(ir.FloatType(), SPARE)
         undefined = ir.Constant(vector, ir.Undefined)
-        everywhere = ir.Constant(ir.VectorType(i32, SPARE), [0] * SPARE)
-        right = ir.Constant(start.type, PLANES)
-        below = builder.add(start, stride)
-        corners = [start, builder.add(start, right), below, builder.add(below, right)]
-        total = None
-        for corner, weight in zip(corners, args[3:], strict=True):
-            place = builder.bitcast(builder.gep(array.data, [corner]), vector.as_pointer())
-            spread = builder.insert_element(undefined, weight, i32(0))
-            spread = builder.shuffle_vector(spread, undefined, everywhere)
-            term = builder.fmul(builder.load(place, align=4), spread)
-            total = term if total is None else builder.fadd(total, term)
-        values = [builder.extract_element(total, i32(c)) for c in range(PLANES)]
-        return context.make_tuple(builder, signature.return_type, values)
+
+        def shuffle(one, other, places):
+            mask = ir.Constant(ir.VectorType(i32, SPARE), places)
+            return builder.shuffle_vector(one, other, mask)
+
+        def vector_at(base, place):
+            return builder.bitcast(builder.gep(base, [place]), vector.as_pointer())
+
+        pixel_rows = []
+        for lane in lanes:
+            place = builder.add(x, i64(lane))
+            start = builder.load(builder.gep(index, [place]))
+            start = builder.select(builder.icmp_signed("<", start, i32(0)), i32(0), start)
+            start = builder.sext(start, i64)
+            below = builder.add(start, stride)
+            right = i64(PLANES)
+            corners = [start, builder.add(start, right), below, builder.add(below, right)]
+            total = None
+            for corner, weight in zip(corners, weights, strict=True):
+                one = builder.load(builder.gep(weight, [place]))
+                spread = builder.insert_element(undefined, one, i32(0))
+                spread = shuffle(spread, undefined, [0] * SPARE)
+                term = builder.fmul(builder.load(vector_at(flat, corner), align=4), spread)
+                total = term if total is None else builder.fadd(total, term)
+            pixel_rows.append(total)
+        # rows of pixels to rows of channels: pairs, fours, then halves are interleaved
+        low, high = [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]
+        pairs = [
+            [shuffle(*pixel_rows[k : k + 2], mask) for mask in (low, high)] for k in (0, 2, 4, 6)
+        ]
+        first, second = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
+        fours = [
+            [shuffle(a, b, mask) for a, b in zip(pairs[k], pairs[k + 1], strict=True)
+             for mask in (first, second)]
+            for k in (0, 2)
+        ]  # fmt: skip
+        halves = ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])
+        for channel in range(PLANES):
+            left, right = (four[channel % 4] for four in fours)
+            place = builder.add(builder.mul(i64(channel), columns), x)
+            values = shuffle(left, right, halves[channel // 4])
+            builder.store(values, vector_at(target, place), align=4)
+        return context.get_dummy_value()
 
     return signature, codegen
 
@@ -210,18 +247,10 @@ def tap_row(y, height, width, count, u, v, starts, w00, w01, w10, w11):
 
 
 @row
-def sample_row(width, pixels, stride, starts, w00, w01, w10, w11, sampled):
-    """The second frame's coefficients at the taps of a row, into `sampled` (PLANES, ...)."""
-    for x in range(width):
-        start = np.intp(max(starts[x], np.int32(0)))
-        c_y, c_x, c_yy, c_xx, c_xy = sample_bilinear(
-            pixels, start, stride, w00[x], w01[x], w10[x], w11[x]
-        )
-        sampled[0, x] = c_y
-        sampled[1, x] = c_x
-        sampled[2, x] = c_yy
-        sampled[3, x] = c_xx
-        sampled[4, x] = c_xy
+def sample_row(count, pixels, stride, starts, w00, w01, w10, w11, sampled):
+    """The second frame's coefficients at the taps of a row, into `sampled` (PLANES, count)."""
+    for x in range(0, count, SPARE):
+        sample_eight(pixels, stride, starts, w00, w01, w10, w11, x, sampled, count)
 
 
 @row
@@ -258,15 +287,25 @@ def matrix_row(count, u, v, first, starts, second, edge, matrices):
         matrices[4, x] = xy * down + xx * along
 
 
+@row
+def interleave_row(width, planes, start, pixels):
+    for x in range(width):
+        at = np.uintp(start) + np.uintp(x) * np.uintp(PLANES)
+        pixels[at] = planes[0, x]
+        pixels[at + np.uintp(1)] = planes[1, x]
+        pixels[at + np.uintp(2)] = planes[2, x]
+        pixels[at + np.uintp(3)] = planes[3, x]
+        pixels[at + np.uintp(4)] = planes[4, x]
+
+
 @whole
 def interleave(planes, width):
     """An expansion (H, PLANES, columns) as one row of pixels with their channels together."""
     height = planes.shape[0]
-    pixels = np.zeros(height * width * PLANES + SPARE, np.float32)
+    pixels = np.empty(height * width * PLANES + SPARE, np.float32)
+    pixels[height * width * PLANES :] = ZERO
     for y in range(height):
-        for x in range(width):
-            for c in range(PLANES):
-                pixels[(y * width + x) * PLANES + c] = planes[y, c, x]
+        interleave_row(width, planes[y], y * width * PLANES, pixels)
     return pixels
 
 
@@ -328,6 +367,33 @@ def next_tap(count, before, after, weight, sums):
         sums[x] += (after[x] + before[x]) * weight
 
 
+def all_taps(n):
+    """The row kernels of a window of 2n + 1: n is constant, so that sums stay in registers."""
+
+    @row
+    def down(count, ring, c, y, above, below, weights, sums, first):
+        for x in range(count):
+            total = ring[y, c, x] * weights[0]
+            for k in range(n):
+                total += (ring[below[k], c, x] + ring[above[k], c, x]) * weights[k + 1]
+            sums[c, np.uintp(first) + np.uintp(x)] = total
+
+    @row
+    def along(count, sums, c, first, weights, blurred):
+        for x in range(count):
+            at = np.uintp(first) + np.uintp(x)
+            total = sums[c, at] * weights[0]
+            for k in range(1, n + 1):
+                total += (sums[c, at + np.uintp(k)] + sums[c, at - np.uintp(k)]) * weights[k]
+            blurred[c, x] = total
+
+    return down, along
+
+
+down_window5, along_window5 = all_taps(5)
+down_window6, along_window6 = all_taps(6)
+
+
 @row
 def solve_row(count, blurred, scale, u, v):
     """The field of a row: the solution of its 2 x 2 equations."""
@@ -378,7 +444,7 @@ def solve_level(flow, first, second, width, edges, win_size, gaussian, iteration
         for y in range(height):
             while made < min(y + half + 1, height):
                 tap_row(made, height, width, count, u[made], v[made], starts, w00, w01, w10, w11)
-                sample_row(width, pixels, stride, starts, w00, w01, w10, w11, sampled)
+                sample_row(count, pixels, stride, starts, w00, w01, w10, w11, sampled)
                 edge = edges[made if made < 6 else max(5, len(edges) - (height - made))]
                 matrix_row(
                     count, u[made], v[made], first[made], starts, sampled, edge, ring[made % slots]
@@ -405,17 +471,32 @@ def solve_level(flow, first, second, width, edges, win_size, gaussian, iteration
 def gaussian_row(y, height, width, ring, gaussian, left, sums, blurred):
     """The matrices of a row blurred by a Gaussian, edges repeated: down, then along."""
     slots, _, count = ring.shape
+    n = len(gaussian) - 1
+    above, below = np.empty(n, np.uintp), np.empty(n, np.uintp)
+    for k in range(n):
+        above[k], below[k] = max(y - k - 1, 0) % slots, min(y + k + 1, height - 1) % slots
+    center = np.uintp(y % slots)
     for c in range(PLANES):
-        first_tap(count, ring[y % slots, c], gaussian[0], sums[c, left:])
-        for k in range(1, len(gaussian)):
-            above, below = max(y - k, 0) % slots, min(y + k, height - 1) % slots
-            next_tap(count, ring[above, c], ring[below, c], gaussian[k], sums[c, left:])
+        if n == 5:
+            down_window5(count, ring, c, center, above, below, gaussian, sums, left)
+        elif n == 6:
+            down_window6(count, ring, c, center, above, below, gaussian, sums, left)
+        else:
+            first_tap(count, ring[center, c], gaussian[0], sums[c, left:])
+            for k in range(n):
+                before, after = ring[above[k], c], ring[below[k], c]
+                next_tap(count, before, after, gaussian[k + 1], sums[c, left:])
     repeat_edges(sums, left, width, left)
     for c in range(PLANES):
-        first_tap(count, sums[c, left:], gaussian[0], blurred[c])
-        for k in range(1, len(gaussian)):
-            before, after = sums[c, left - k :], sums[c, left + k :]
-            next_tap(count, before, after, gaussian[k], blurred[c])
+        if n == 5:
+            along_window5(count, sums, c, left, gaussian, blurred)
+        elif n == 6:
+            along_window6(count, sums, c, left, gaussian, blurred)
+        else:
+            first_tap(count, sums[c, left:], gaussian[0], blurred[c])
+            for k in range(1, n + 1):
+                before, after = sums[c, left - k :], sums[c, left + k :]
+                next_tap(count, before, after, gaussian[k], blurred[c])
 
 
 _rows = types.float32[:, ::1]

@@ -42,7 +42,8 @@ def matches_along_flow(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Corners of the previous frame and where the field leads them: float32 (N, 2), px, both.
 
-    A corner's match starts from the nearest pixel, as in the authors' program.
+    field: float32 (2, H, W), px. A corner's match starts from the nearest pixel, as in the authors'
+    program.
     """
     found = cv2.goodFeaturesToTrack(
         previous, CORNERS, CORNER_QUALITY, CORNER_DISTANCE, mask=mask, blockSize=3
@@ -50,7 +51,7 @@ def matches_along_flow(
     corners = np.zeros((0, 2), np.float32) if found is None else found.reshape(-1, 2)
     height, width = previous.shape
     pixels = np.rint(corners).astype(int).clip(0, (width - 1, height - 1))
-    return corners, (pixels + field[pixels[:, 1], pixels[:, 0]]).astype(np.float32)
+    return corners, (pixels + field[:, pixels[:, 1], pixels[:, 0]].T).astype(np.float32)
 
 
 def matches_of_keypoints(previous: Keypoints, current: Keypoints) -> tuple[np.ndarray, np.ndarray]:

@@ -8,13 +8,16 @@ of the authors' program where the order matters to the result.
 Tracks of one level live in slots. `order` is a permutation of the slots: the living ones first,
 oldest first, then the free ones. Of slot s, `ages[s]` steps are done, `points[s, k]` is the k-th
 position in px of the level, `moves[s, k]` the k-th displacement less the camera's, and `sums[s, c]`
-the sum of the descriptors of the c-th cell of time: of each descriptor, x outer, y inner, bins.
+the sum of the descriptors of the c-th cell of time: x outer, y inner, then the bins of each of the
+four.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit, types
+
+from flowkit.flow.farneback_kernels import NoAlias
 
 ZERO, ONE, QUARTER_TURN, TURN = np.float32(0), np.float32(1), np.float32(90), np.float32(360)
 # OpenCV's fastAtan2: an odd polynomial of the smaller component against the larger, in degrees.
@@ -25,8 +28,10 @@ TURN_7 = np.float32(-0.04432655554792128 * 180 / np.pi)
 TINY = np.float32(2.220446049250313e-16)
 LONG_PART = np.float32(0.7)  # share of a track's length in one step that makes it no track
 
+SPAN = 64  # pixels whose votes are made together: what the nearest cache holds
+
 pixel = njit(error_model="numpy", forceinline=True)
-row = njit(error_model="numpy")
+row = njit(error_model="numpy", pipeline_class=NoAlias)
 whole = njit(error_model="numpy", nogil=True)
 
 
@@ -44,19 +49,30 @@ def degrees(x, y):
 
 
 @row
-def turn_row(count, along, down, bins_per_degree, places, lengths):
-    """Direction in bins and length of a row of vectors."""
+def vote_row(count, along, down, bins, zero, low, early, later):
+    """What each of a row of vectors gives to two neighboring bins, and which is the first of them.
+
+    `low` is that bin, `early` and `later` are the parts of the vector's length. One of a length up
+    to `zero` gives 1 to the bin behind all others.
+    """
+    per_degree = np.float32(bins) / TURN
     for x in range(count):
         angle = degrees(along[x], down[x])
         angle = angle if angle < TURN else angle - TURN
-        places[x] = angle * bins_per_degree
-        lengths[x] = np.sqrt(along[x] * along[x] + down[x] * down[x])
+        place = angle * per_degree
+        first = np.int32(place)
+        length = np.sqrt(along[x] * along[x] + down[x] * down[x])
+        part = (place - np.float32(first)) * length
+        still = length <= zero
+        low[x] = np.int32(bins) if still else first
+        early[x] = ONE if still else length - part
+        later[x] = ZERO if still else part
 
 
 @row
-def differences_row(image, y, left, count, along, down):
+def differences_row(image, width, y, left, count, along, down):
     """Derivatives [-1 0 1] of a row from column `left`, zero on the image's border."""
-    height, width = image.shape
+    height = image.shape[0]
     above = image[y - 1 if 0 < y < height - 1 else y]
     below = image[y + 1 if 0 < y < height - 1 else y]
     here = image[y]
@@ -68,47 +84,66 @@ def differences_row(image, y, left, count, along, down):
         along[x - left] = np.float32(here[x + 1]) - np.float32(here[x - 1])
 
 
-@whole
-def integrate(gray, u, v, top, left, height, width, bins, zero_flow, integral):
-    """The integral histograms of HOG, HOF, MBHx and MBHy over a part of a level.
+@row
+def spread_votes(start, count, bins, low, early, later, votes):
+    """Put the votes of `count` pixels in their bins: votes, the result, float32 (SPAN * planes)."""
+    planes = np.uintp(4 * bins + 1)
+    last = np.int32(bins - 1)
+    for at in range(np.uintp(count) * planes):
+        votes[at] = ZERO
+    for kind in range(4):
+        first = np.uintp(kind * bins + (1 if kind > 1 else 0))
+        for x in range(count):
+            here = np.uintp(start) + np.uintp(x)
+            bin = low[kind, here]
+            after = bin + np.int32(1) if bin < last else np.int32(0)
+            at = np.uintp(x) * planes + first
+            # no vote of the bin behind all others goes on to another
+            votes[at + np.uintp(after)] = later[kind, here]
+            votes[at + np.uintp(bin)] = early[kind, here]
 
-    gray: uint8 (H, W). u, v: float32 (H, W), px. integral, the result: float32 (at least height +
-    1, at least width + 1, 4 bins + 1); its element (y, x) is the sum over the pixels of the part
-    above y and left of x.
+
+@row
+def add_votes(start, count, planes, votes, total, above, here):
+    """Add the votes of `count` pixels to those of the row before them, and to the rows above."""
+    for x in range(count):
+        at = np.uintp(x) * np.uintp(planes)
+        to = (np.uintp(start) + np.uintp(x) + np.uintp(1)) * np.uintp(planes)
+        for plane in range(np.uintp(planes)):
+            sum = total[plane] + votes[at + plane]
+            total[plane] = sum
+            here[to + plane] = above[to + plane] + sum
+
+
+@whole
+def integral_row(gray, u, v, y, left, width, bins, zero_flow, above, here):
+    """A row of the integral histograms of HOG, HOF, MBHx and MBHy over a part of a level.
+
+    gray: uint8 (H, W). u, v: float32 (H, at least W), px. The part begins at column `left`. above,
+    and here, the result: float32 ((width + 1) * planes), 4 bins + 1 planes to a pixel; pixel x of
+    `here` is the sum over the pixels left of x in rows up to y, where `above` is that of the rows
+    before.
     """
     planes = 4 * bins + 1
-    still = 2 * bins  # HOF's last bin
-    per_degree = np.float32(bins) / TURN
-    along, down = np.zeros(width, np.float32), np.zeros(width, np.float32)
-    places, lengths = np.zeros((4, width), np.float32), np.zeros((4, width), np.float32)
+    along, down = np.empty(width, np.float32), np.empty(width, np.float32)
+    low = np.empty((4, width), np.int32)
+    early, later = np.empty((4, width), np.float32), np.empty((4, width), np.float32)
+    never = np.float32(-1)
+    end = left + width
+    differences_row(gray, gray.shape[1], y, left, width, along, down)
+    vote_row(width, along, down, bins, never, low[0], early[0], later[0])
+    vote_row(width, u[y][left:end], v[y][left:end], bins, zero_flow, low[1], early[1], later[1])
+    differences_row(u, gray.shape[1], y, left, width, along, down)
+    vote_row(width, along, down, bins, never, low[2], early[2], later[2])
+    differences_row(v, gray.shape[1], y, left, width, along, down)
+    vote_row(width, along, down, bins, never, low[3], early[3], later[3])
+    votes = np.empty(SPAN * planes, np.float32)
     total = np.zeros(planes, np.float32)
-    integral[0, : width + 1] = ZERO
-    for y in range(height):
-        at = top + y
-        differences_row(gray, at, left, width, along, down)
-        turn_row(width, along, down, per_degree, places[0], lengths[0])
-        turn_row(width, u[at][left:], v[at][left:], per_degree, places[1], lengths[1])
-        differences_row(u, at, left, width, along, down)
-        turn_row(width, along, down, per_degree, places[2], lengths[2])
-        differences_row(v, at, left, width, along, down)
-        turn_row(width, along, down, per_degree, places[3], lengths[3])
-        total[:] = ZERO
-        above, here = integral[y], integral[y + 1]
-        here[0] = ZERO
-        for x in range(width):
-            for kind in range(4):
-                first = kind * bins + (1 if kind > 1 else 0)
-                length = lengths[kind, x]
-                if kind == 1 and length <= zero_flow:
-                    total[still] += ONE
-                    continue
-                place = places[kind, x]
-                low = int(place)
-                later = (place - np.float32(low)) * length
-                total[first + low] += length - later
-                total[first + (low + 1 if low + 1 < bins else 0)] += later
-            for plane in range(planes):
-                here[x + 1, plane] = above[x + 1, plane] + total[plane]
+    here[:planes] = ZERO
+    for start in range(0, width, SPAN):
+        count = min(SPAN, width - start)
+        spread_votes(start, count, bins, low, early, later, votes)
+        add_votes(start, count, planes, votes, total, above, here)
 
 
 @pixel
@@ -121,9 +156,9 @@ def nearest(value, last):
 def move(order, count, ages, points, moves, flow, warped):
     """Move every living track by a step; returns how many are left, those off the frame freed.
 
-    flow, warped: float32 (H, W, 2), the field as it is and the one less the camera's motion.
+    flow, warped: float32 (2, H, W), the field as it is and the one less the camera's motion.
     """
-    height, width = flow.shape[:2]
+    height, width = flow.shape[1:]
     spare = np.empty(count, order.dtype)
     kept = lost = 0
     for k in range(count):
@@ -131,13 +166,13 @@ def move(order, count, ages, points, moves, flow, warped):
         age = ages[slot]
         px, py = points[slot, age, 0], points[slot, age, 1]
         x, y = nearest(px, width - 1), nearest(py, height - 1)
-        px += flow[y, x, 0]
-        py += flow[y, x, 1]
+        px += flow[0, y, x]
+        py += flow[1, y, x]
         if not (ZERO < px < width and ZERO < py < height):
             spare[lost] = slot
             lost += 1
             continue
-        moves[slot, age, 0], moves[slot, age, 1] = warped[y, x, 0], warped[y, x, 1]
+        moves[slot, age, 0], moves[slot, age, 1] = warped[0, y, x], warped[1, y, x]
         points[slot, age + 1, 0], points[slot, age + 1, 1] = px, py
         order[kept] = slot
         kept += 1
@@ -165,42 +200,87 @@ def windows(order, count, ages, points, height, width, patch, corners):
 
 
 @whole
-def describe(order, count, ages, corners, top, left, integral, patch, cells, epsilon, steps, sums):
-    """Add the descriptors of the windows to the living tracks' sums; the step is done then.
+def describe(
+    gray, u, v, order, count, ages, points, patch, cells, bins, zero_flow, epsilon, steps, sums
+):
+    """Add the descriptors around the living tracks to their sums; the step is done then.
 
-    `steps` are those of a cell of time. Every bin of a descriptor has epsilon added; the descriptor
-    is divided by its sum, and its root is taken.
+    gray: uint8 (H, W). u, v: float32 (H, at least W), px. `steps` are those of a cell of time.
+    Every bin of a descriptor has epsilon added; the descriptor is divided by its sum, and its root
+    is taken. The integral histograms run down the level, and a ring keeps the rows of a window: a
+    track is described when they reach the lower end of its own.
     """
-    planes = integral.shape[2]
-    bins = planes // 4
-    side = patch // cells
-    values = np.empty((4, cells * cells * (bins + 1)), np.float32)
+    planes = 4 * bins + 1
+    corners = np.empty((count, 2), np.int64)
+    top, left, height, width = windows(
+        order, count, ages, points, gray.shape[0], gray.shape[1], patch, corners
+    )
+    latest = np.full(height + 1, -1, np.int64)  # by lower end, the latest track; then those before
+    before = np.empty(count, np.int64)
     for k in range(count):
-        slot = order[k]
-        y0, x0 = corners[k, 0] - top, corners[k, 1] - left
-        into = sums[slot, ages[slot] // steps]
-        begin = 0
-        for kind in range(4):
-            first = kind * bins + (1 if kind > 1 else 0)
-            own = bins + 1 if kind == 1 else bins
-            norm = ZERO
-            at = 0
-            for cx in range(cells):
-                x = x0 + cx * side
-                for cy in range(cells):
-                    y = y0 + cy * side
-                    for b in range(first, first + own):
-                        value = integral[y + side, x + side, b] + integral[y, x, b]
-                        value = value - integral[y + side, x, b] - integral[y, x + side, b]
-                        value = max(value, ZERO) + epsilon
-                        values[kind, at] = value
-                        norm += value
-                        at += 1
-            norm = ONE / norm
-            for b in range(at):
-                into[begin + b] += np.sqrt(values[kind, b] * norm)
-            begin += at
-        ages[slot] += 1
+        end = corners[k, 0] - top + patch
+        before[k] = latest[end]
+        latest[end] = k
+    slots = patch + 1
+    ring = np.empty((slots, (width + 1) * planes), np.float32)
+    ring[0] = ZERO
+    side = patch // cells
+    edges = np.empty(cells + 1, np.int64)  # the rows of the ring at which cells begin and end
+    values = np.empty(cells * cells * planes, np.float32)
+    norms = np.empty(planes, np.float32)
+    for y in range(height):
+        here = (y + 1) % slots
+        integral_row(gray, u, v, top + y, left, width, bins, zero_flow, ring[y % slots], ring[here])
+        for edge in range(cells + 1):
+            edges[edge] = (y + 1 - patch + edge * side) % slots
+        k = latest[y + 1]
+        while k >= 0:
+            slot = order[k]
+            gather_cells(ring, edges, corners[k, 1] - left, side, planes, epsilon, values)
+            find_norms(bins, values, norms)
+            add_roots(planes, values, norms, sums[slot, ages[slot] // steps])
+            ages[slot] += 1
+            k = before[k]
+
+
+@row
+def gather_cells(ring, edges, x, side, planes, epsilon, values):
+    """The sums of every cell of a window, x outer, y inner: values, the result, (cells^2, P)."""
+    cells = len(edges) - 1
+    at = np.uintp(0)
+    for cx in range(cells):
+        left = np.uintp(x + cx * side) * np.uintp(planes)
+        right = left + np.uintp(side) * np.uintp(planes)
+        for cy in range(cells):
+            above, below = np.uintp(edges[cy]), np.uintp(edges[cy + 1])
+            for b in range(np.uintp(planes)):
+                total = ring[below, right + b] + ring[above, left + b]
+                total = total - ring[below, left + b] - ring[above, right + b]
+                values[at + b] = max(total, ZERO) + epsilon
+            at += np.uintp(planes)
+
+
+@row
+def find_norms(bins, values, norms):
+    """Of each plane what the descriptor that it belongs to is divided by, inverted."""
+    planes = np.uintp(4 * bins + 1)
+    for kind in range(4):
+        first = np.uintp(kind * bins + (1 if kind > 1 else 0))
+        end = first + np.uintp(bins + 1 if kind == 1 else bins)
+        norm = ZERO
+        for cell in range(np.uintp(0), np.uintp(len(values)), planes):
+            for b in range(first, end):
+                norm += values[cell + b]
+        norm = ONE / norm
+        for b in range(first, end):
+            norms[b] = norm
+
+
+@row
+def add_roots(planes, values, norms, into):
+    for cell in range(np.uintp(0), np.uintp(len(values)), np.uintp(planes)):
+        for b in range(np.uintp(planes)):
+            into[cell + b] += np.sqrt(values[cell + b] * norms[b])
 
 
 @whole
@@ -313,32 +393,37 @@ def between(place, count, ratio):
 
 
 @row
-def mix(count, one, other, weight, mixed):
+def mix_rows(count, rows, y0, y1, firsts, seconds, parts, down, factor, small, y):
     for x in range(count):
-        mixed[x] = one[x] * (ONE - weight) + other[x] * weight
+        part = parts[x]
+        rest = ONE - part
+        x0, x1 = firsts[x], seconds[x]
+        above = rows[y0, x0] * rest + rows[y0, x1] * part
+        below = rows[y1, x0] * rest + rows[y1, x1] * part
+        small[y, x] = (above * (ONE - down) + below * down) * factor
 
 
 @whole
-def resize(image, small):
-    """Fill `small` with `image` at its size, bilinear, float32 both.
+def resize(image, width, factor, small, columns):
+    """Fill `columns` of `small` with `width` of `image`, bilinear, times a factor, float32 both.
 
     In the arithmetic of OpenCV's portable code, which the authors' program ran: the faster code of
     newer versions gives other last digits, and a track's rounding now and then depends on them.
     """
-    height, width = image.shape
-    rows, columns = small.shape
-    firsts, seconds = np.empty(columns, np.int32), np.empty(columns, np.int32)
+    height, rows = len(image), len(small)
+    if rows == height and columns == width:
+        small[:, :width] = image[:, :width] * factor
+        return
+    firsts, seconds = np.empty(columns, np.uintp), np.empty(columns, np.uintp)
     parts = np.empty(columns, np.float32)
     for x in range(columns):
         firsts[x], seconds[x], parts[x] = between(x, width, width / columns)
-    above, below = np.empty(columns, np.float32), np.empty(columns, np.float32)
     for y in range(rows):
         y0, y1, down = between(y, height, height / rows)
-        for x in range(columns):
-            rest = ONE - parts[x]
-            above[x] = image[y0, firsts[x]] * rest + image[y0, seconds[x]] * parts[x]
-            below[x] = image[y1, firsts[x]] * rest + image[y1, seconds[x]] * parts[x]
-        mix(columns, above, below, down, small[y])
+        mix_rows(
+            columns, image, np.uintp(y0), np.uintp(y1), firsts, seconds, parts, down, factor,
+            small, np.uintp(y),
+        )  # fmt: skip
 
 
 @whole
@@ -360,23 +445,23 @@ def keep_previous(warped, previous, homography, margin):
 
 _gray = types.uint8[:, ::1]
 _slots = types.int32[::1]
+_line = types.float32[::1]
 _plane = types.float32[:, ::1]
 _cube = types.float32[:, :, ::1]
-_corners = types.int32[:, ::1]
 _n, _f = types.int64, types.float32
-INTEGRATE = (_gray, _plane, _plane, _n, _n, _n, _n, _n, _f, _cube)
 MOVE = (_slots, _n, _slots, _cube, _cube, _cube, _cube)
-WINDOWS = (_slots, _n, _slots, _cube, _n, _n, _n, _corners)
-DESCRIBE = (_slots, _n, _slots, _corners, _n, _n, _cube, _n, _n, _f, _n, _cube)
+INTEGRAL_ROW = (_gray, _plane, _plane, _n, _n, _n, _n, _f, _line, _line)
+DESCRIBE = (
+    _gray, _plane, _plane, _slots, _n, _slots, _cube, _n, _n, _n, _f, _f, _n, _cube,
+)  # fmt: skip
 FINISH = (_slots, _n, _slots, _cube, _cube, _cube, _f, types.float32[::1], _plane, _plane, _cube)
 SAMPLE = (_slots, _n, _slots, _cube, _cube, _plane, types.float64, _n)
-RESIZE = (_plane, _plane)
+RESIZE = (_plane, _n, _f, _plane, _n)
 KEEP_PREVIOUS = (_gray, _gray, types.float64[:, ::1], types.float64)
 # The functions that are called from outside, and the types they are compiled for.
 ENTRIES = {
-    "integrate": INTEGRATE,
+    "integral_row": INTEGRAL_ROW,
     "move": MOVE,
-    "windows": WINDOWS,
     "describe": DESCRIBE,
     "finish": FINISH,
     "sample": SAMPLE,

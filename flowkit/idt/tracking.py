@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,12 +16,9 @@ from flowkit.flow.pairs import to_gray
 from flowkit.idt import kernels
 from flowkit.idt.boxes import Boxes, box_mask
 from flowkit.idt.camera import Camera, warp_back
+from flowkit.idt.flow import STRIDE, Size, expand, solve
 from flowkit.idt.parameters import TrackParameters
 
-STRIDE = np.float32(np.sqrt(2))  # ratio of two scales
-POLY_N, POLY_SIGMA = 7, 1.5  # window and Gaussian of the polynomial expansion, px
-WINDOW, ITERATIONS = 10, 2  # window, a Gaussian, in px and iterations of the flow at every scale
-MEDIAN = 5  # px, over the field of every scale
 COMPILE_SECONDS = 12  # measured on one core
 FLOAT32, FLOAT16 = np.dtype(np.float32), np.dtype(np.float16)
 
@@ -121,13 +118,6 @@ def ensure_compiled_kernels() -> None:
         )
 
 
-def _resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A float32 image (H, W) at `size` (width, height), bilinear."""
-    small = np.empty(size[::-1], np.float32)
-    kernels.resize(image, small)
-    return small
-
-
 class _Tracker:
     """The tracks of all levels, and what is kept of the latest frame."""
 
@@ -137,19 +127,13 @@ class _Tracker:
         self.parameters = parameters
         shapes = level_sizes(gray.shape[0], gray.shape[1], parameters)
         scales = level_scales(len(shapes))
-        self.sizes = [
-            (*shape, 1 / float(scale)) for shape, scale in zip(shapes, scales, strict=True)
-        ]
-        self.weights = farneback.expansion_weights(POLY_N, POLY_SIGMA)
-        self.window = farneback.gaussian_window(WINDOW)
-        self.levels = [
-            _Level(*shape, scale, parameters) for shape, scale in zip(shapes, scales, strict=True)
-        ]
+        self.sizes = [Size(*shape, scale) for shape, scale in zip(shapes, scales, strict=True)]
+        self.levels = [_Level(*size, parameters) for size in self.sizes]
         self.camera = Camera(parameters.matches)
         self.camera.begin(gray, mask)
         self.gray = gray
         self.grays = self._pyramid(gray)
-        self.expansions = self._expand(gray)
+        self.expansions = expand(gray, self.sizes)
         for level, smaller in zip(self.levels, self.grays, strict=True):
             level.sample(smaller)
 
@@ -159,11 +143,11 @@ class _Tracker:
             raise FlowkitError(
                 f"expected frames of one size (H, W), got {self.gray.shape} and {gray.shape}"
             )
-        expansions = self._expand(gray)
-        fields = self._flow(expansions)
+        expansions = expand(gray, self.sizes)
+        fields = solve(self.expansions, expansions, self.sizes)
         homography = self.camera.follow(self.gray, gray, fields[0], mask)
         warped = warp_back(self.gray, gray, homography)
-        warped_fields = self._flow(self._expand(warped))
+        warped_fields = solve(self.expansions, expand(warped, self.sizes), self.sizes)
         ended = []
         grays = self._pyramid(gray)
         for level, before, after, flow, less in zip(
@@ -175,22 +159,6 @@ class _Tracker:
                 level.sample(after)
         self.gray, self.grays, self.expansions = gray, grays, expansions
         return np.concatenate(ended)
-
-    def _expand(self, gray: np.ndarray) -> list[np.ndarray]:
-        return farneback.expand_levels(gray, self.sizes, *self.weights, resize=_resize)
-
-    def _flow(self, expansions: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The field of each level from the latest frame to that of `expansions`."""
-        return farneback.solve_levels(
-            self.expansions,
-            expansions,
-            self.sizes,
-            growth=float(STRIDE),
-            win_size=WINDOW,
-            window=self.window,
-            iterations=ITERATIONS,
-            median=MEDIAN,
-        )
 
     def _pyramid(self, gray: np.ndarray) -> list[np.ndarray]:
         """The gray frame at each size, each made from the finer one."""
@@ -243,7 +211,7 @@ class _Level:
     def step(self, gray: np.ndarray, flow: np.ndarray, warped: np.ndarray) -> None:
         """Move every track along `flow` and describe where it came from.
 
-        gray: uint8 (H, W). flow, and `warped`, less the camera's motion: float32 (H, W, 2), px.
+        gray: uint8 (H, W). flow, and `warped`, less the camera's motion: float32 (2, H, W), px.
         """
         one = self.parameters
         self.count = kernels.move(
@@ -251,24 +219,18 @@ class _Level:
         )
         if not self.count:
             return
-        tracks = (self.order, self.count, self.ages)
-        corners = np.empty((self.count, 2), np.int32)
-        top, left, height, width = kernels.windows(
-            *tracks, self.points, self.height, self.width, one.patch, corners
-        )
-        integral = np.empty((height + 1, width + 1, sum(one.planes.values())), np.float32)
-        u, v = cv2.split(warped)
-        kernels.integrate(
-            gray, u, v, top, left, height, width, one.bins, np.float32(one.zero_flow), integral
-        )
         kernels.describe(
-            *tracks,
-            corners,
-            top,
-            left,
-            integral,
+            gray,
+            warped[0],
+            warped[1],
+            self.order,
+            self.count,
+            self.ages,
+            self.points,
             one.patch,
             one.cells,
+            one.bins,
+            np.float32(one.zero_flow),
             np.float32(one.epsilon),
             one.track_length // one.time_cells,
             self.sums,
@@ -300,11 +262,11 @@ class _Level:
         tracks["length"], tracks["travel"] = numbers[:valid, 4], numbers[:valid, 5]
         tracks["trajectory"] = paths[:valid]
         means = sums[:valid] / np.float32(one.track_length // one.time_cells)
+        means = means.reshape(valid, one.time_cells, one.cells**2, sum(one.planes.values()))
         first = 0
         for name, bins in one.planes.items():
-            last = first + one.cells**2 * bins
-            tracks[name] = means[:, :, first:last].reshape(valid, one.widths[name])
-            first = last
+            tracks[name] = means[..., first : first + bins].reshape(valid, one.widths[name])
+            first += bins
         return tracks
 
     def _reserve(self, slots: int) -> None:
