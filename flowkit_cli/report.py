@@ -37,6 +37,16 @@ from flowkit_cli.options import json_option, max_frame_option
     "[default: the one of the highest top-1]",
 )
 @click.option(
+    "--methods",
+    metavar="NAME,...",
+    help="The streams and fusions to report, in this order.  [default: all, fusions last]",
+)
+@click.option(
+    "--most",
+    type=click.IntRange(1),
+    help="Report at most as many of them: those of the highest top-1.",
+)
+@click.option(
     "--mistakes",
     type=click.IntRange(0),
     default=12,
@@ -51,6 +61,8 @@ def report(
     out: Path | None,
     records: Path | None,
     method: str | None,
+    methods: str | None,
+    most: int | None,
     mistakes: int,
     max_frame_mpx: float,
     as_json: bool,
@@ -64,6 +76,7 @@ def report(
     \b
     flowkit report                                   -> runs/report.html
     flowkit report split1 split2 split3 --out ucf101.html
+    flowkit report --methods spatial,temporal,fused --method fused
     """
     from flowkit.report.extras import read_curves, read_pictures
     from flowkit.report.figures import evaluate_files
@@ -76,7 +89,8 @@ def report(
     files = find_scores(scores or [runs])
     out = out or runs / "report.html"
     output.check_out("--out", out, "a page (.html)", files)
-    reports = evaluate_files(files, method=method)
+    chosen = [name.strip() for name in methods.split(",")] if methods else ()
+    reports = evaluate_files(files, method=method, chosen=chosen, most=most)
     if records is None and Path("flow").is_dir():
         records = Path("flow")
     elif records is not None and not records.exists():

@@ -33,6 +33,7 @@ from flowkit.report.extras import read_curves, read_pictures
 from flowkit.report.figures import (
     PUBLISHED,
     PUBLISHED_2016,
+    class_gains,
     class_rates,
     confusions,
     data_set,
@@ -431,6 +432,54 @@ def svgs(text):
         else:
             found.append(ElementTree.fromstring(text[begins.pop() : tag.end()]))
     return found
+
+
+def test_the_table_of_confusions_has_a_place_for_each_row_by_every_order(report):
+    text = page([report])
+    rows = re.findall(
+        r'role="row" style="([^"]*)"><span role="cell">([^<]*)</span><span role="cell">([^<]*)'
+        r'</span><span role="cell">(\d+)<',
+        text,
+    )
+    found = confusions(report)
+    assert [(truth, predicted, int(n)) for _, truth, predicted, n in rows] == found
+    counts = dict(zip(report.classes, report.class_counts.tolist(), strict=True))
+    keys = [
+        lambda one: (-one[2], one[0], one[1]),
+        lambda one: (-one[2] / counts[one[0]], one[0], one[1]),
+        lambda one: (one[0], -one[2], one[1]),
+        lambda one: (one[1], -one[2], one[0]),
+    ]
+    for number, key in enumerate(keys):
+        places = [int(re.search(rf"--o{number}: (\d+)", style)[1]) for style, *_ in rows]
+        by_place = [one for _, one in sorted(zip(places, found, strict=True))]
+        assert by_place == sorted(found, key=key)
+        assert f'class="o{number}"' in text
+    assert "As a table" in text and "script" not in Reader(text).tags
+
+
+def test_methods_are_reported_in_the_order_asked_for_and_no_more_than_asked(streams):
+    chosen = evaluate(streams, chosen=["temporal", "spatial"])
+    assert list(chosen.methods) == ["temporal", "spatial"]
+    assert {one.other for one in chosen.comparisons} == {"temporal", "spatial"} - {chosen.method}
+    rates = {name: one.top1.value for name, one in evaluate(streams).methods.items()}
+    best = sorted(rates, key=rates.get, reverse=True)
+    assert set(evaluate(streams, most=2).methods) == set(best[:2])
+    assert set(evaluate(streams, most=1, method=best[2]).methods) == {best[2]}
+    for wrong in ({"chosen": ["audio"]}, {"chosen": ["spatial"], "method": "temporal"}):
+        with pytest.raises(ScoresError, match="expected a method of spatial"):
+            evaluate(streams, **wrong)
+
+
+def test_gains_by_class_are_gained_less_lost(report):
+    for comparison in report.comparisons:
+        own, other = (report.methods[name] for name in (report.method, comparison.other))
+        net = dict(zip(report.classes, own.class_right - other.class_right, strict=True))
+        found = class_gains(report, comparison)
+        assert dict(found) == {name: videos for name, videos in net.items() if videos}
+        assert [videos for _, videos in found] == sorted(dict(found).values(), reverse=True)
+        name, videos = found[0]
+        assert f"most gained: {name} +{videos}" in Reader(page([report])).text
 
 
 def test_page_stands_alone(report):

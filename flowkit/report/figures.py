@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,12 +139,16 @@ class Report:
 
 
 def evaluate_files(
-    paths: Iterable[str | os.PathLike[str]], *, method: str | None = None
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    method: str | None = None,
+    chosen: Sequence[str] = (),
+    most: int | None = None,
 ) -> list[Report]:
     """The reports of scores files, one for each split that they name, fusions last in each.
 
-    Files that name no split belong to the only one there is. ScoresError as of `evaluate`, and
-    where two files of a split are of streams of one name.
+    Files that name no split belong to the only one there is. `method`, `chosen` and `most` as of
+    `evaluate`. ScoresError as there, and where two files of a split are of streams of one name.
     """
     files = {Path(path): read_scores(path) for path in paths}
     splits = dict.fromkeys(str(s.meta["split"]) for s in files.values() if s.meta.get("split"))
@@ -158,18 +163,32 @@ def evaluate_files(
         own = [path for path, s in files.items() if s.meta.get("split") in (split, "", None)]
         streams = {name: files[path] for name, path in name_streams(own).items()}
         order = sorted(streams, key=lambda name: "fusion" in streams[name].meta)
-        reports.append(evaluate({name: streams[name] for name in order}, method=method))
+        own_streams = {name: streams[name] for name in order}
+        reports.append(evaluate(own_streams, method=method, chosen=chosen, most=most))
     return reports
 
 
-def evaluate(streams: Mapping[str, Scores], *, method: str | None = None) -> Report:
+def evaluate(
+    streams: Mapping[str, Scores],
+    *,
+    method: str | None = None,
+    chosen: Sequence[str] = (),
+    most: int | None = None,
+) -> Report:
     """The report of the methods `streams` on the videos that they all score.
 
     `method` names the one that confusions and comparisons are of; by default the one of the highest
-    top-1. ScoresError where they do not fit together or no video has a label.
+    top-1. `chosen` names those to report, in their order, by default all; `most` keeps that many
+    of them, those of the highest top-1, and `method`. ScoresError where they do not fit together,
+    no video has a label, or one that is named is not there.
     """
-    if method is not None and method not in streams:
-        raise ScoresError(f"expected a method of {', '.join(streams)}, got {method!r}")
+    chosen = tuple(dict.fromkeys(chosen or streams))
+    for name in (*chosen, *([] if method is None else [method])):
+        if name not in streams:
+            raise ScoresError(f"expected a method of {', '.join(streams)}, got {name!r}")
+    if method is not None and method not in chosen:
+        raise ScoresError(f"expected a method of {', '.join(chosen)}, got {method!r}")
+    streams = {name: streams[name] for name in chosen}
     aligned = align(streams)
     first = next(iter(aligned.values()))
     rows = np.flatnonzero(first.labels >= 0)
@@ -178,6 +197,9 @@ def evaluate(streams: Mapping[str, Scores], *, method: str | None = None) -> Rep
     labels = first.labels[rows]
     methods = {name: _judge(name, scores, rows, labels) for name, scores in aligned.items()}
     method, reason = (method, "as asked for") if method else _best(methods)
+    if most is not None:
+        best = sorted(methods, key=lambda name: (name != method, -methods[name].top1.value))[:most]
+        methods = {name: one for name, one in methods.items() if name in best}
     confusion = np.zeros((len(first.classes),) * 2, np.int64)
     np.add.at(confusion, (labels, methods[method].predicted), 1)
     videos = tuple(first.videos[row] for row in rows)
@@ -262,6 +284,15 @@ def confusions(report: Report) -> list[tuple[str, str, int]]:
         if truth != predicted
     ]
     return sorted(found, key=lambda one: (-one[2], one[0], one[1]))
+
+
+def class_gains(report: Report, comparison: Comparison) -> list[tuple[str, int]]:
+    """(class, videos gained less videos lost) of the classes where that is not 0, most first."""
+    labels = dict(zip(report.videos, report.labels.tolist(), strict=True))
+    net = Counter(labels[video] for video in comparison.gained)
+    net.subtract(labels[video] for video in comparison.lost)
+    found = [(report.classes[label], videos) for label, videos in net.items() if videos]
+    return sorted(found, key=lambda one: (-one[1], one[0]))
 
 
 def group_by_class(report: Report, videos: Iterable[str]) -> list[tuple[str, list[str]]]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flowkit
 from flowkit.documents import replacing
@@ -32,6 +32,7 @@ from flowkit.report.figures import (
     Method,
     Rate,
     Report,
+    class_gains,
     confusions,
     data_set,
     group_by_class,
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 SHOWN_CONFUSIONS = 12
+LISTED_CONFUSIONS = 500  # rows of the table of confusions, at most
+SHOWN_GAINS = 5  # classes named of those with the largest gains, and of those with losses
 TOP5_HEADLINE = 4 * TOP  # classes from which top-5 is a headline: chance is right once in four
 PARTS = {"test": "test part", "heldout": "held-out part", "train": "training part"}
 SET_NAMES = {"ucf101": "UCF-101", "hmdb51": "HMDB-51"}  # names of data sets as they are written
@@ -72,6 +75,7 @@ def page(reports: Sequence[Report], extras: Extras | None = None) -> str:
     return template("page.html").render(
         title=_split_name(reports[0]) if len(reports) == 1 else title,
         splits=[_split_values(report, extras) for report in reports],
+        orders=ORDERS,
         means=_mean_values(reports, sets) if len(reports) > 1 else None,
         curves=_curve_values(extras.curves),
         extras=extras,
@@ -143,15 +147,58 @@ def _split_values(report: Report, extras: Extras) -> dict[str, Any]:
                     for what, videos in (("gained", one.gained), ("lost", one.lost))
                     if videos
                 ],
+                _gain_text(class_gains(report, one)),
             )
             for one in report.comparisons
         ],
         "columns": class_columns(report, marks),
         "matrix": confusion_matrix(report),
         "confusions": confusions(report)[:SHOWN_CONFUSIONS],
+        "confusion_rows": _confusion_rows(report),
+        "confusion_count": len(confusions(report)),
         "mistakes": found[: extras.mistakes],
         "mistaken": len(found),
     }
+
+
+# Ways to order the table of confusions, and how each sorts a row
+ORDERS = {
+    "videos": lambda row: (-row.videos, row.truth, row.predicted),
+    "share of the true class": lambda row: (-row.share, row.truth, row.predicted),
+    "true class": lambda row: (row.truth, -row.videos, row.predicted),
+    "predicted class": lambda row: (row.predicted, -row.videos, row.truth),
+}
+
+
+class ConfusionRow(NamedTuple):
+    """A row of the table of confusions; `share` is of the true class's videos."""
+
+    truth: str
+    predicted: str
+    videos: int
+    share: float
+
+
+def _confusion_rows(report: Report) -> list[tuple[ConfusionRow, str]]:
+    """The most frequent confusions, and each one's place by every way to order them, as CSS."""
+    counts = dict(zip(report.classes, report.class_counts.tolist(), strict=True))
+    rows = [
+        ConfusionRow(truth, predicted, videos, videos / counts[truth])
+        for truth, predicted, videos in confusions(report)[:LISTED_CONFUSIONS]
+    ]
+    places: dict[ConfusionRow, list[str]] = {row: [] for row in rows}
+    for number, key in enumerate(ORDERS.values()):
+        for place, row in enumerate(sorted(rows, key=key)):
+            places[row].append(f"--o{number}: {place}")
+    return [(row, "; ".join(places[row])) for row in rows]
+
+
+def _gain_text(gains: list[tuple[str, int]]) -> str:
+    """The classes that gain most and those that lose most, in words."""
+    most = [f"{name} +{videos}" for name, videos in gains if videos > 0][:SHOWN_GAINS]
+    least = [f"{name} −{-videos}" for name, videos in reversed(gains) if videos < 0][:SHOWN_GAINS]
+    parts = [("most gained: ", most), ("most lost: ", least)]
+    return "; ".join(what + ", ".join(names) for what, names in parts if names)
 
 
 def _method_rates(report: Report, one: Method) -> list[tuple[str, Rate]]:
