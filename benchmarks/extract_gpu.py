@@ -26,6 +26,7 @@ from typing import Any
 from clips import default_data, run_benchmark
 
 from flowkit import synthetic
+from flowkit.flow.cuda.device import count_gpus
 from flowkit.video.reading import open_video
 
 PROJECT = Path(__file__).parents[1]
@@ -56,6 +57,8 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=FRAMES)
     options = parser.parse_args()
     cores = [int(number) for number in options.cores.split(",")]
+    if options.device == "cuda":
+        count_gpus()  # an error where there is none
     report = measure(options.data, device=options.device, cores=cores, frames=options.frames)
     print(json.dumps(report, indent=1))
 
@@ -135,7 +138,8 @@ def run(videos: Path, folder: Path, device: str, method: str, cores: int) -> dic
     seconds, after = time.perf_counter() - start, os.times()
     cpu_s = sum(after[2:4]) - sum(before[2:4])  # of children and theirs
     if done.returncode != 0:
-        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-500:]}")
+        said = done.stderr[-500:].strip()
+        raise SystemExit(f"{' '.join(command)} ended with {done.returncode}: {said}")
     told = json.loads(done.stdout.splitlines()[-1])
     written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     shutil.rmtree(out)

@@ -39,6 +39,7 @@ import flowkit
 from flowkit.documents import replacing
 from flowkit.fields import end_point_error, read_flo
 from flowkit.flow import raft
+from flowkit.flow.cuda.device import count_gpus
 from flowkit.flow.methods import METHODS, make_method
 from flowkit.flow.opencv import OpenCVFarneback
 from flowkit.flow.pairs import Pair, to_gray
@@ -111,6 +112,8 @@ def main() -> None:
     elif options.sample:
         write_sample(options.sample, make_sample(options.data))
     else:
+        if options.gpu:
+            count_gpus()  # an error where there is none
         compare(methods, options, end)
 
 

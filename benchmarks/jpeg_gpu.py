@@ -22,6 +22,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from flowkit._cv2 import cv2
 from flowkit.records.formats import encode_planes
+from flowkit.training.distributed import choose_device
 
 SIZE, PLANES, ROUNDS = (256, 340), 20, 5
 
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=128)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    choose_device(options.device)  # an error where there is none
     cv2.setNumThreads(1)
     files = made_planes(options.clips * PLANES)
     arrays = [np.frombuffer(file, np.uint8) for file in files]

@@ -20,6 +20,7 @@ from clips import run_benchmark
 
 from flowkit.data.clips import random_view
 from flowkit.data.stacks import stack_batch
+from flowkit.training.distributed import choose_device
 
 LENGTH, SIZE, CROP = 10, (256, 341), 224
 
@@ -47,7 +48,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    fields = made_fields(options.batch).to(options.device)
+    device = choose_device(options.device)
+    fields = made_fields(options.batch).to(device)
     random = np.random.default_rng(0)
     views = [random_view(SIZE, random, crop=CROP) for _ in range(options.batch)]
     times: dict[str, list[float]] = {"flow": [], "trajectory": []}
@@ -59,7 +61,7 @@ def main() -> None:
     medians = {mode: statistics.median(found) for mode, found in times.items()}
     ratios = [b / a for a, b in zip(times["flow"], times["trajectory"], strict=True)]
     result = {
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
         "batch": options.batch,
         "ms_a_clip": {mode: round(value, 3) for mode, value in medians.items()},

@@ -162,6 +162,7 @@ def make(
         output.say(
             f"of {output.count(len(straddling), 'source group')} videos lie in two parts: "
             f"{listed(straddling)}; flowkit split check refuses that"
+            + (" (--by-video: names say nothing of groups)" if kind == "folders" else "")
         )
 
 

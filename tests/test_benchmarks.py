@@ -294,13 +294,24 @@ def test_missing_data_is_one_line(script, arguments, words):
     assert done.returncode and words in done.stderr and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("script", ["tvl1_gpu.py", "gpu_check.py"])
-def test_a_missing_gpu_is_one_line(script):
+@pytest.mark.parametrize(
+    ("script", "arguments"),
+    [
+        ("tvl1_gpu.py", ()),
+        ("gpu_check.py", ()),
+        ("extract_gpu.py", ()),
+        ("jpeg_gpu.py", ()),
+        ("stacks.py", ("--device", "cuda")),
+        ("training.py", ("--device", "cuda")),
+        ("flow_methods.py", ("--gpu",)),
+    ],
+)
+def test_a_missing_gpu_is_one_line(script, arguments):
     import torch
 
     if torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    done = run(script)
+    done = run(script, *arguments)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
 
 
