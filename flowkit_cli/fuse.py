@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,12 +110,12 @@ def fuse(
     _check_options(method, **options)
     files = name_streams(find_scores(scores or [runs]))
     streams = {name: read_scores(path) for name, path in files.items()}
-    for name, path in files.items():
-        if "fusion" in streams[name].meta and not {path, path.parent} & set(scores):
-            del streams[name]  # an earlier result, found but not asked for
-    if not scores:
-        _leave_towers_out(streams, files)
-        _refuse_rivals(streams, files, runs)
+    found = [name for name, path in files.items() if not {path, path.parent} & set(scores)]
+    for name in found:  # in folders of runs, and not asked for by name
+        if "fusion" in streams[name].meta:
+            del streams[name]  # an earlier result
+    _leave_towers_out(streams, files, found)
+    _refuse_rivals({name: streams[name] for name in found if name in streams}, files)
     if len(streams) < 2:
         there = ", ".join(str(files[name]) for name in streams) or "none"
         raise UsageError(f"expected scores of two streams or more to fuse, got {there}")
@@ -144,24 +144,26 @@ def fuse(
     output.say(f"wrote {out}, {fitted}")
 
 
-def _leave_towers_out(streams: dict[str, Scores], files: Mapping[str, Path]) -> None:
+def _leave_towers_out(
+    streams: dict[str, Scores], files: Mapping[str, Path], found: Sequence[str]
+) -> None:
     """Drop joined towers that nobody named: they grew from the two streams beside them."""
-    for name in [name for name, found in streams.items() if found.meta.get("stream") == "towers"]:
-        if len(streams) > 1:
+    for name in [one for one in found if one in streams]:
+        if streams[name].meta.get("stream") == "towers" and len(streams) > 1:
             output.say(f"{files[name]}: left out, as it holds both streams: name it to fuse it")
             del streams[name]
 
 
-def _refuse_rivals(streams: Mapping[str, Scores], files: Mapping[str, Path], runs: Path) -> None:
-    """UsageError where a folder of runs, not asked for by name, holds two runs of one stream."""
+def _refuse_rivals(streams: Mapping[str, Scores], files: Mapping[str, Path]) -> None:
+    """UsageError where two runs of one stream were found, none of them asked for by name."""
     alike: dict[object, list[str]] = {}
     for name, found in streams.items():
         alike.setdefault(found.meta.get("stream", name), []).append(name)
     for stream, names in alike.items():
         if len(names) > 1:
             raise UsageError(
-                f"{runs}: holds {len(names)} runs of the {stream} stream, {', '.join(names)}: "
-                "name those to fuse, such as flowkit fuse "
+                f"{files[names[0]].parent.parent}: holds {len(names)} runs of the {stream} stream, "
+                f"{', '.join(names)}: name those to fuse, such as flowkit fuse "
                 + " ".join(str(files[one[0]].parent) for one in alike.values())
             )
 

@@ -158,6 +158,7 @@ def test_of_two_runs_of_one_stream_fuse_asks_for_names(place):
     evaluate("--part", "test")
     message = str(fuse().exception)
     assert "longer, temporal: name those to fuse" in message
+    assert "runs: holds 2 runs of the temporal stream" in str(fuse("runs").exception)
     alike = fuse("runs/spatial", "runs/temporal")
     assert alike.exit_code == 0 and "other views" not in alike.stderr
     assert len(read_scores("runs/fused/scores-test.npz").videos) == 6
