@@ -23,7 +23,7 @@ from clips import accuracy, run_benchmark
 
 from flowkit.data.splits import Split, Video
 from flowkit.idt.records import find_tracks
-from flowkit.idt.svm import STREAM, score_split
+from flowkit.idt.svm import STREAM, train_svms
 from flowkit.idt.vectors import (
     CODEBOOK,
     encode_records,
@@ -122,7 +122,7 @@ def score(split: Split, options: argparse.Namespace) -> dict[str, Scores]:
     for one in encode_records(todo, records, folder, codebook, workers=1):
         if one.reason:
             raise SystemExit(f"{one.id}: {one.reason}")
-    scores = score_split(split, find_vectors(folder), codebooks, folds=FOLDS)
+    scores = train_svms(split, find_vectors(folder), codebooks, folds=FOLDS).scores
     for part, values in scores.items():
         write_scores(options.work / "runs" / split.name / f"scores-{part}.npz", values)
     return scores

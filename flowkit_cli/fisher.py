@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
-from flowkit.errors import UsageError
+from flowkit.errors import FlowkitError, UsageError
 from flowkit_cli import output
 from flowkit_cli.options import cores, failures_option, json_option, workers_option
 from flowkit_cli.record_options import missing_option
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from flowkit.idt.svm import LinearSvms
 
 PATH = click.Path(path_type=Path)
 VECTORS = "fisher"  # the folder that the commands write and read unless told
@@ -24,7 +30,8 @@ def fisher() -> None:
     \b
     flowkit fisher fit tracks/ --split runs/split.json    -> fisher/codebook.npz
     flowkit fisher encode tracks/                         -> fisher/<class>/<video>.npz
-    flowkit train svm                                     -> runs/idt/scores-test.npz
+    flowkit train svm                                     -> runs/idt/scores-test.npz, svm.npz
+    flowkit fisher score other/                           -> the class of each video
     """
 
 
@@ -170,3 +177,91 @@ def encode(
         output.json_line({"status": "summary", **counts})
     if failed:
         sys.exit(1)
+
+
+@fisher.command()
+@click.argument("vectors", type=PATH, default=VECTORS)
+@click.option(
+    "--svm", "svm_file", type=PATH, help="What train svm kept.  [default: RUNS/idt/svm.npz]"
+)
+@click.option("--runs", type=PATH, default="runs", show_default=True, help="Folder of all runs.")
+@click.option(
+    "--split",
+    "split_file",
+    type=PATH,
+    help="Score its test part and say how many are right.  [default: every vector, no labels]",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write a scores file, too."
+)
+@missing_option
+@json_option
+def score(
+    vectors: Path,
+    svm_file: Path | None,
+    runs: Path,
+    split_file: Path | None,
+    out: Path | None,
+    missing: Literal["error", "skip"],
+    as_json: bool,
+) -> None:
+    """Score Fisher vectors by SVMs that were trained before, of any videos.
+
+    VECTORS is their folder. The codebook is that of the training: flowkit fisher encode --codebook.
+    With --split, videos that the SVMs or their codebook were trained on are refused, or others of
+    their source groups. Exit status 1 where some failed; the others are scored.
+    """
+    from flowkit.data.record_folders import match_records
+    from flowkit.data.splits import read_split
+    from flowkit.idt.svm import STREAM, SVM_FILE, read_svms
+    from flowkit.idt.vectors import find_vectors
+    from flowkit.scores.files import write_scores
+
+    svms = read_svms(svm_file or runs / STREAM / SVM_FILE)
+    found, split = find_vectors(vectors), None
+    if split_file is not None:
+        split = read_split(split_file)
+        svms.check_unseen(split.test)
+        found = match_records(
+            split.test, found, missing=missing, kind="Fisher vector", maker="flowkit fisher encode"
+        )
+    if out is not None:
+        output.check_out("--out", out, "flowkit's .npz", found.values())
+    rows = dict(_score_all(svms, found, as_json=as_json))
+    failed = len(found) - len(rows)
+    if not rows:
+        raise UsageError(f"{vectors}: none of {output.count(failed, 'vector')} could be scored")
+    scores = svms.collect(rows, split)
+    right = (scores.values.argmax(axis=1) == scores.labels)[scores.labels >= 0]
+    if as_json:
+        share = {"right": float(right.mean())} if len(right) else {}
+        counts = {"done": len(rows), "failed": failed, **share}
+        output.json_line({"status": "summary", **counts})
+    elif len(right):
+        output.result(f"{right.mean():.1%} of {output.count(len(right), 'test video')} right")
+    if out is not None:
+        write_scores(out, scores)
+        output.say(f"{out}: scores of {output.count(len(rows), 'video')}")
+    if failed:
+        sys.exit(1)
+
+
+def _score_all(
+    svms: LinearSvms, found: Mapping[str, Path], *, as_json: bool
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The id and the scores of each vector, told as they come; one that fails is told only."""
+    for id, place in found.items():
+        try:
+            values, tracks = svms.score(place)
+        except FlowkitError as error:
+            output.say(f"failed: {error}")
+            if as_json:
+                output.json_line({"video": id, "status": "failed", "reason": str(error)})
+            continue
+        best = svms.classes[int(values.argmax())]
+        if as_json:
+            by_class = dict(zip(svms.classes, values.tolist(), strict=True))
+            output.json_line({"video": id, "status": "done", "class": best, "scores": by_class})
+        else:
+            output.result(f"{id}: {best}{'' if tracks else ' (no tracks)'}")
+        yield id, values

@@ -55,18 +55,19 @@ def svm(
     folds: int | None,
     missing: Literal["error", "skip"],
 ) -> None:
-    """Train a linear SVM a class on Fisher vectors, and score the test part.
+    """Train a linear SVM for each class on Fisher vectors, and score the test part.
 
     \b
     Reads fisher/, writes runs/idt/scores-test.npz and scores-heldout.npz, which flowkit fuse and
-    flowkit report take like those of a stream. With --cv the codebook has seen the held-out
-    videos, though not their classes; the test part it never sees.
+    flowkit report take like those of a stream, and runs/idt/svm.npz, by which flowkit fisher score
+    scores other videos. With --cv the codebook has seen the held-out videos, though not their
+    classes; the test part it never sees.
     """
     from dataclasses import replace
 
     from flowkit.data.record_folders import match_records
     from flowkit.data.splits import PARTS, read_split
-    from flowkit.idt.svm import STREAM, score_split
+    from flowkit.idt.svm import STREAM, SVM_FILE, read_svms, train_svms, write_svms
     from flowkit.idt.vectors import CODEBOOK, find_vectors, read_codebooks
     from flowkit.scores.files import read_scores, write_scores
 
@@ -77,6 +78,8 @@ def svm(
     for file in files.values():
         if file.exists() and read_scores(file).meta.get("stream") != STREAM:
             raise UsageError(f"{file}: holds the scores of another stream: choose another --out")
+    if (out / SVM_FILE).exists():
+        read_svms(out / SVM_FILE)  # an error where it is anything else
     found = match_records(
         [video for part in PARTS for video in split.part(part)],
         find_vectors(vectors),
@@ -87,7 +90,7 @@ def svm(
     train, heldout, test = (
         tuple(video for video in split.part(part) if video.id in found) for part in PARTS
     )
-    scores = score_split(
+    svms, scores = train_svms(
         replace(split, train=train, heldout=heldout, test=test),
         found,
         read_codebooks(codebook or vectors / CODEBOOK),
@@ -102,4 +105,5 @@ def svm(
         right = (scores[part].values.argmax(axis=1) == scores[part].labels).mean()
         videos = output.count(len(scores[part].videos), f"{part} video")
         output.result(f"{file}: {right:.1%} of {videos} right")
-    output.say("next: flowkit fuse, flowkit report")
+    write_svms(out / SVM_FILE, svms)
+    output.say(f"{out / SVM_FILE}: the SVMs; next: flowkit fuse, report, fisher score")

@@ -1,6 +1,7 @@
 """Fisher vectors against scikit-image and scikit-learn; from tracks to scores without a leak."""
 
 import json
+import shutil
 import warnings
 from dataclasses import replace
 from itertools import pairwise
@@ -15,7 +16,7 @@ from flowkit.errors import FlowkitError, RecordError, ScoresError, SplitError, U
 from flowkit.idt import fisher
 from flowkit.idt.fisher import fit_codebook, fit_mixture, fit_pca, gather, gradients
 from flowkit.idt.records import TrackWriter, find_tracks, open_tracks
-from flowkit.idt.svm import check_leaks, decide, fit_sharpness, gram_matrix, score_split
+from flowkit.idt.svm import check_leaks, decide, fit_sharpness, gram_matrix, read_svms, train_svms
 from flowkit.idt.tracking import TrackParameters, track_dtype
 from flowkit.idt.vectors import (
     find_vectors,
@@ -26,6 +27,7 @@ from flowkit.idt.vectors import (
     write_codebooks,
 )
 from flowkit.scores.files import read_scores, write_scores
+from flowkit.scores.npz import write_arrays
 from flowkit_cli.main import cli
 
 CLASSES = ("down", "left", "right")
@@ -243,6 +245,53 @@ def test_commands_lead_from_tracks_to_scores_that_fuse_and_report(tracked, encod
     assert len(read_scores(runs / "idt/scores-heldout.npz").videos) == 12
 
 
+def test_kept_svms_score_other_videos_and_refuse_those_they_were_trained_on(
+    tracked, encoded, tmp_path
+):
+    split_file = tracked / "runs/split.json"
+    arguments = ("--vectors", encoded, "--split", split_file, "--out", tmp_path / "idt")
+    assert run(tmp_path, "train", "svm", *arguments).exit_code == 0
+    kept = tmp_path / "idt/svm.npz"
+    test = read_scores(tmp_path / "idt/scores-test.npz")
+    score = ("fisher", "score", encoded, "--svm", kept)
+    result = run(tmp_path, *score, "--split", split_file, "--out", tmp_path / "again.npz")
+    assert result.exit_code == 0 and "100.0% of 3 test videos right" in result.output
+    again = read_scores(tmp_path / "again.npz")
+    assert again.videos == test.videos and np.array_equal(again.labels, test.labels)
+    assert np.allclose(again.values, test.values, atol=1e-3 * np.abs(test.values).max())
+    assert again.part == "test"
+    # without a split: every vector, no labels; a bad one and one of another codebook fail alone
+    other = tmp_path / "fisher"
+    shutil.copytree(encoded, other)
+    (other / "left/v_left_g05_c01.npz").write_bytes(b"PK")
+    vector, meta = read_vector(other / "down/v_down_g05_c01.npz")
+    write_arrays(
+        other / "down/v_down_g05_c01.npz", {"vector": vector}, {**meta, "codebook": "0123"}
+    )
+    result = run(
+        tmp_path, "fisher", "score", other, "--svm", kept, "--json", "--out", tmp_path / "all.npz"
+    )
+    assert result.exit_code == 1
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert events[-1] == {"status": "summary", "done": 13, "failed": 2}
+    failed = {e["video"]: e["reason"] for e in events if e["status"] == "failed"}
+    assert failed.keys() == {"left/v_left_g05_c01", "down/v_down_g05_c01"}
+    assert "of another codebook" in failed["down/v_down_g05_c01"]
+    assert (read_scores(tmp_path / "all.npz").labels == -1).all()
+    split = read_split(split_file)
+    swapped = replace(split, train=split.test, test=split.train)
+    write_split(tmp_path / "swapped.json", swapped)
+    result = run(tmp_path, *score, "--split", tmp_path / "swapped.json")
+    assert "trained on 9 of the videos" in str(result.exception)
+    strange = replace(split, classes=(*CLASSES, "up"), test=(Video("up/a", "up", "g09"),))
+    svms = read_svms(kept)
+    with pytest.raises(SplitError, match="know no class up"):
+        svms.collect({"up/a": svms.added}, strange)
+    kept.write_text("mine")
+    assert isinstance(run(tmp_path, "train", "svm", *arguments).exception, FlowkitError)
+    assert kept.read_text() == "mine"
+
+
 def test_a_codebook_sees_the_training_part_only(tracked, encoded):
     found = read_codebooks(encoded / "codebook.npz")
     split = read_split(tracked / "runs/split.json")
@@ -307,7 +356,7 @@ def test_leaks_are_refused(tracked, encoded):
     split = read_split(tracked / "runs/split.json")
     swapped = replace(split, train=split.test, test=split.train)
     with pytest.raises(SplitError, match=r"source groups of 9 videos"):
-        score_split(swapped, find_vectors(encoded), found)
+        train_svms(swapped, find_vectors(encoded), found)
     sibling = replace(split.test[0], id="down/v_down_g05_c02", group="g01")
     with pytest.raises(SplitError, match="1 source groups have videos in two parts"):
         check_leaks(replace(split, test=(*split.test, sibling)), found, ("test",))
@@ -315,7 +364,7 @@ def test_leaks_are_refused(tracked, encoded):
         check_leaks(replace(split, train=(), test=(sibling,)), found, ("test",))
     into_heldout = replace(split, train=split.heldout, heldout=split.train)
     with pytest.raises(SplitError, match="source groups of 9 videos"):
-        score_split(into_heldout, find_vectors(encoded), found)
+        train_svms(into_heldout, find_vectors(encoded), found)
 
 
 def test_a_block_at_a_time_gives_the_whole_gram_matrix(encoded, monkeypatch):
@@ -334,10 +383,10 @@ def test_what_does_not_fit_is_refused_by_name(tracked, encoded, tmp_path):
     split = read_split(tracked / "runs/split.json")
     vectors, found = find_vectors(encoded), read_codebooks(encoded / "codebook.npz")
     with pytest.raises(SplitError, match="its test part is empty"):
-        score_split(replace(split, test=()), vectors, found)
+        train_svms(replace(split, test=()), vectors, found)
     fewer = replace(split, train=tuple(v for v in split.train if v.class_name != "left"))
     with pytest.raises(SplitError, match="got none of left"):
-        score_split(fewer, vectors, found)
+        train_svms(fewer, vectors, found)
     with pytest.raises(ScoresError, match="flowkit fisher fit"):
         read_codebooks(tmp_path / "codebook.npz")
     with pytest.raises(RecordError, match="flowkit fisher encode makes them"):

@@ -1,20 +1,29 @@
-"""Fisher vectors to scores: one linear SVM a class, by a Gram matrix that is made in blocks."""
+"""Fisher vectors to scores: one linear SVM for each class, by a Gram matrix made in blocks.
+
+What is trained is kept (`LinearSvms`), and scores vectors of any later video.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from flowkit.data.origins import Origin, origin_from_json, origin_of
 from flowkit.data.splits import Split, Video, hold_out
 from flowkit.documents import listed
-from flowkit.errors import SplitError, UsageError
+from flowkit.errors import RecordError, SplitError, UsageError
 from flowkit.idt.vectors import Codebooks, read_vector
 from flowkit.scores.files import Scores
+from flowkit.scores.npz import read_arrays, write_arrays
 
 STREAM = "idt"
+FORMAT, VERSION = "flowkit svm", 1
+SVM_FILE = "svm.npz"  # in the folder of a run
 SHARPNESS = (-3.0, 4.0)  # the natural logarithm of the scale of margins: 0.05 to 55
 BLOCK = 512  # videos whose vectors are in memory at once, twice: 220 MB each at 109,056 numbers
 
@@ -43,22 +52,141 @@ def gram_matrix(
     return products
 
 
+def fit_duals(
+    train: np.ndarray, labels: np.ndarray, classes: int, *, C: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The SVM of each class against the rest, hinge loss (LIBSVM), by its training videos.
+
+    train: the Gram matrix of the training videos, (N, N); labels: (N,). Returns float64 (classes,
+    N), how much each training video counts, and (classes,), what is added.
+    """
+    from sklearn.svm import SVC
+
+    shares, added = np.zeros((classes, len(train))), np.empty(classes)
+    train = train.astype(np.float64)
+    for label in range(classes):
+        machine = SVC(C=C, kernel="precomputed").fit(train, labels == label)
+        shares[label, machine.support_] = machine.dual_coef_[0]
+        added[label] = machine.intercept_[0]
+    return shares, added
+
+
 def decide(
     train: np.ndarray, labels: np.ndarray, other: np.ndarray, classes: int, *, C: float
 ) -> np.ndarray:
     """What the SVM of each class says of other videos: their signed margins, float32 (M, classes).
 
-    train: the Gram matrix of the training videos, (N, N); labels: (N,); other: products of the
-    others with them, (M, N). One class against the rest, hinge loss (LIBSVM).
+    train and labels as in `fit_duals`; other: products of the others with the training videos,
+    (M, N).
     """
-    from sklearn.svm import SVC
+    shares, added = fit_duals(train, labels, classes, C=C)
+    return (other.astype(np.float64) @ shares.T + added).astype(np.float32)
 
-    margins = np.empty((len(other), classes), np.float32)
-    train, other = train.astype(np.float64), other.astype(np.float64)
-    for label in range(classes):
-        machine = SVC(C=C, kernel="precomputed").fit(train, labels == label)
-        margins[:, label] = machine.decision_function(other)
-    return margins
+
+@dataclass(frozen=True, eq=False)
+class LinearSvms:
+    """The SVM of each class, as `flowkit train svm` keeps it.
+
+    A vector's scores are `sharpness` times (weights @ vector + added): weights are float32
+    (classes, length), added float32 (classes,). `codebook` is the digest of the vectors' codebooks,
+    of so many `gaussians`; `trained_on` are the videos that either has seen.
+    """
+
+    classes: tuple[str, ...]
+    weights: np.ndarray
+    added: np.ndarray
+    sharpness: float
+    C: float
+    codebook: str
+    gaussians: int
+    split: str
+    trained_on: Origin
+
+    def score(self, place: Path) -> tuple[np.ndarray, int]:
+        """The scores of a vector's file, float32 (classes,), and of how many tracks it is.
+
+        UsageError where the vector is of another codebook, RecordError where it is none.
+        """
+        vector, meta = read_vector(place)
+        _check_codebook(place, meta, self.codebook)
+        margins = self.weights @ vector.astype(np.float32) + self.added
+        return margins * np.float32(self.sharpness), meta["tracks"]
+
+    def check_unseen(self, videos: Iterable[Video]) -> None:
+        """Raise SplitError where it was trained on one of these videos or on its source group."""
+        if seen := self.trained_on.seen(videos):
+            raise SplitError(
+                f"the SVM or its codebook was trained on {len(seen)} of the videos that are to be "
+                f"scored, or on others of their source: {listed(seen)}"
+            )
+
+    def collect(self, rows: Mapping[str, np.ndarray], split: Split | None = None) -> Scores:
+        """The scores of videos, by id, as one; labels are those of the test part of `split`.
+
+        SplitError where that has a class that the SVMs do not know.
+        """
+        known = {} if split is None else {video.id: video.class_name for video in split.test}
+        if strange := sorted({known[id] for id in rows if known} - set(self.classes)):
+            raise SplitError(f"the SVMs know no class {listed(strange)}")
+        labels = [self.classes.index(known[id]) if known else -1 for id in rows]
+        said = {} if split is None else {"split": split.name, "part": "test"}
+        values = np.stack(list(rows.values()))
+        return Scores(tuple(rows), self.classes, values, np.array(labels), {**self.meta, **said})
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What a scores file says of how its scores were made."""
+        return {
+            "kind": "logits",
+            "sharpness": self.sharpness,
+            "stream": STREAM,
+            "about": f"improved dense trajectories, Fisher vectors of {self.gaussians} Gaussians, "
+            f"SVM of C = {self.C:g}",
+            "codebook": self.codebook,
+        }
+
+
+def write_svms(path: Path, svms: LinearSvms) -> None:
+    """Write SVMs to an .npz file; replaces what is there in one step."""
+    names = ("sharpness", "C", "codebook", "gaussians", "split")
+    write_arrays(
+        path,
+        {"classes": np.array(svms.classes), "weights": svms.weights, "added": svms.added},
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            **{name: getattr(svms, name) for name in names},
+            "trained_on": dataclasses.asdict(svms.trained_on),
+        },
+    )
+
+
+def read_svms(path: Path) -> LinearSvms:
+    """Read what `write_svms` wrote; an error of one line if it is anything else."""
+    wanted = {"classes": "text", "weights": "numbers", "added": "numbers"}
+    arrays, meta = read_arrays(path, wanted, optional={}, maker="flowkit train svm")
+    if (meta.get("format"), meta.get("version")) != (FORMAT, VERSION):
+        raise RecordError(f"{path}: expected a {FORMAT} of version {VERSION}")
+    names = ("sharpness", "C", "codebook", "gaussians", "split")
+    try:
+        numbers = {name: meta[name] for name in names}
+        trained_on = origin_from_json(meta["trained_on"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{path}: not of this format ({error!r})") from error
+    classes, weights, added = (arrays[name] for name in wanted)
+    if weights.ndim != 2 or not classes.shape == added.shape == weights.shape[:1]:
+        raise RecordError(
+            f"{path}: expected weights (classes, length), got {weights.shape} for classes "
+            f"{classes.shape}"
+        )
+    return LinearSvms(tuple(classes.tolist()), weights, added, **numbers, trained_on=trained_on)
+
+
+class Trained(NamedTuple):
+    """The SVMs, and the scores by part: "test" and, where there is one, "heldout"."""
+
+    svms: LinearSvms
+    scores: dict[str, Scores]
 
 
 def fit_sharpness(margins: np.ndarray, labels: np.ndarray) -> float:
@@ -80,7 +208,7 @@ def fit_sharpness(margins: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=SHARPNESS, method="bounded").x))
 
 
-def score_split(
+def train_svms(
     split: Split,
     vectors: Mapping[str, Path],
     codebooks: Codebooks,
@@ -88,10 +216,10 @@ def score_split(
     C: float = 100.0,
     folds: int = 0,
     report: Callable[[int], None] = lambda done: None,
-) -> dict[str, Scores]:
-    """Scores of the "test" part and, where there is one, of the "heldout" part: scaled margins.
+) -> Trained:
+    """SVMs of the training part, and scores of the test and the held-out part: scaled margins.
 
-    Of a video `vectors` holds the place, by id. Trained on the training part. The scale is
+    Of a video `vectors` holds the place, by id. The scale is
     `fit_sharpness` of the held-out part, 1 without one. With `folds`, the held-out scores are of
     the whole training and held-out part, by cross-validation over source groups, and the test part
     is scored by what was trained on all of it. SplitError for a leak: a source group in two parts,
@@ -116,7 +244,8 @@ def score_split(
     )
     labels = np.array(split.labels(everyone))
     count, classes = len(everyone), len(split.classes)
-    margins = decide(products[:count], labels, products[count:], classes, C=C)
+    shares, added = fit_duals(products[:count], labels, classes, C=C)
+    margins = (products[count:] @ shares.T + added).astype(np.float32)
     scored = {"heldout": list(split.heldout), "test": list(split.test)}
     rows = {
         "heldout": margins[: len(others) - len(split.test)],
@@ -129,26 +258,43 @@ def score_split(
     sharpness = 1.0
     if scored["heldout"]:
         sharpness = fit_sharpness(rows["heldout"], np.array(split.labels(scored["heldout"])))
-    meta = {
-        "kind": "logits",
-        "sharpness": sharpness,
-        "stream": STREAM,
-        "about": f"improved dense trajectories, Fisher vectors of {codebooks.gaussians} Gaussians, "
-        f"SVM of C = {C:g}",
-        "split": split.name,
-        "codebook": codebooks.digest,
-    }
-    return {
+    svms = LinearSvms(
+        split.classes,
+        _combine(shares, places, codebooks.digest),
+        added.astype(np.float32),
+        sharpness,
+        C,
+        codebooks.digest,
+        codebooks.gaussians,
+        split.name,
+        origin_of(everyone, codebooks.origin),
+    )
+    scores = {
         part: Scores(
             tuple(video.id for video in videos),
             split.classes,
             rows[part] * np.float32(sharpness),
             np.array(split.labels(videos)),
-            {**meta, "part": part, **({"cross_validation": folds} if folds else {})},
+            {
+                **svms.meta,
+                "split": split.name,
+                "part": part,
+                **({"cross_validation": folds} if folds else {}),
+            },
         )
         for part, videos in scored.items()
         if videos
     }
+    return Trained(svms, scores)
+
+
+def _combine(shares: np.ndarray, places: Sequence[Path], digest: str) -> np.ndarray:
+    """The sum of the vectors in files, each counted by its share: float32 (classes, length)."""
+    weights: Any = 0.0
+    for first in range(0, len(places), BLOCK):
+        block = slice(first, first + BLOCK)
+        weights = weights + shares[:, block].astype(np.float32) @ _read_block(places[block], digest)
+    return weights
 
 
 def check_leaks(split: Split, codebooks: Codebooks, parts: Iterable[str]) -> None:
@@ -213,10 +359,14 @@ def _read_block(places: Sequence[Path], digest: str) -> np.ndarray:
     rows: list[Any] = []
     for place in places:
         vector, meta = read_vector(place)
-        if meta["codebook"] != digest:
-            raise UsageError(
-                f"{place}: of another codebook than the one given: flowkit fisher encode "
-                "--overwrite makes it again"
-            )
+        _check_codebook(place, meta, digest)
         rows.append(vector)
     return np.stack(rows).astype(np.float32)
+
+
+def _check_codebook(place: Path, meta: Mapping[str, Any], digest: str) -> None:
+    if meta.get("codebook") != digest:
+        raise UsageError(
+            f"{place}: of another codebook than the one given: flowkit fisher encode "
+            "--overwrite makes it again"
+        )

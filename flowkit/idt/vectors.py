@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from flowkit.data.origins import Origin
 from flowkit.data.splits import Split
 from flowkit.documents import differences
 from flowkit.errors import RecordError, UsageError
@@ -49,6 +50,15 @@ class Codebooks:
     def length(self) -> int:
         """The numbers of a vector."""
         return sum(2 * book.means.size for book in self.books.values())
+
+    @property
+    def origin(self) -> Origin:
+        """The videos that it was fitted on, as weights of a network name theirs."""
+        found: dict[str, dict[str, tuple[str, ...]]] = {}
+        for said in self.groups:
+            class_name, _, group = said.partition(": ")
+            found.setdefault(class_name, {})[group] = ()
+        return Origin(found)
 
     @property
     def digest(self) -> str:
