@@ -15,14 +15,16 @@ from flowkit.errors import FlowkitError, UsageError
 from flowkit.flow.methods import METHODS
 from flowkit.records.layout import FORMATS, LAYOUTS, written_layouts
 from flowkit.stores.urls import Place, Url
-from flowkit_cli import output
 from flowkit_cli.extract_totals import ExtractTotals
 from flowkit_cli.options import MethodCommand, choices_text, chosen_method, cores, method_options
 from flowkit_cli.store_options import store_options
 from flowkit_cli.video_runs import (
     VideoRun,
+    done_by,
+    engine_of,
     find_sources,
     follow,
+    most_workers,
     place_options,
     run_options,
     tell_plan,
@@ -173,6 +175,7 @@ def extract(
     find videos -name '*.avi' | flowkit extract - --root videos --json
     flowkit extract videos/ --fps 5 --from 1:30 --to 2:00
     flowkit extract videos/ --shard slurm           in a SLURM array job
+    flowkit extract videos/ --dask tcp://head:8786  on a Dask cluster
     flowkit extract videos/ --gpus all              on NVIDIA GPUs
     flowkit extract s3://bucket/videos --out s3://bucket/flow
 
@@ -182,6 +185,11 @@ def extract(
     on_gpus = gpu or gpus is not None or method in GPU_METHODS.values()
     if on_gpus:
         method = _method_on_gpus(method)
+    if run.dask is not None and (on_gpus or METHODS[method].one_worker):
+        raise UsageError(
+            f"--dask does not go with {'--gpu' if on_gpus else f'--method {method}'}: give each "
+            "machine with GPUs a share of the videos by --shard I/N or slurm (docs/cluster.md)"
+        )
     numbers = _read_gpus(gpus)
     flow_method = chosen_method(method, preset, options)
     storage = _read_storage(run.out, options)
@@ -197,9 +205,9 @@ def extract(
         request = _read_request(flow_method, storage, options)
         found, sources = find_sources(run)
         todo = plan(sources, run.out, request, overwrite=run.overwrite, changed=changed)
-        workers = run.workers or _usual_workers(method, on_gpus)
-        count = output.count(workers, "worker")
-        tell_plan(run, found, sources, todo, f"{method} to {run.out}{os.sep} with {count}")
+        workers = most_workers(run, _usual_workers(method, on_gpus))
+        how = f"{method} to {run.out}{os.sep} {done_by(run, workers)}"
+        tell_plan(run, found, sources, todo, how)
         if run.dry_run:
             return
         if on_gpus and todo:
@@ -207,6 +215,7 @@ def extract(
             with _errors_of_gpus():
                 processes.wait()
         totals = ExtractTotals(skipped=len(sources) - len(todo), todo=len(todo), workers=workers)
+        engine = stack.enter_context(engine_of(run, totals))
         outcomes = run_extraction(
             todo,
             run.out,
@@ -216,6 +225,7 @@ def extract(
             memory_bytes=run.memory_bytes,
             overwrite=run.overwrite,
             processes=processes if todo else None,
+            engine=engine,
         )
         follow(run, sources, outcomes, totals, figures=_figures)
         if processes is not None and todo:

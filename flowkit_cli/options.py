@@ -85,6 +85,14 @@ max_memory_option = click.option(
 )
 
 
+dask_option = click.option(
+    "--dask",
+    metavar="ADDRESS",
+    help="Do the work on a Dask cluster, whose scheduler is at tcp://HOST:PORT or wrote this file; "
+    "local: one of -j processes here. There, -j is how many videos are under way at most.",
+)
+
+
 def read_shard(context: click.Context, option: click.Parameter, shard: str | None) -> Any:
     """The share that --shard names, (index from 1, count); None for all."""
     from flowkit.extraction.plan import slurm_shard

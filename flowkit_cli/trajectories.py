@@ -16,8 +16,11 @@ from flowkit_cli.options import cores
 from flowkit_cli.video_runs import (
     Totals,
     VideoRun,
+    done_by,
+    engine_of,
     find_sources,
     follow,
+    most_workers,
     place_options,
     run_options,
     tell_plan,
@@ -97,21 +100,12 @@ def trajectories(
     )
     found, sources = find_sources(run)
     todo = plan_tracks(sources, run.folder, request, overwrite=run.overwrite)
-    workers = run.workers or cores()
-    count = output.count(workers, "worker")
-    tell_plan(run, found, sources, todo, f"trajectories to {run.out}{os.sep} with {count}")
+    workers = most_workers(run, cores())
+    how = f"trajectories to {run.out}{os.sep} {done_by(run, workers)}"
+    tell_plan(run, found, sources, todo, how)
     if run.dry_run:
         return
     totals = Totals("track", skipped=len(sources) - len(todo), todo=len(todo), workers=workers)
-    outcomes = extract_tracks(
-        todo,
-        run.folder,
-        request,
-        workers=workers,
-        timeout_s=run.timeout_s,
-        memory_bytes=run.memory_bytes,
-        overwrite=run.overwrite,
-    )
     least = request.parameters.track_length + 1
 
     def note(outcome: Outcome[Tracked]) -> str:
@@ -120,7 +114,18 @@ def trajectories(
         frames = output.count(outcome.frames, "frame")
         return f"no tracks: {outcome.source.path}: {frames}, a track needs {least}"
 
-    follow(run, sources, outcomes, totals, figures=_figures, note=note)
+    with engine_of(run, totals) as engine:
+        outcomes = extract_tracks(
+            todo,
+            run.folder,
+            request,
+            workers=workers,
+            timeout_s=run.timeout_s,
+            memory_bytes=run.memory_bytes,
+            overwrite=run.overwrite,
+            engine=engine,
+        )
+        follow(run, sources, outcomes, totals, figures=_figures, note=note)
     tell_totals(run, totals)
 
 

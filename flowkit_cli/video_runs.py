@@ -9,8 +9,8 @@ import dataclasses
 import functools
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,8 @@ from flowkit.stores.retries import retry_count
 from flowkit.stores.urls import Access, Place, Url
 from flowkit_cli import output
 from flowkit_cli.options import (
+    cores,
+    dask_option,
     failures_option,
     json_option,
     max_frame_option,
@@ -36,6 +38,7 @@ from flowkit_cli.store_options import PlacePath, store_access
 if TYPE_CHECKING:
     from flowkit.extraction.outcomes import Outcome
     from flowkit.video.sources import Found, Source
+    from flowkit.workers.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class VideoRun:
     workers: int | None
     timeout_s: float | None
     memory_bytes: int | None
+    dask: str | None
     share: tuple[int, int] | None
     dry_run: bool
     as_json: bool
@@ -96,6 +100,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
         failures_option,
         json_option,
         click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
+        dask_option,
         shard_option,
         max_memory_option,
         timeout_option,
@@ -223,6 +228,33 @@ def tell_plan(
         for source in sources:
             if source.id not in waiting:
                 output.json_line(_event(source, "skipped"))
+
+
+def done_by(run: VideoRun, workers: int) -> str:
+    """Where a run does its work, in words for `tell_plan`."""
+    return f"with {output.count(workers, 'worker')}" if run.dask is None else f"by Dask, {run.dask}"
+
+
+@contextmanager
+def engine_of(run: VideoRun, totals: Totals) -> Iterator[Engine]:
+    """The engine that a run asks for: the pool, or a cluster, whose threads the totals count."""
+    from flowkit.workers.cluster import connected
+    from flowkit.workers.pool import run_pool
+
+    if run.dask is None or not totals.todo:
+        yield run_pool
+        return
+    with connected(run.dask, workers=run.workers or cores()) as cluster:
+        output.say(f"--dask {run.dask}: {output.count(cluster.threads(), 'thread')} to begin with")
+        yield cluster.run
+        totals.workers = min(totals.workers, cluster.most_threads)
+
+
+def most_workers(run: VideoRun, usual: int) -> int:
+    """The videos under way at most: as -j says, else `usual` here, and in a cluster its threads."""
+    if run.dask is not None and run.dask != "local":
+        usual = sys.maxsize
+    return run.workers or usual
 
 
 def follow(

@@ -26,6 +26,13 @@ def hang(item, report):
     time.sleep(1000)
 
 
+def hang_with_mark(item, report, *, folder):
+    """Leave a file with the number of this process, and hang."""
+    (folder / str(os.getpid())).touch()
+    report("begun")
+    time.sleep(1000)
+
+
 def count(item, report):
     """Report 0, 1, 2, ... for half a second, far more often than is passed on; return the last."""
     end, value = time.monotonic() + 0.5, 0
@@ -85,6 +92,9 @@ def mishap(item, report):
             held = [b"x" * 50_000_000 for _ in range(20)]  # 1 GB
             time.sleep(1000)
             return len(held)
+        case "kill parent":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(1000)
         case "hang":
             time.sleep(1000)
         case "exit":

@@ -13,7 +13,7 @@ import sys
 import textwrap
 import time
 import uuid
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pool_tasks
@@ -23,7 +23,7 @@ from flowkit.errors import FlowkitError, UsageError
 from flowkit.workers import children
 from flowkit.workers.engine import Done, Failed, Progress
 from flowkit.workers.pool import run_pool
-from flowkit.workers.signals import Stopped, stop_signals
+from flowkit.workers.signals import Stopped, raise_if_stopped, stop_signals
 
 MARK = "FLOWKIT_TEST_MARK"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -495,6 +495,21 @@ def test_swallowed_stop_comes_back_at_the_end_of_the_block():
             passed_on = False
     assert not passed_on
     assert caught.value.status == 75
+
+
+@pytest.mark.parametrize("end", [None, SystemExit(0)])
+def test_swallowed_stop_is_raised_by_who_asks_and_before_a_good_end(end):
+    raise_if_stopped()
+    asked = []
+    with pytest.raises(Stopped, match="SIGTERM") as caught, stop_signals():
+        with suppress(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+        with suppress(Stopped):
+            asked.append(raise_if_stopped())
+        if end is not None:
+            raise end
+    assert caught.value.status == 75 and not asked
+    raise_if_stopped()
 
 
 def test_second_signal_does_not_break_the_clean_up():

@@ -35,7 +35,7 @@ from flowkit.workers.children import (
     unpickle,
 )
 from flowkit.workers.engine import Done, Event, Failed, Progress, Task
-from flowkit.workers.signals import signals_held
+from flowkit.workers.signals import raise_if_stopped, signals_held
 
 REPORT_S = 0.2  # least time between two Progress of a worker
 WAIT_S = 0.5  # longest wait: a signal that comes just before it does not end it
@@ -149,6 +149,7 @@ def run_pickled(
         for job in itertools.islice(jobs, workers):
             start(job)
         while running and not stopped():
+            raise_if_stopped()
             left_s = min(worker.deadline for worker in running) - time.monotonic()
             wait([worker.socket for worker in running], max(0.0, min(left_s, longest_s)))
             for worker in tuple(running):

@@ -17,6 +17,7 @@ EXIT_STATUS = {  # status of a program that the signal stopped: 75 is EX_TEMPFAI
 DELAY_S = 30.0  # the longest that Stopped waits for a better moment
 RETRY_S = 0.05  # seconds between two looks whether the moment is better
 
+_lost: BaseException | None = None  # a Stopped that was raised, until its block ends
 _held = False  # True where Stopped would lose a process that the main thread just started
 
 
@@ -41,15 +42,18 @@ def stop_signals() -> Iterator[None]:
             sys.exit(stop.status)  # 130 for SIGINT, 75 for the others
 
     A signal that is ignored already (SIGHUP under nohup) stays so. Stopped waits for the end of a
-    running import, and is raised again at the end of the block if something in it swallowed it.
+    running import, and is raised again at the end of the block if something in it swallowed it;
+    long work asks `raise_if_stopped` now and then.
     The old handlers come back at the end, but not after a stop: a second Ctrl-C must not break
     what is left to do.
     """
+    global _lost
     stopped: Stopped | None = None
     raised = False
     patience = 0.0
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        global _lost
         nonlocal stopped, raised, patience
         if stopped is None:
             stopped, patience = Stopped(signum), time.monotonic() + DELAY_S
@@ -58,7 +62,7 @@ def stop_signals() -> Iterator[None]:
         if (_held or _is_importing(frame)) and time.monotonic() < patience:
             _send_later(signum)
         else:
-            raised = True
+            raised, _lost = True, stopped
             raise stopped
 
     handlers = {signum: signal.getsignal(signum) for signum in EXIT_STATUS}
@@ -66,12 +70,26 @@ def stop_signals() -> Iterator[None]:
     for signum in handlers:
         signal.signal(signum, stop)
     try:
-        yield
+        try:
+            yield
+        except SystemExit:  # a command that ends
+            if stopped is None:
+                raise
         if stopped is not None:
             raise stopped
     finally:
+        _lost = None
         for signum, handler in handlers.items():
             signal.signal(signum, signal.SIG_IGN if stopped is not None else handler)
+
+
+def raise_if_stopped() -> None:
+    """Raise a Stopped again that something swallowed: a finalizer, say, or a hook of the collector.
+
+    To be asked in a loop of long work, never in what cleans up.
+    """
+    if _lost is not None:
+        raise _lost
 
 
 def _is_importing(frame: FrameType | None) -> bool:
