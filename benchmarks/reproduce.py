@@ -40,7 +40,6 @@ from torch import nn
 
 from flowkit.data.augment import Augmentation
 from flowkit.data.clips import Stream
-from flowkit.data.datasets import TestClips
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.split_lists import hmdb51_split, ucf101_split
 from flowkit.data.splits import Split, hold_out
@@ -253,27 +252,11 @@ def make_job(cell: Cell, split: Split, records: RecordFolder, profile: Profile) 
     )
 
 
-def center_clips(job: Job) -> TestClips:
-    """Center crops of MOMENTS moments of each training video of a job of one task."""
-    (task,) = job.tasks
-    return TestClips(
-        task.split,
-        task.records,
-        inputs=job.inputs,
-        part="train",
-        moments=MOMENTS,
-        views="center",
-        crop=job.augmentation.crop,
-        short_side=job.augmentation.short_side,
-        several=job.several,
-    )
-
-
 def trunk_features(
     job: Job, net: StreamNet, file: Path, device: torch.device
 ) -> tuple[list[str], np.ndarray]:
     """The training videos, and float32 (videos, MOMENTS, F) of each; kept in `file`."""
-    clips = center_clips(job)
+    clips = job.clips_of("train", moments=MOMENTS)
     videos = [video.id for video in clips.videos]
     if file.exists():
         return videos, np.load(file)
@@ -491,7 +474,7 @@ def train_above(job: Job, folder: Path, maps: Path, device: torch.device) -> Non
     (task,) = job.tasks
     net = job.build().eval().to(device)
     assert isinstance(net, TowersNet)
-    clips = center_clips(job)
+    clips = job.clips_of("train", moments=MOMENTS)
     files = {stream: maps.with_name(f"{maps.name}-{stream}.npy") for stream in job.inputs}
     if not all(file.exists() for file in files.values()):
         found: dict[str, list[np.ndarray]] = {stream: [] for stream in job.inputs}

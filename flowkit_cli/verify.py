@@ -6,12 +6,16 @@ import sys
 from collections import Counter
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from flowkit.errors import UsageError
 from flowkit_cli import output
 from flowkit_cli.options import cores, json_option, max_frame_option
+
+if TYPE_CHECKING:
+    from flowkit.records.verify import Verdict
 
 
 @click.command()
@@ -87,28 +91,37 @@ def verify(
         if delete_broken and verdict.path not in files and verdict.kind in ("broken", "unfinished"):
             left = delete(verdict)
             counts["deleted"] += not left
-        if as_json:
-            event = {"path": str(verdict.path), "kind": verdict.kind, "problems": verdict.problems}
-            output.json_line(event | ({} if left is None else {"deleted": not left}))
-            continue
-        more = f" (and {len(verdict.problems) - 1} more)" if len(verdict.problems) > 1 else ""
-        output.result(
-            f"{verdict.path}: {verdict.problems[0].removeprefix(f'{verdict.path}: ')}{more}"
-            + ("" if left is None else f"; not deleted: {left}" if left else "; deleted")
-        )
+        _tell(verdict, left, as_json)
     bad = sum(counts[kind] for kind in ("broken", "unfinished", "unreadable"))
+    totals = _totals(counts, quick=quick, deleting=delete_broken and bad > 0)
+    output.say(f"{_what(len(records), len(files))}: {totals}")
+    if bad:
+        sys.exit(1)
+
+
+def _tell(verdict: Verdict, left: str | None, as_json: bool) -> None:
+    """One line of what is wrong; `left` says why it was not deleted: "" if it was, None untried."""
+    path, (first, *others) = verdict.path, verdict.problems
+    if as_json:
+        event = {"path": str(path), "kind": verdict.kind, "problems": verdict.problems}
+        output.json_line(event | ({} if left is None else {"deleted": not left}))
+        return
+    more = f" (and {len(others)} more)" if others else ""
+    done = "" if left is None else f"; not deleted: {left}" if left else "; deleted"
+    output.result(f"{path}: {first.removeprefix(f'{path}: ')}{more}{done}")
+
+
+def _totals(counts: Counter[str], *, quick: bool, deleting: bool) -> str:
+    """How many are of each kind, in words."""
     why = "by names and sizes" if quick else "not checksummed"
-    output.say(
-        f"{_what(len(records), len(files))}: "
-        + ("" if quick else f"{counts['sound']:,} sound; ")
+    return (
+        ("" if quick else f"{counts['sound']:,} sound; ")
         + (f"{counts['complete']:,} complete, {why}; " if quick or counts["complete"] else "")
         + f"{counts['broken'] + counts['unfinished']:,} broken or unfinished"
-        + (f", {counts['deleted']:,} deleted" if delete_broken and bad else "")
+        + (f", {counts['deleted']:,} deleted" if deleting else "")
         + (f"; {counts['unreadable']:,} could not be read" if counts["unreadable"] else "")
         + (f"; {counts['in progress']:,} in progress" if counts["in progress"] else "")
     )
-    if bad:
-        sys.exit(1)
 
 
 def _what(records: int, files: int) -> str:

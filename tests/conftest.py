@@ -5,6 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from flowkit.workers.children import CHILD_ENVIRONMENT
+
+# One thread in each library, before any of them is imported: there are as many processes of pytest
+# as cores, and threads that wait for each other's turn on busy cores spend most of the time.
+for name in CHILD_ENVIRONMENT:
+    if "THREADS" in name:
+        os.environ.setdefault(name, "1")
+
 DATA = Path(os.environ.get("FLOWKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
@@ -14,14 +22,3 @@ def real_data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real clips at {DATA}: set FLOWKIT_DATA to the folder that holds them")
     return DATA
-
-
-@pytest.fixture(scope="module")
-def one_thread():
-    """Torch computes in one thread: small networks are slower in more."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

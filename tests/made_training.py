@@ -1,6 +1,5 @@
 """Small data sets in which only the motion, or only the look, tells the classes apart."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -82,10 +81,8 @@ def run_two_processes(
     script = Path(__file__).with_name("two_processes.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-port", "0", "--standalone", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, str(records.root), str(out), net, *sources],
-        env=environment,
         capture_output=True,
         text=True,
         timeout=240,

@@ -93,9 +93,8 @@ def test_extract_info_verify_pack_unpack(workplace):
     assert not (workplace / "flow" / ".incomplete").exists()
 
     told = run_here("info", "flow", cwd=workplace).stdout.decode().splitlines()
-    assert told[0] == (
-        "flow/jump/a: 5 frames 96x72 at 25 fps; 4 forward fields; dis, jpg, own range"
-    )
+    for fact in ("flow/jump/a: 5 frames 96x72", "25 fps", "4 forward fields", "dis, jpg, own"):
+        assert fact in told[0]
     lines = run_here("info", "flow/run/a", "--json", cwd=workplace).stdout.splitlines()
     assert json.loads(lines[0])["series"] == [{"direction": "forward", "step": 1, "fields": 4}]
     assert b"3 records: 3 sound; 0 broken" in run_here("verify", "flow", cwd=workplace).stderr
@@ -187,7 +186,7 @@ def test_paths_on_standard_input_and_in_a_list_file(workplace):
     done = run(*("extract", "-", "--root", "videos", "--method", "dis"), cwd=workplace, stdin=paths)
     assert done.returncode == 0
     (workplace / "list.txt").write_bytes(paths)
-    listed = run(
+    listed = run_here(
         *("extract", "list.txt", "--root", "videos", "--method", "dis", "--out", "flow2"),
         cwd=workplace,
     )
@@ -197,8 +196,8 @@ def test_paths_on_standard_input_and_in_a_list_file(workplace):
 
 def test_shards_add_up_to_the_whole(workplace):
     for shard in ("1/2", "2/2"):
-        run("extract", "videos", "--method", "dis", "--shard", shard, cwd=workplace)
-    run("extract", "videos", "--method", "dis", "--out", "whole", cwd=workplace)
+        run_here("extract", "videos", "--method", "dis", "--shard", shard, cwd=workplace)
+    run_here("extract", "videos", "--method", "dis", "--out", "whole", cwd=workplace)
     assert tree(workplace / "flow") == tree(workplace / "whole")
 
 
@@ -269,13 +268,13 @@ def test_colliding_names_are_an_error_before_any_work(workplace):
 
 
 def test_different_parameters_need_overwrite(workplace):
-    run("extract", "videos", "--method", "dis", cwd=workplace)
+    run_here("extract", "videos", "--method", "dis", cwd=workplace)
     before = tree(workplace / "flow")
     refused = run_here("extract", "videos", "--method", "dis", "--bound", "20", cwd=workplace)
     assert refused.returncode == 2
     assert b"bound: null on disk, 20.0 asked for" in refused.stderr
     assert tree(workplace / "flow") == before
-    done = run(
+    done = run_here(
         *("extract", "videos", "--method", "dis", "--bound", "20", "--overwrite"), cwd=workplace
     )
     assert done.returncode == 0 and b"3 done" in done.stderr
@@ -283,7 +282,7 @@ def test_different_parameters_need_overwrite(workplace):
 
 
 def test_verify_finds_and_deletes_what_is_broken(workplace):
-    run("extract", "videos", "--method", "dis", cwd=workplace)
+    run_here("extract", "videos", "--method", "dis", cwd=workplace)
     flow = workplace / "flow"
     whole = tree(flow)
     (flow / "jump/a/flow_x_00002.jpg").write_bytes(b"half a JPEG")
@@ -301,7 +300,7 @@ def test_verify_finds_and_deletes_what_is_broken(workplace):
     assert any("left by a run that was stopped" in line for line in lines)
     assert run_here("verify", "flow", "--delete-broken", cwd=workplace).returncode == 1
     assert run_here("verify", "flow", cwd=workplace).returncode == 0
-    assert run("extract", "videos", "--method", "dis", cwd=workplace).returncode == 0
+    assert run_here("extract", "videos", "--method", "dis", cwd=workplace).returncode == 0
     assert tree(flow) == whole
 
 
@@ -437,7 +436,7 @@ def test_a_disk_that_is_full_for_real(slow_videos, way, tmp_path):
 def test_a_frame_size_that_changes_is_an_error(tmp_path):
     frames = moving_texture(3) + moving_texture(3, size=(48, 64))
     write_motion_jpeg(tmp_path / "changes.mjpeg", frames)
-    done = run("extract", "changes.mjpeg", "--method", "dis", cwd=tmp_path)
+    done = run_here("extract", "changes.mjpeg", "--method", "dis", cwd=tmp_path)
     assert done.returncode == 1 and b"expected frames of one size, but frame 3" in done.stderr
 
 

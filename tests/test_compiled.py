@@ -39,9 +39,8 @@ def hits(dispatcher) -> int:
 def test_the_first_run_says_that_it_compiles_and_the_second_loads(load_small, caplog):
     caplog.set_level(logging.INFO, logger="flowkit")
     assert hits(load_small()) == 0
-    assert [r.message for r in caplog.records] == [
-        "compiling doubling for this processor, once, about 6 s"
-    ]
+    [said] = [record.message for record in caplog.records]
+    assert "compiling doubling" in said and "about 6 s" in said
     caplog.clear()
     assert hits(load_small()) == 1
     assert not caplog.records

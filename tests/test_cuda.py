@@ -120,7 +120,7 @@ def test_it_stops_after_the_cpu_methods_very_iteration(emulated, parameters):
 def test_shared_memory_for_the_next_tile_changes_no_bit(place):
     first = texture(70, 131)
     pairs = [(first, shifted(first, dx, 0.3)) for dx in (0.4, 1.5)]
-    method = CudaTVL1(nscales=1, warps=1, outer_iterations=1)
+    method = CudaTVL1(nscales=1, warps=1, outer_iterations=1, inner_iterations=12)
     found = []
     for room in (227 << 10, 48 << 10):
         queue = EmulatedQueue(cuda_tvl1.SOURCE, place)
@@ -389,9 +389,14 @@ class Listener:
         self.told += [answer] if isinstance(answer, str) else sorted(answer)
 
 
-@pytest.mark.parametrize("quantized", [True, False])
 @pytest.mark.parametrize(
-    ("most", "halved"), [(10**9, []), (80_000, [10, 5, 2]), (50_000, [10, 5, 2, 1])]
+    ("quantized", "most", "halved"),
+    [
+        (True, 10**9, []),
+        (False, 10**9, []),
+        (False, 80_000, [10, 5, 2]),
+        (True, 50_000, [10, 5, 2, 1]),
+    ],
 )
 def test_a_flow_process_computes_on_the_slots_of_a_gpu(place, emulated, quantized, most, halved):
     queue = SmallGpu(cuda_tvl1.SOURCE, place)
@@ -436,36 +441,38 @@ def test_unfit_pairs_are_refused(emulated):
 # --- the emulator itself ---
 
 
-def run_small(place, body: str, *, reverse: bool) -> np.ndarray:
-    text = 'extern "C" __global__ void small(int* out)\n{ __shared__ int cells[64]; ' + body + " }"
-    queue = EmulatedQueue(text, place, reverse=reverse)
+BODIES = {  # bodies of small kernels, by name
+    "good": "cells[i] = i; __syncthreads(); out[i] = cells[(i + 1) % 64]; __syncthreads();",
+    "bare": "cells[i] = i; out[i] = cells[(i + 1) % 64];",
+    "missed": "if (i < 32) __syncthreads();",
+    "parted": "if (i < 32) __syncthreads(); else __syncthreads();",
+}
+SMALL = "".join(
+    f'extern "C" __global__ void {name}(int* out)\n'
+    f"{{ __shared__ int cells[64]; int i = threadIdx.x; {body} }}\n"
+    for name, body in BODIES.items()
+)
+
+
+def run_small(place, name: str, *, reverse: bool = False) -> np.ndarray:
+    queue = EmulatedQueue(SMALL, place, reverse=reverse)
     out = queue.zeros((64,), "int32")
-    queue.launch("small", (1, 1, 1), (64, 1, 1), out)
+    queue.launch(name, (1, 1, 1), (64, 1, 1), out)
     return out
 
 
-NEIGHBOR = "int i = threadIdx.x; cells[i] = i; {barrier} out[i] = cells[(i + 1) % 64]; {barrier}"
-
-
 def test_a_missing_barrier_gives_two_answers(place):
-    body = NEIGHBOR.format(barrier="__syncthreads();")
-    good = [run_small(place, body, reverse=reverse) for reverse in (False, True)]
+    good = [run_small(place, "good", reverse=reverse) for reverse in (False, True)]
     assert np.array_equal(*good) and good[0].tolist() == [*range(1, 64), 0]
-    body = NEIGHBOR.format(barrier="")
-    bad = [run_small(place, body, reverse=reverse) for reverse in (False, True)]
-    assert not np.array_equal(*bad)
+    bare = [run_small(place, "bare", reverse=reverse) for reverse in (False, True)]
+    assert not np.array_equal(*bare)
 
 
-def test_a_barrier_that_some_threads_miss_is_an_error(place):
-    with pytest.raises(AssertionError, match="small: a barrier that some threads never reach"):
-        run_small(place, "if (threadIdx.x < 32) __syncthreads();", reverse=False)
-
-
-def test_warps_at_two_barriers_of_the_text_are_an_error(place):
-    with pytest.raises(AssertionError, match="small: a barrier that some threads never reach"):
-        run_small(
-            place, "if (threadIdx.x < 32) __syncthreads(); else __syncthreads();", reverse=False
-        )
+@pytest.mark.parametrize("name", ["missed", "parted"])
+def test_a_barrier_that_some_threads_miss_is_an_error(place, name):
+    """Also where the others wait at another barrier of the text."""
+    with pytest.raises(AssertionError, match=f"{name}: a barrier"):
+        run_small(place, name)
 
 
 # --- compiled for GPUs, without one ---
@@ -476,7 +483,9 @@ def nvrtc():
     return pytest.importorskip("cuda.bindings.nvrtc", reason="torch here is without CUDA")
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+@pytest.mark.parametrize(
+    "capability", [(9, 0), *(pytest.param(one, marks=pytest.mark.slow) for one in ((7, 5), (8, 0)))]
+)
 @pytest.mark.parametrize("kind", SOLVERS)
 def test_kernels_compile_ahead_of_time(nvrtc, kind, capability):
     code = cuda_device.compile_kernels(SOURCES[kind], capability)
@@ -579,7 +588,7 @@ def pretended(monkeypatch, *, status="CUDA_SUCCESS", raises=None, driver=13020, 
         ),
         (
             {"status": "CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"},
-            r"\(CUDA_ERROR_SYSTEM_DRIVER_MISMATCH\): update the driver",
+            r"DRIVER_MISMATCH\): update",
         ),
         (
             {"status": "CUDA_ERROR_NOT_INITIALIZED"},
@@ -600,8 +609,8 @@ def test_without_a_gpu_the_error_says_what_is_missing(monkeypatch, machine, mess
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("CUDA_ERROR_NOT_INITIALIZED", "forked from one that had used it: start it fresh"),
-        ("CUDA_ERROR_ILLEGAL_ADDRESS", "ILLEGAL_ADDRESS: run again with CUDA_LAUNCH_BLOCKING=1"),
+        ("CUDA_ERROR_NOT_INITIALIZED", "forked .*: start it fresh"),
+        ("CUDA_ERROR_ILLEGAL_ADDRESS", "ILLEGAL_ADDRESS: .*CUDA_LAUNCH_BLOCKING=1"),
     ],
 )
 def test_a_call_of_the_driver_that_fails_says_what_to_do(name, message):
@@ -638,7 +647,7 @@ def gpu(place, monkeypatch):
 
 @pytest.mark.parametrize("kind", SOLVERS)
 def test_a_gpu_gives_the_fields_of_its_kernels_and_gives_its_memory_back(gpu, emulated, kind):
-    first = texture(30, 40)
+    first = texture(20, 24)
     pairs = [(first, shifted(first, dx, 0.3)) for dx in (0.1, 0.8, 1.5, 2.5, 3.1)]
     method, opened = QUICK[kind], gpu(kind)
     driver, free = opened.driver, opened.free_bytes()
@@ -652,7 +661,7 @@ def test_a_gpu_gives_the_fields_of_its_kernels_and_gives_its_memory_back(gpu, em
         for one, other in zip(results, expected, strict=True):
             assert np.array_equal(np.asarray(one[0]), np.asarray(other[0]))
     before = len(driver.host)
-    list(cuda_batches.computed(pairs * 5, slots, lambda size: 2))
+    list(cuda_batches.computed(pairs * 2, slots, lambda size: 2))
     assert len(driver.host) <= before + 6  # page-locked memory is used again
     del slots
     gc.collect()

@@ -199,7 +199,7 @@ def test_what_records_lack_is_found_before_training(split, folder, tmp_path):
     write_record(tmp_path, "run/a", fields)
     with pytest.raises(RecordError, match="this record holds none: flowkit extract --rgb"):
         training(one, RecordFolder(tmp_path), inputs=BOTH)
-    with pytest.raises(RecordError, match=r"backward .*flowkit extract --backward makes them"):
+    with pytest.raises(RecordError, match=r"backward .*flowkit extract --backward"):
         training(one, RecordFolder(tmp_path), inputs={"temporal": StackForm(4, bidirectional=True)})
     with pytest.raises(RecordError, match=r"step 2.*: flowkit extract --step 1 --step 2 makes"):
         training(one, RecordFolder(tmp_path), inputs={"temporal": StackForm(4, step=2)})

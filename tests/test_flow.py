@@ -125,10 +125,7 @@ def test_a_small_frame_does_not_change_what_follows(method):
     ("second", "message"),
     [
         (np.zeros((56, 73), np.uint8), r"got \(56, 72\) and \(56, 73\)"),
-        (
-            np.zeros((56, 72), np.float32),
-            r"expected .*frames?, uint8 .*, instead got float32",
-        ),
+        (np.zeros((56, 72), np.float32), r"uint8 .* got float32"),
     ],
 )
 def test_unfit_pairs_are_refused(method, second, message):
@@ -184,7 +181,12 @@ def test_parameters_reach_the_algorithm(name, parameters):
 
 
 @pytest.mark.parametrize(
-    ("name", "scene"), [(name, scene) for name, limits in ERROR_LIMITS.items() for scene in limits]
+    ("name", "scene"),
+    [
+        pytest.param(name, scene, marks=pytest.mark.slow if name == "tvl1-opencv" else ())
+        for name, limits in ERROR_LIMITS.items()
+        for scene in limits
+    ],
 )
 def test_ground_truth(real_data, name, scene):
     folder = real_data / "middlebury" / scene

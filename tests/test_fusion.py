@@ -272,7 +272,7 @@ def test_weights_are_kept_by_stream_name(streams):
 
 @pytest.mark.parametrize("fit", [fit_weights, lambda *a, **k: fit_linear("svm", *a, C=1, **k)])
 def test_fitting_on_test_rows_is_refused(streams, heldout, fit):
-    with pytest.raises(ScoresError, match=r"spatial: expected scores of the held-out.*got test"):
+    with pytest.raises(ScoresError, match=r"spatial: .*held-out.*got test"):
         fit(streams)
     nameless = {name: replace(one, meta={"kind": "softmax"}) for name, one in heldout.items()}
     with pytest.raises(ScoresError, match="got an unknown part"):
@@ -284,7 +284,7 @@ def test_fitting_on_test_rows_is_refused(streams, heldout, fit):
     videos = streams["spatial"].videos
     with pytest.raises(ScoresError, match="also to be fused: HammerThrow/"):
         fit(relabeled, test_videos=videos)
-    with pytest.raises(ScoresError, match=r"^1 videos to fit on are also to be fused: run/"):
+    with pytest.raises(ScoresError, match=r"^1 videos to fit on .*: run/"):
         fit(relabeled, test_videos=videos[:1])
 
 
@@ -310,7 +310,7 @@ def test_fitting_needs_labels_and_every_class(heldout):
         name: replace(one, labels=np.where(one.labels == 2, 0, one.labels))
         for name, one in heldout.items()
     }
-    with pytest.raises(ScoresError, match=r"rows of every class to fit svm on.*1 classes: wave"):
+    with pytest.raises(ScoresError, match=r"rows of every class .*1 classes: wave"):
         fit_linear("svm", only)
 
 
@@ -377,7 +377,7 @@ def test_fusion_of_other_streams_or_classes_is_refused(streams, fitted):
 
 @pytest.mark.parametrize("weights", [{}, {"a": 0}, {"a": -1, "b": 2}, {"a": np.nan}, {"a": np.inf}])
 def test_weights_that_are_none_are_refused(weights):
-    with pytest.raises(UsageError, match="expected a weight of at least 0 for each stream"):
+    with pytest.raises(UsageError, match="weight of at least 0"):
         Fusion("weighted", weights)
 
 

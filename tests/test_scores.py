@@ -308,7 +308,7 @@ def test_align_lists_what_differs():
     renamed = replace(scores, classes=("run", "golf", "wave", "Hammering", "hammer_throw"))
     with pytest.raises(
         ScoresError,
-        match=r"^b lacks 1 classes of a: HammerThrow; a lacks 1 classes of b: hammer_throw$",
+        match=r"^b lacks 1 .*: HammerThrow; a lacks 1 .*: hammer_throw$",
     ):
         align({"a": scores, "b": renamed})
     with pytest.raises(ScoresError, match="a scores the test part and b the heldout part"):

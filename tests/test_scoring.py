@@ -31,9 +31,6 @@ FORMS = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     return write_videos(tmp_path_factory.mktemp("records"))

@@ -64,15 +64,12 @@ def test_stack_writes_what_the_library_gives(folder):
         np.testing.assert_array_equal(found, flow_stack(record, clip, form=form))
         assert found.dtype == np.float32 and found.shape == (2 * form.length, 6, 9)
         last = start + form.length
-        assert done.output == (
-            f"out/x.npy: float32 ({2 * form.length}, 6, 9), "
-            f"frames {start} to {last} of flow/jump/v_g02_c01\n"
-        )
+        assert f"float32 ({2 * form.length}, 6, 9), frames {start} to {last} of" in done.output
 
 
 def test_frames_too_large_are_refused_by_name(folder):
     limit = ("--max-frame-mpx", "5e-5")  # 54 px there are
-    place, more = "flow/jump/v_g02_c01", r"9x6 px, more than 5e-05 megapixels \(--max-frame-mpx"
+    place, more = "flow/jump/v_g02_c01", r"9x6 px, more than 5e-05 .*--max-frame-mpx"
     refused(more, stack, place, "--out", "x.npy", *limit, error=RecordError)
     refused(more, view, place, "--out", "x.png", *limit, error=RecordError)
     run(split, "make", "flow", "--out", "s.json")
@@ -91,20 +88,18 @@ def test_stack_refuses_what_cannot_be(folder):
 
 def test_split_of_class_folders_is_written_and_checked(folder):
     done = run(split, "make")
-    assert done.output.splitlines() == [
-        "runs/split.json: folders-1: 2 classes; train 12 videos, heldout 4 videos, test 8 videos",
-        "classes: jump, run",
-        "24 videos of 12 source groups",
-    ]
+    counts, classes, groups = done.output.splitlines()
+    assert counts.startswith("runs/split.json") and "2 classes" in counts
+    assert "train 12 videos, heldout 4 videos, test 8 videos" in counts
+    assert classes == "classes: jump, run" and groups == "24 videos of 12 source groups"
     made = read_split("runs/split.json")
     assert made.classes == ("jump", "run") and made.straddling_groups() == []
     lines = run(split, "check").output.splitlines()
-    assert lines[0] == done.output.splitlines()[0]
-    assert lines[1:] == [
-        "24 videos of 12 source groups; none has videos in two parts",
-        "records: 24 of 9x6 px (WxH), 0 missing",
-        "without frames: 24; without backward fields: 0; shorter than 10 fields, so looped: 4",
-    ]
+    assert lines[0] == counts
+    assert lines[1].startswith(groups) and "none has videos in two parts" in lines[1]
+    assert "24 of 9x6 px (WxH), 0 missing" in lines[2]
+    for fact in ("without frames: 24", "backward fields: 0", "10 fields, so looped: 4"):
+        assert fact in lines[3]
     assert "looped: 24" in run(split, "check", "--L", 50).output
 
 

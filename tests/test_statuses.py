@@ -16,8 +16,6 @@ from flowkit.records.reading import flow_of, open_record
 from flowkit_cli.main import cli
 from flowkit_cli.reference import walk
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SPLIT = make_split(heldout=1, test=1)
 EXTRACT = "extract --method dis --out made -j 1"
 TRACK = "trajectories --matches none --out made -j 1"

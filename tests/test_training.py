@@ -60,9 +60,6 @@ from flowkit.workers.signals import Stopped
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     return write_videos(tmp_path_factory.mktemp("records"), per_class=4)
@@ -244,7 +241,7 @@ def test_records_of_two_kinds_of_flow_do_not_train_together(tmp_path):
     (tmp_path / "spin2" / "x" / "v0").rename(tmp_path / "spin" / "v1")
     job = make_job(records, make_split(2, heldout=0))
     with pytest.raises(
-        RecordError, match=r'spin.v1: its flow is not that of .*format: "jpg" on disk, "floats"'
+        RecordError, match=r'spin.v1: .*not that of .*format: "jpg" on disk, "floats"'
     ):
         prepare(job, ALONE, Machine())
 
@@ -594,9 +591,7 @@ def test_records_that_do_not_fit_a_checkpoint_are_refused(tmp_path, records):
     run(make_job(records), tmp_path / "run")
     checkpoint = read_checkpoint(tmp_path / "run")
     other = write_videos(tmp_path / "flow", per_class=1, format="png")
-    with pytest.raises(
-        RecordError, match=r'not what .* trained on: format: "lossless planes" on disk, "floats" in'
-    ):
+    with pytest.raises(RecordError, match=r'format: "lossless planes" on disk, "floats"'):
         checkpoint.check_record(other.open(other.find()["spin/v0"]))
     both = replace(checkpoint, inputs={"temporal": StackForm(2, bidirectional=True)})
     with pytest.raises(RecordError, match="holds no backward fields of step 1"):
@@ -762,9 +757,7 @@ def test_a_training_leaves_what_is_beside_it(tmp_path, records):
 def test_a_training_is_not_resumed_with_other_options(tmp_path, records):
     run(make_job(records, recipe={"steps": 2}), tmp_path)
     other = make_job(records, recipe={"steps": 2, "learning_rate": 0.5})
-    with pytest.raises(
-        UsageError, match=r"begun otherwise: recipe\.learning_rate: 0\.01 on disk, 0\.5 asked for"
-    ):
+    with pytest.raises(UsageError, match=r"recipe\.learning_rate: 0\.01 on disk, 0\.5"):
         run(other, tmp_path, start="resume")
 
 

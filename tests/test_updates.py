@@ -28,9 +28,6 @@ CNN_M = (  # name, stride, padding of the convolutions of Chatfield et al. 2014,
 )
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     return write_videos(tmp_path_factory.mktemp("records"), per_class=4)

@@ -277,7 +277,7 @@ def test_mp4_without_its_index_cannot_be_opened(tmp_path):
         ("a.mp4", "mpeg4", "corrupt frames: "),
         ("a.avi", "mpeg4", "corrupt frames: "),
         ("a.mkv", "mpeg4", "errors in FFmpeg's log: [0-9]+ .first: "),
-        ("a.webm", "libvpx", "errors in FFmpeg's log: 1 .first: matroska,webm: 0x00 at pos"),
+        ("a.webm", "libvpx", "FFmpeg's log: 1 .first: matroska,webm: 0x00"),
     ],
 )
 def test_zeroed_block_is_seen(tmp_path, name, codec, words, capfd):
@@ -580,7 +580,7 @@ def test_transport_stream_that_changes_its_size(tmp_path):
     path = write_video(tmp_path / "a.ts", moving_texture(8), "libx264")
     other = write_video(tmp_path / "b.ts", moving_texture(8, size=(48, 64)), "libx264")
     path.write_bytes(path.read_bytes() + other.read_bytes())
-    with pytest.raises(VideoError, match=r"frame 8 is \(48, 64\) and those before it \(72, 96\)"):
+    with pytest.raises(VideoError, match=r"frame 8 is \(48, 64\) .*\(72, 96\)"):
         read(path)
 
 
@@ -842,21 +842,19 @@ def test_folder_without_numbered_images(tmp_path):
 def test_missing_image(tmp_path):
     folder = write_images(tmp_path / "a", moving_texture(6))
     (folder / "img_00004.png").unlink()
-    with pytest.raises(VideoError, match=r"a gap, but img_00003.png is followed by img_00005.png"):
+    with pytest.raises(VideoError, match=r"img_00003.png is followed by img_00005.png"):
         open_video(folder)
     frames, video = read(folder, keep_damaged=True)
     assert len(frames) == 5
     assert video.account == (6, 5)
-    assert video.damage == (
-        "5 of 6 frames decoded; breaks in the numbers: 1 "
-        "(first: img_00003.png is followed by img_00005.png)"
-    )
+    assert video.damage.startswith("5 of 6 frames decoded")
+    assert "1 (first: img_00003.png is followed by img_00005.png)" in video.damage
 
 
 def test_two_images_of_one_number(tmp_path):
     folder = write_images(tmp_path / "a", moving_texture(3), "{}.png")
     (folder / "02.png").write_bytes((folder / "2.png").read_bytes())
-    with pytest.raises(VideoError, match=r"without a gap, but 02.png is followed by 2.png"):
+    with pytest.raises(VideoError, match=r"02.png is followed by 2.png"):
         open_video(folder)
 
 
@@ -874,7 +872,7 @@ def test_image_that_cannot_be_decoded(tmp_path, data):
 
 def test_image_of_another_size(tmp_path):
     folder = write_images(tmp_path / "a", moving_texture(3) + moving_texture(1, size=(10, 12)))
-    with pytest.raises(VideoError, match=r"frame 3 is \(10, 12\) and those before it \(72, 96\)"):
+    with pytest.raises(VideoError, match=r"frame 3 is \(10, 12\) .*\(72, 96\)"):
         read(folder)
 
 

@@ -223,7 +223,7 @@ def test_missing_and_unknown_tensors_are_counted_and_named(tmp_path):
     save_file(state, tmp_path / "odd.safetensors")
     with pytest.raises(
         CheckpointError,
-        match=r"missing or unfit 1: block2.conv.weight \(64, 32, 3, 3\); unknown 1: extra",
+        match=r"unfit 1: block2.conv.weight .*; unknown 1: extra",
     ):
         load_weights(small(), read_weights(str(tmp_path / "odd.safetensors"), "small"), {})
 

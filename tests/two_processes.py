@@ -6,7 +6,6 @@ usage: torchrun --nproc-per-node 2 two_processes.py RECORDS OUT NET [SPATIAL TEM
 import sys
 from pathlib import Path
 
-import torch
 from made_training import make_job
 from safetensors.torch import save_file
 
@@ -25,7 +24,6 @@ def main(records: str, out: str, net: str, *sources: str) -> None:
     Networks with batch normalization need two clips in every pass, and get a batch of 8. With
     sources two towers are joined.
     """
-    torch.set_num_threads(1)
     recipe = {"steps": 3, "batch_size": 7 if "small" in net else 8, "dropout": 0.0, "eval_every": 3}
     options = {}
     if sources:

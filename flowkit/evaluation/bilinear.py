@@ -7,15 +7,13 @@ places and views of a video, their signed square roots, divided by their length.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from flowkit.data.datasets import TestClips
-from flowkit.data.record_folders import Missing, RecordFolder
-from flowkit.data.splits import PARTS, Split
+from flowkit.data.splits import PARTS
 from flowkit.evaluation.views import TestViews
 from flowkit.idt.svm import decide, fit_sharpness
 from flowkit.networks.checkpoints import Checkpoint
@@ -45,31 +43,15 @@ def score_bilinear(
     net = job.build().eval().to(device)
     assert isinstance(net, TowersNet)
     clips = {
-        part: _clips(job, task.split, task.records, part, views, job.missing)
+        part: job.clips_of(part, moments=views.moments, views=views.crops)
         for part in PARTS
         if task.split.part(part)
     }
     for one in clips.values():
         for record in one.records:
             temporal.check_record(record)
-    total = sum(len(one.videos) for one in clips.values())
-    with tempfile.TemporaryDirectory() as folder:
-        features, done = None, 0
-        for one in clips.values():
-            for place in range(len(one.videos)):
-                row = _feature(net, one, place, device)
-                if features is None:
-                    file = Path(folder) / "features.npy"
-                    features = np.memmap(file, np.float32, "w+", shape=(total, len(row)))
-                features[done] = row
-                done += 1
-                report(done, total)
-        assert features is not None
-        train = len(clips["train"].videos)
-        products = np.concatenate(
-            [features[top : top + BLOCK] @ features[:train].T for top in range(0, total, BLOCK)]
-        )
-    labels = np.array(clips["train"].labels)
+    products = _products(net, list(clips.values()), device, report)
+    train, labels = len(clips["train"].videos), np.array(clips["train"].labels)
     margins = decide(products[:train], labels, products[train:], len(task.classes), C=C)
     rows, first = {}, 0
     for part in [part for part in clips if part != "train"]:
@@ -105,6 +87,28 @@ def normalize_products(products: np.ndarray) -> np.ndarray:
     return roots / max(float(np.linalg.norm(roots)), np.finfo(np.float32).tiny)
 
 
+def _products(
+    net: TowersNet,
+    clips: Sequence[TestClips],
+    device: torch.device,
+    report: Callable[[int, int], None],
+) -> np.ndarray:
+    """Products of all videos' features with those of the first clips' videos, the training part's.
+
+    Features are kept in a file meanwhile: they are D D floats per video.
+    """
+    places = [(one, place) for one in clips for place in range(len(one.videos))]
+    with tempfile.TemporaryFile() as file:
+        for done, (one, place) in enumerate(places, 1):
+            file.write(_feature(net, one, place, device).data)
+            report(done, len(places))
+        file.flush()
+        features = np.memmap(file, np.float32, "r").reshape(len(places), -1)
+        train = features[: len(clips[0].videos)]
+        tops = range(0, len(places), BLOCK)
+        return np.concatenate([features[top : top + BLOCK] @ train.T for top in tops])
+
+
 @torch.inference_mode()
 def _feature(net: TowersNet, clips: TestClips, place: int, device: torch.device) -> np.ndarray:
     """The feature of a video: float32 (D D,)."""
@@ -115,20 +119,3 @@ def _feature(net: TowersNet, clips: TestClips, place: int, device: torch.device)
         total = products if total is None else total + products
     assert total is not None
     return normalize_products(total.cpu().numpy())
-
-
-def _clips(
-    job: Job, split: Split, records: RecordFolder, part: str, views: TestViews, missing: Missing
-) -> TestClips:
-    return TestClips(
-        split,
-        records,
-        inputs=job.inputs,
-        part=part,
-        moments=views.moments,
-        views=views.crops,
-        crop=job.augmentation.crop,
-        short_side=job.augmentation.short_side,
-        several=job.several,
-        missing=missing,
-    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
@@ -58,13 +58,7 @@ def plan(
         twin = names.setdefault(str(place), source)
         if twin is not source:
             raise UsageError(f"{twin.path} and {source.path} would share the record {place}")
-        if _is_within(place.resolve(), source.path):
-            raise UsageError(f"{source.path}: its record would be written into it; choose --out")
-        if outer := next(filter(is_taken, Path(os.path.abspath(place)).parents), None):
-            raise UsageError(
-                f"{source.path}: its record, {place}, would lie inside the record {outer}: "
-                "rename one, or choose another --out"
-            )
+        _check_place(source, place, is_taken)
         try:
             existing = _existing(source, place, request)
         except (RecordError, ReadError) as error:  # one odd record stops no other
@@ -95,6 +89,17 @@ def plan(
         )
     _refuse(different)
     return todo
+
+
+def _check_place(source: Source, place: Path, is_taken: Callable[[Path], bool]) -> None:
+    """UsageError where the record of `source` would lie in the source or in another record."""
+    if _is_within(place.resolve(), source.path):
+        raise UsageError(f"{source.path}: its record would be written into it; choose --out")
+    if outer := next(filter(is_taken, Path(os.path.abspath(place)).parents), None):
+        raise UsageError(
+            f"{source.path}: its record, {place}, would lie inside the record {outer}: "
+            "rename one, or choose another --out"
+        )
 
 
 def _refuse(different: Mapping[str, list[str]]) -> None:

@@ -37,14 +37,14 @@ from flowkit.networks.joining import Towers, net_names, towers_from_json
 from flowkit.networks.table import net_facts
 from flowkit.records.reading import Record, flow_of
 
-if TYPE_CHECKING:  # what a checkpoint's JSON says is read without torch
+if TYPE_CHECKING:  # the JSON of a checkpoint is read without torch
     import numpy as np
     import torch
 
     from flowkit.networks.towers import Net
 
 FORMAT = "flowkit checkpoint"
-VERSION = 2  # 1 had one stream: `stream`, `channels` and `form` where 2 has `inputs`
+VERSION = 2  # version 1 had one stream: `stream`, `channels` and `form` where 2 has `inputs`
 BEST, LAST = "best.json", "last.json"
 TENSORS = re.compile(  # files of a checkpoint's tensors, finished or half written
     r"step-\d{8}(\.state)?\.safetensors|\.step-\d{8}(\.state)?\.safetensors\.[0-9a-f]{8}\.part"
@@ -141,11 +141,11 @@ def write_checkpoint(
         try:
             with replacing(folder / files[kind]) as part:
                 part.touch()
-                mode = part.stat().st_mode  # as the umask has it: safetensors gives it to the owner
+                mode = part.stat().st_mode  # the umask's; safetensors lets only the owner read
                 save_file(contiguous, part)
                 part.chmod(mode)
                 sums[kind] = f"{file_crc32(part):08x}"
-        except SafetensorError as error:  # a full disk, too
+        except SafetensorError as error:  # a full disk is one, too
             raise CheckpointError(
                 f"{folder / files[kind]}: could not be written, and what was there stays: {error}"
             ) from error

@@ -142,14 +142,14 @@ class SameConv2d(nn.Conv2d):
     """A convolution padded as TensorFlow's "SAME" is: the output has ceil(size / stride) px."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1):
-        even = kernel // 2 if stride == 1 else 0  # alike on both sides, whatever the size is
+        even = kernel // 2 if stride == 1 else 0  # the same on both sides, whatever the size is
         super().__init__(inputs, outputs, kernel, stride, even, groups=groups, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """float32 (B, C, h, w) -> (B, O, ceil(h / stride), ceil(w / stride))."""
         if self.stride == (1, 1):
             return super().forward(x)
-        pads: list[int] = []  # left, right, top, bottom
+        pads: list[int] = []  # px: left, right, top, bottom
         for axis in (1, 0):
             size, kernel, stride = x.shape[2 + axis], self.kernel_size[axis], self.stride[axis]
             rest = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)

@@ -27,9 +27,9 @@ FORMATS = ("onnx", "torchscript")
 ENDINGS = {"onnx": ".onnx", "torchscript": ".pt"}
 ONNX_LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 INPUT, OUTPUT = "input", "logits"
-DESCRIPTION = "flowkit.json"  # key, in the file, of what the checkpoint says
-CHECKED_BATCHES = (1, 3)  # inputs; neither is the batch of the tracing, which must not matter
-# Largest difference, as a share of the largest logit: float32 sums in another order
+DESCRIPTION = "flowkit.json"  # key of the file under which it says what the checkpoint says
+CHECKED_BATCHES = (1, 3)  # sizes of batches; neither is that of the tracing
+# Largest difference, as a share of the largest logit: sums of float32 in another order give it.
 TOLERANCE = 1e-4
 
 

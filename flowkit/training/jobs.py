@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from flowkit.data.augment import Augmentation
+from flowkit.data.datasets import TestClips
 from flowkit.data.inputs import Inputs, check_inputs, input_channels, inputs_to_json
 from flowkit.data.moments import Moments
 from flowkit.data.origins import Origin, origin_of
@@ -108,6 +109,22 @@ class Job:
     def sources(self) -> tuple[str, ...]:
         """Where the weights to start from are: none, one, or those of both towers."""
         return (self.weights,) if isinstance(self.weights, str) else self.weights or ()
+
+    def clips_of(self, part: str, *, moments: int, views: str = "center") -> TestClips:
+        """The clips of a part of its first task's split, as its network looks at them."""
+        task = self.tasks[0]
+        return TestClips(
+            task.split,
+            task.records,
+            inputs=self.inputs,
+            part=part,
+            moments=moments,
+            views=views,
+            crop=self.augmentation.crop,
+            short_side=self.augmentation.short_side,
+            several=self.several,
+            missing=self.missing,
+        )
 
     def build(self) -> Net:
         """The network with the weights that training starts from."""

@@ -301,7 +301,9 @@ def prepare(job: Job, ranks: Ranks, machine: Machine, *, resume: Path | None = N
     )
     if ranks.device.type == "cuda":
         clips.send_planes()  # planes go to the device, which makes the stacks
-    heldout = _heldout_clips(job)
+    heldout = None
+    if job.tasks[0].split.heldout:
+        heldout = job.clips_of("heldout", moments=job.eval_moments)
     flow = clips.find_flow() if "temporal" in job.inputs else None
     if job.towers is not None:
         _check_flow(flow, job.sources[1])
@@ -400,24 +402,6 @@ def _check_flow(flow: dict[str, Any] | None, temporal: str) -> None:
             f"the records' flow is not what {temporal} was trained on: "
             + "; ".join(text.replace("asked for", "in training") for text in found)
         )
-
-
-def _heldout_clips(job: Job) -> TestClips | None:
-    task = job.tasks[0]
-    if not task.split.heldout:
-        return None
-    return TestClips(
-        task.split,
-        task.records,
-        inputs=job.inputs,
-        part="heldout",
-        moments=job.eval_moments,
-        views="center",
-        crop=job.augmentation.crop,
-        short_side=job.augmentation.short_side,
-        several=job.several,
-        missing=job.missing,
-    )
 
 
 def _check_resumed(path: Path, job: Job) -> Checkpoint:

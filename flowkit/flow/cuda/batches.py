@@ -17,9 +17,9 @@ from flowkit.flow.pairs import Pair, check_pair
 from flowkit.quantize import bound_range
 
 BATCH_PX = 8 << 20  # pixels of a batch: 96 pairs of 340 x 256, many waves of blocks a pass
-MOST_PAIRS = 4096  # in a batch of tiny frames: a grid has at most 65,535 blocks in depth
-SLOTS = 4  # batches at work: one fills the GPU while the last pairs of others leave it idle
-MEMORY_SHARE = 0.8  # of the free memory of a GPU, for all batches
+MOST_PAIRS = 4096  # pairs of a batch of tiny frames: a grid is at most 65,535 blocks deep
+SLOTS = 4  # batches at work: one fills the GPU while the last pairs of another leave it idle
+MEMORY_SHARE = 0.8  # share of a GPU's free memory that all batches together may have
 
 Size = tuple[int, int]
 Ranges = list[tuple[float, float]]  # (lo, hi) in px of x, then of y
@@ -53,7 +53,7 @@ def frame_capacity(pairs: int) -> int:
 
 def batches(pairs: Iterable[Pair], room: Callable[[Size], int]) -> Iterator[Batch]:
     """Pairs of one size, up to `room` of it in a batch; a frame is known by its identity."""
-    frames: dict[int, np.ndarray] = {}  # keeps a frame alive, so that its id stays its own
+    frames: dict[int, np.ndarray] = {}  # a frame that is kept keeps its id
     number: dict[int, int] = {}
     made: list[tuple[int, int]] = []
     size, capacity = (0, 0), 0
@@ -93,7 +93,7 @@ class Slot:
         size, count = batch.frames[0].shape, len(batch.frame_of)
         with self.queue.running():
             if self.solver is None or self.solver.size != size or self.solver.capacity < count:
-                self.solver = None  # frees its memory first
+                self.solver = None  # its memory is free before the next one takes its own
                 self.solver = self.make(self.queue, self.method, (size[0], size[1]), room)
             flow = self.solver.solve(batch.frames, batch.frame_of)
             return list(self.fetch(self.queue, flow, count))
@@ -112,7 +112,7 @@ def computed(
     pairs: Iterable[Pair], slots: Sequence[Slot], room: Callable[[Size], int]
 ) -> Iterator[Any]:
     """What the slots' `fetch` gives for each pair, in order; a batch is read while others run."""
-    rooms: dict[Size, int] = {}  # of the latest frames of each size
+    rooms: dict[Size, int] = {}  # pairs of a batch, by size of frame
 
     def note_room(size: Size) -> int:
         rooms[size] = room(size)
@@ -121,7 +121,7 @@ def computed(
     waiting: deque[Future[list[Any]]] = deque()
     with ThreadPoolExecutor(len(slots), "flowkit-cuda") as threads:
         for number, batch in enumerate(batches(pairs, note_room)):
-            if len(waiting) == len(slots):  # so the slot of this number is free again
+            if len(waiting) == len(slots):  # now the slot of this number is free again
                 yield from waiting.popleft().result()
             height, width = batch.frames[0].shape
             slot = slots[number % len(slots)]
@@ -147,7 +147,7 @@ def on_gpu(pairs: Iterable[Pair], open_one: Callable[[Fetch], Slot], fetch: Fetc
 def fetch_fields(queue: Queue, flow: Flow, count: int) -> Iterator[np.ndarray]:
     """The fields of a batch, each float32 (H, W, 2) px in memory of its own."""
     for field in images.read_fields(queue, flow, count)():
-        yield field.copy()  # what was read is pinned memory, used again
+        yield field.copy()  # the pinned memory that it was read to is used again
 
 
 def fetch_planes(bound: float | None) -> Fetch:

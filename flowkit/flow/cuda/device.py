@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("flowkit")
 
-OLDEST = (7, 5)  # the first compute capability that NVRTC 13 compiles for
+OLDEST = (7, 5)  # first compute capability that NVRTC 13 compiles for
 # Approximate division and square roots (1 to 2 units in the last place) are one instruction each.
 FLAGS = ("--std=c++17", "--ftz=true", "--prec-div=false", "--prec-sqrt=false", "--fmad=true")
 # What the driver answers in a process that was forked after CUDA was used in its parent.
@@ -40,7 +40,7 @@ FORKED = (
     "CUDA cannot be used in this process, which was forked from one that had used it: "
     "start it fresh, as multiprocessing's start method 'spawn' does"
 )
-NAME_BYTES = 256  # room for a GPU's name
+NAME_BYTES = 256  # bytes for a GPU's name
 C_TYPES = {
     "int": ctypes.c_int,
     "long long": ctypes.c_longlong,
@@ -49,15 +49,15 @@ C_TYPES = {
 }
 
 Dimensions = tuple[int, int, int]
-Reading = Callable[[], np.ndarray]  # waits for a transfer and gives what came
-LOOKS = 4  # readings of one watched array that may be under way at a time
+Reading = Callable[[], np.ndarray]  # a call that waits for a transfer and gives what came
+LOOKS = 4  # readings of one watched array that may be under way together
 
 
 class Queue(Protocol):
     """Work for a device, done in the order given; the kernels are those of one source."""
 
     processors: int  # multiprocessors of the device
-    shared_bytes: int  # of shared memory that a block may have
+    shared_bytes: int  # shared memory that a block may have
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         """An array of the device, of any content."""
@@ -144,7 +144,7 @@ def compile_kernels(source: str, capability: tuple[int, int]) -> bytes:
 @cache
 def compiler_version() -> str:
     """The compiler's full version, as it stands at the head of the PTX that it makes."""
-    head = compile_kernels("", (10**6, 0)).decode()  # newer than any: PTX
+    head = compile_kernels("", (10**6, 0)).decode()  # no compiler knows this GPU, so it writes PTX
     return "".join(line for line in head.splitlines() if line.startswith("//"))
 
 
@@ -188,7 +188,7 @@ class Memory:
 
     def __init__(self, driver: Any, size: int, stream: Any) -> None:
         self.driver, self.stream = driver, stream
-        self.address = 0  # until it is there
+        self.address = 0  # no memory yet
         self.address = int(_checked(driver.cuMemAllocAsync(size, stream)))
 
     def __del__(self) -> None:
@@ -200,7 +200,7 @@ class DeviceArray:
     """An array in the memory of a GPU; a slice of it has its own address."""
 
     def __init__(self, places: np.ndarray, memory: Memory) -> None:
-        self._places = places  # shape and addresses; not to be read, for they are the GPU's
+        self._places = places  # shape, and addresses on the GPU, which only the GPU reads
         self._memory = memory
 
     @classmethod
@@ -310,7 +310,7 @@ class Gpu:
 
     def __init__(self, source: str) -> None:
         self.driver = driver = _open_driver()
-        if int(_checked(driver.cuCtxGetCurrent())):  # torch's, say
+        if int(_checked(driver.cuCtxGetCurrent())):  # there is one, of torch perhaps
             self.device = _checked(driver.cuCtxGetDevice())
         else:
             self.device = _checked(driver.cuDeviceGet(0))
@@ -334,7 +334,7 @@ class Gpu:
         self.enter()
         self.pool = _checked(driver.cuDeviceGetDefaultMemPool(self.device))
         keep = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
-        everything = driver.cuuint64_t(2**64 - 1)  # bytes that are kept for the next batch
+        everything = driver.cuuint64_t(2**64 - 1)  # all bytes are kept for the next batch
         _checked(driver.cuMemPoolSetAttribute(self.pool, keep, everything))
         module = _checked(driver.cuModuleLoadData(kept_kernels(source, capability)))
         self.types = signatures(source)
@@ -445,7 +445,7 @@ class GpuQueue:
         _checked(copy(block.address, array.address, array.nbytes, self.stream))
         _checked(self.driver.cuEventRecord(block.event, self.stream))
         values = block.array(array.shape, array.dtype)
-        # Given back with the last array of it, also where nobody waits for what comes.
+        # It is given back with the last array of it, also where nobody waits for what comes.
         weakref.finalize(values.base, self.pinned.give_back, block)
 
         def wait() -> np.ndarray:
@@ -521,7 +521,7 @@ def _open_driver() -> Any:
     driver, nvrtc = _bindings()
     try:
         [status] = driver.cuInit(0)
-    except RuntimeError as error:  # cuda-pathfinder's, where libcuda.so is nowhere
+    except RuntimeError as error:  # cuda-pathfinder raises it where libcuda.so is nowhere
         raise FlowkitError(
             "no NVIDIA driver was found here (libcuda.so): install it, or use the CPU's methods"
         ) from error

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SOURCE = images.SOURCE + farneback_kernels.SOURCE
 SMALLEST_SIDE = 32  # px: OpenCV makes no level with a shorter side
-PYR_DOWN = np.array([6, 4, 1], np.float32) / 16  # center and outward
+PYR_DOWN = np.array([6, 4, 1], np.float32) / 16  # weights from the center outward
 
 
 def pyramid(method: FarnebackParameters, height: int, width: int) -> list[Level]:
@@ -73,7 +73,7 @@ def expansion_weights(n: int, sigma: float) -> tuple[np.ndarray, tuple[float, ..
 class FarnebackBatch:
     """Memory on a device for up to `pairs` pairs of frames of one size, and the way through it."""
 
-    bytes_a_px = 140  # of memory, results included, for a pixel of a pair
+    bytes_a_px = 140  # bytes of memory per pixel of a pair, results included
 
     def __init__(
         self, queue: Queue, method: FarnebackParameters, size: tuple[int, int], pairs: int

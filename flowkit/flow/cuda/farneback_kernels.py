@@ -45,7 +45,7 @@ extern "C" __global__ void blur_image(
     target[blockIdx.z * target_stride + (size_t)y * pitch + x] = sum;
 }
 
-// Every second pixel of every second row, of planes (h0, w0): after the 1 4 6 4 1 blur, pyrDown.
+// Every second pixel of every second row of planes (h0, w0): pyrDown, after the 1 4 6 4 1 blur.
 extern "C" __global__ void take_half(
     const float* source, float* target, long long source_stride, long long target_stride,
     int pitch0, int h, int w, int pitch)
@@ -56,7 +56,7 @@ extern "C" __global__ void take_half(
         source[blockIdx.z * source_stride + (size_t)(2 * y) * pitch0 + 2 * x];
 }
 
-// Vertical part of the polynomial expansion: (F) planes -> (F, 3), sums with g, x g and x^2 g.
+// The vertical part of the polynomial expansion: (F) planes -> (F, 3), sums with g, x g, x^2 g.
 extern "C" __global__ void expand_columns(
     const float* image, float* sums, long long image_stride, long long plane,
     int h, int w, int pitch, const float* g, int n)
@@ -79,7 +79,7 @@ extern "C" __global__ void expand_columns(
     out[2 * plane] = t2;
 }
 
-// Horizontal part, and the inverse of the normal matrix: (F, 3) -> (F, 5) coefficients
+// The horizontal part, and the inverse of the normal matrix: (F, 3) -> (F, 5) coefficients
 // of y, x, y^2, x^2 and x y.
 extern "C" __global__ void expand_rows(
     const float* sums, float* expansion, long long plane, int h, int w, int pitch,
@@ -110,7 +110,7 @@ extern "C" __global__ void expand_rows(
     out[4 * plane] = b6 * ig55;
 }
 
-// Less weight for the outer five pixels.
+// The weight of a pixel: less for the outer five.
 __device__ __forceinline__ float edge_weight(int i, int size)
 {
     float weight = 1.0f;

@@ -43,7 +43,7 @@ __device__ __forceinline__ float bilinear(
     return upper * (1.0f - wy) + lower * wy;
 }
 
-// frames uint8 (F, h, w) -> the first plane of each frame's images, 0 to 255
+// Frames, uint8 (F, h, w), to the first plane of each frame's images, 0 to 255.
 extern "C" __global__ void to_float(
     const unsigned char* frames, float* images, long long frame_stride, int h, int w, int pitch)
 {
@@ -70,7 +70,7 @@ extern "C" __global__ void resize_planes(
         gain * bilinear(source + blockIdx.z * source_stride, pitch0, x0, x1, wx, y0, y1, wy);
 }
 
-// Where the u plane of a pair is: in the buffer that `which` names, or in the only one.
+// The u plane of a pair: in the buffer that `which` names, or in the only one.
 __device__ __forceinline__ const float* flow_of(
     const float* flow, long long plane, long long buffer, const int* which, int which_stride,
     int pair)
@@ -79,7 +79,7 @@ __device__ __forceinline__ const float* flow_of(
     return flow + pair * 2 * plane;
 }
 
-// flow: planes u and v of each pair -> field (N, h, w, 2)
+// The planes u and v of each pair to fields (N, h, w, 2).
 extern "C" __global__ void pack_field(
     const float* flow, long long plane, long long buffer, const int* which, int which_stride,
     float* field, int h, int w, int pitch)
@@ -131,8 +131,8 @@ extern "C" __global__ void __launch_bounds__(512) find_extremes(
     extremes[(pair * 2 + component) * 2 + 1] = wrong > 0.0f ? nanf("") : high;
 }
 
-// Where zero lies strictly inside, one end is widened so that zero is exactly a code: the same
-// steps in double as flowkit.quantize.own_range.
+// The range of a component. Where zero lies strictly inside, one end is widened so that zero is
+// exactly a code: the same steps in double as flowkit.quantize.own_range.
 __device__ void zero_on_a_code(double& lo, double& hi)
 {
     if (!(lo < 0.0 && 0.0 < hi)) return;
@@ -147,8 +147,8 @@ __device__ void zero_on_a_code(double& lo, double& hi)
     hi = (255.0 - best_code) * best;
 }
 
-// Planes uint8 (N, 2, h, w) of the fields, and ranges (N, 2, 2): of +-bound px, or, where bound is
-// 0, each component's own by `extremes`. As flowkit.quantize does it, product and sum each rounded.
+// Planes uint8 (N, 2, h, w) of the fields, and ranges (N, 2, 2): +-bound px or, where bound is 0,
+// each component's own by `extremes`. Product and sum are rounded each, as in flowkit.quantize.
 extern "C" __global__ void quantize_field(
     const float* flow, long long plane, long long buffer, const int* which, int which_stride,
     const float* extremes, double bound, unsigned char* planes, float* ranges,
@@ -165,7 +165,7 @@ extern "C" __global__ void quantize_field(
         hi = (float)hi;
     }
     if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0 && threadIdx.y == 0) {
-        float extreme = extremes[2 * index];  // NaN: a field that is refused under a bound, too
+        float extreme = extremes[2 * index];  // NaN is refused under a bound, too
         ranges[2 * index] = extreme == extreme ? (float)lo : extreme;
         ranges[2 * index + 1] = extreme == extreme ? (float)hi : extreme;
     }

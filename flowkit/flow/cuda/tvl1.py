@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 SOURCE = images.SOURCE + tvl1_kernels.SOURCE
 SMALLEST_SIDE = 16  # px: OpenCV drops a level of the pyramid with a shorter side
-LISTS = 3  # of the pairs at work: one is read, one is written, one is emptied
+LISTS = 3  # lists of the pairs at work: one is read, one is written, one is emptied
 LIST_HEAD = 3  # ints before the entries of a list
-MEDIAN_BLOCKS = 4  # of `begin_round` that fit a multiprocessor
+MEDIAN_BLOCKS = 4  # blocks of `begin_round` that fit a multiprocessor
 FLAT_PASSES = 5  # passes between two looks where no median divides the iterations
 
 
@@ -63,7 +63,7 @@ def tiles_of(level: Level) -> tuple[int, int]:
 class TVL1Batch:
     """Memory on a device for up to `pairs` pairs of frames of one size, and the way through it."""
 
-    bytes_a_px = 120  # of memory, results included, for a pixel of a pair
+    bytes_a_px = 120  # bytes of memory per pixel of a pair, results included
 
     def __init__(
         self, queue: Queue, method: CudaTVL1Parameters, size: tuple[int, int], pairs: int
@@ -153,7 +153,7 @@ class TVL1Batch:
         inner, outer = method.inner_iterations, method.outer_iterations
         median = method.median_filtering == 5
         if median:
-            rounds, passes = outer, -(-inner // HALO) + 1  # one more to repeat a part of the last
+            rounds, passes = outer, -(-inner // HALO) + 1  # one more repeats a part of the last
         else:
             inner, outer = inner * outer, 0
             passes = FLAT_PASSES
@@ -176,7 +176,7 @@ class TVL1Batch:
                 launches.iterate[turn]()
                 turn = (turn + 1) % LISTS
             latest = self.look()
-            # A round late, so that the device always has a round to work on.
+            # The answer is read a round late, so that the device always has a round to work on.
             if former is not None and former()[0] == self.warps_begun * count:
                 break
             former = latest

@@ -23,14 +23,14 @@ after the iterations of the next.
 
 from __future__ import annotations
 
-TILE = 64  # px: side of a tile
-HALO = 6  # iterations a pass: divides OpenCV's 30 between two medians
+TILE = 64  # px; side of a tile
+HALO = 6  # iterations per pass; it divides OpenCV's 30 between two medians
 STEP = TILE - 2 * HALO  # px from tile to tile
-ROWS, WARPS = 4, 16  # px of a strip's height; strips of a tile, each a warp's
+ROWS, WARPS = 4, 16  # height of a strip in px; strips of a tile, one for each warp
 THREADS = 32 * WARPS
-STAGING_BYTES = 9 * 4 * TILE * TILE  # of the planes of a tile, in shared memory
-DECLARED_BYTES = 22 << 10  # of shared memory that `iterate` itself declares, rounded up
-BORDER = 8  # zeros around the sampled image: the taps of a clamped position reach 5 px outside
+STAGING_BYTES = 9 * 4 * TILE * TILE  # shared memory for the planes of a tile
+DECLARED_BYTES = 22 << 10  # shared memory that `iterate` itself declares, rounded up
+BORDER = 8  # px of zeros around the sampled image: taps of a clamped position reach 5 outside
 STATE_INTS = 12  # size of struct State in 4-byte words
 
 CONSTANTS = f"""
@@ -53,26 +53,26 @@ SOURCE = (
 #define DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 #endif
 
-struct State {      // of one pair
+struct State {      // the state of one pair
     int flow;       // which of the two buffers holds u and v
-    int dual;       // and which the dual field
+    int dual;       // which of the two buffers holds the dual field
     int left;       // iterations up to the next median
     int rounds;     // medians still to come in this warp
-    int redo;       // iterations to repeat in the next pass; 0: none
-    int done;       // the warp has ended
+    int redo;       // iterations to repeat in the next pass
+    int done;       // 1 when the warp has ended
     int ticket;     // blocks of the running kernel that have finished
     int count;      // iterations of this warp
     double former;  // OpenCV CUDA's error of the last test, less the stop value each iteration
     long long work;  // pixels times iterations, of all warps and scales
 };
 
-// For one thread, which a barrier has told that its block has written: whether that was the last of
-// the pair's `blocks` of the running kernel. Then it may read what the others wrote.
+// Whether this block is the last of the pair's `blocks` of the running kernel: it may then read
+// what the others wrote. One thread asks, after a barrier behind what its block wrote.
 __device__ __forceinline__ bool is_last(State* state, int blocks)
 {
     int before;
 #ifdef __CUDA_ARCH__
-    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;"  // less than two __threadfence
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;"  // cheaper than two __threadfence
                  : "=r"(before) : "l"(&state->ticket) : "memory");
 #else
     before = atomicAdd(&state->ticket, 1);
@@ -82,7 +82,8 @@ __device__ __forceinline__ bool is_last(State* state, int blocks)
     return true;
 }
 
-// Copies to shared memory, which go on meanwhile: 4 bytes, or 16. `arrived` waits for the thread's.
+// Copies of 4 or 16 bytes to shared memory, which go on meanwhile; `arrived` waits for this
+// thread's.
 __device__ __forceinline__ void bring(float* to, const float* from)
 {
 #if BRINGS
@@ -161,7 +162,7 @@ extern "C" __global__ void gradients(
             + (size_t)(y + BORDER) * (w + 2 * BORDER) + x + BORDER] = sample;
 }
 
-// u and v from the next coarser scale (h0 = 0: none, zero), and a dual field of zeros.
+// The u and v of the next coarser scale (zeros where h0 is 0), and a dual field of zeros.
 extern "C" __global__ void enter_scale(
     float* flow, float* dual, State* states, long long flow_buffer, long long dual_buffer,
     long long plane, int h0, int w0, int pitch0, int h, int w, int pitch,
@@ -251,7 +252,7 @@ extern "C" __global__ void linearize(
     size_t at = (size_t)y * pitch + x;
     const float* uv = flow + state->flow * flow_buffer + pair * 2 * plane + at;
     float u = uv[0], v = uv[plane];
-    // further than 3 px outside all taps are alike; a NaN becomes the lower end
+    // Further than 3 px outside, all taps have one value; a NaN becomes the lower end.
     float at_x = fminf(fmaxf((float)x + u, -3.0f), (float)(w + 2));
     float at_y = fminf(fmaxf((float)y + v, -3.0f), (float)(h + 2));
     float left_x = floorf(at_x), top_y = floorf(at_y);
@@ -299,15 +300,15 @@ __device__ __forceinline__ void merge5(const float* a, const float* b, float* s)
     float p0 = a[0], p1 = a[4], q0 = b[0], q1 = b[4], m0 = a[2], m1 = b[2];
     order(p0, q0); order(p1, q1); order(p1, q0);       // a0 a4 + b0 b4
     order(m0, m1);
-    order(p1, m0); order(m1, q0);                      // p0 p1 m0 m1 q0 q1: the odd ones of both
+    order(p1, m0); order(m1, q0);                      // the odd ones of both: p0 p1 m0 m1 q0 q1
     float e0 = a[1], e1 = a[3], f0 = b[1], f1 = b[3];
-    order(e0, f0); order(e1, f1); order(e1, f0);       // e0 e1 f0 f1: the even ones
+    order(e0, f0); order(e1, f1); order(e1, f0);       // the even ones: e0 e1 f0 f1
     order(e0, p1); order(e1, m0); order(f0, m1); order(f1, q0);
     s[0] = p0; s[1] = e0; s[2] = p1; s[3] = e1; s[4] = m0;
     s[5] = f0; s[6] = m1; s[7] = f1; s[8] = q0; s[9] = q1;
 }
 
-// Of the twenty values of four columns (two sorted tens) the eighth to the thirteenth; only these
+// The eighth to the thirteenth of the twenty values of four columns (two sorted tens); only these
 // can be the thirteenth of twenty-five with a fifth column.
 __device__ __forceinline__ void middle_six(const float* p, const float* q, float* r)
 {
@@ -342,7 +343,7 @@ __device__ __forceinline__ float last_column(const float* c, const float* r)
     return m;
 }
 
-// Behind the last of a pair's parts it begins a round of `inner` iterations.
+// The last of a pair's parts to end begins a round of `inner` iterations.
 __device__ __forceinline__ void settle_round(
     State* states, int* next, int list_stride, int pair, int parts, int inner)
 {
@@ -375,7 +376,7 @@ extern "C" __global__ void __launch_bounds__(256, 4) begin_round(
     int parts = 2 * columns_of_parts * rows_of_parts, units = parts * WAITING(list);
     Part part, coming_part;
     int settling = -1;  // the pair whose part was the last one
-    int which = 0;  // of `tiles`
+    int which = 0;  // the one of `tiles` in use
     for (int unit = blockIdx.x - gridDim.x; unit < units; unit += gridDim.x, which ^= 1) {
         bool works = unit >= 0;
         arrived();
@@ -444,8 +445,8 @@ __device__ __forceinline__ float add_lanes(float value)
 }
 
 
-// After a pass of n iterations, errors[k] that of the k-th: go on, repeat a part, or end. True
-// if the warp goes on.
+// The end of a pass of n iterations, errors[k] being that of the k-th: the warp goes on, repeats a
+// part, or ends. True if it goes on.
 __device__ bool decide(
     State* state, int n, int px, const float* errors, float stop, int cuda_rule, int* finished)
 {
@@ -516,10 +517,10 @@ __device__ __forceinline__ void bring_strip(
     }
 }
 
-// Up to HALO iterations of every pair of list `turn` that has some left; those that go on, to the
-// next. flow: two buffers of (N, 2) planes, dual: two of (N, 4). partial (N, tiles, HALO): the
-// error of each tile and iteration. staged: STAGING_BYTES of shared memory are given, to which a
-// tile's planes are brought while the tile before it is worked on.
+// Up to HALO iterations of every pair of list `turn` that has some left; pairs that go on are put
+// in the next list. flow: two buffers of (N, 2) planes, dual: two of (N, 4). partial (N, tiles,
+// HALO): the error of each tile and iteration. staged: STAGING_BYTES of shared memory are given,
+// to which a tile's planes are brought while the tile before it is worked on.
 extern "C" __global__ void __launch_bounds__(32 * WARPS) iterate(
     float* flow, float* dual, const float* data, State* states, float* partial, int* finished,
     int* lists, int list_stride, int turn,
@@ -531,7 +532,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) iterate(
     // upper one, or p12, p22 of the upper one's bottom row for the lower one; who reads it writes
     // it next.
     __shared__ float4 cells[(WARPS + 1) * 32];
-    __shared__ float by_lane[HALO][WARPS * 32];  // errors
+    __shared__ float by_lane[HALO][WARPS * 32];  // errors of a tile's strips
     __shared__ float errors[HALO][WARPS];
     DYNAMIC_SHARED(float4, staging);
     const Fields fields = {
@@ -541,7 +542,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) iterate(
 #define BELOW cells[threadIdx.x + 32]
 #define BOTTOM make_float4(p12[ROWS - 1].x, p12[ROWS - 1].y, p22[ROWS - 1].x, p22[ROWS - 1].y)
     float4* stage = staging + warp * (9 * ROWS * 16);
-    __shared__ int ahead;  // number of the tile after the one that comes
+    __shared__ int ahead;  // number of the tile after the next
     int* list = lists + turn * list_stride;
     int* next = lists + (turn + 1) % 3 * list_stride;
     const int* at_work = entries(list, list_stride, 0);
@@ -550,8 +551,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) iterate(
         for (int i = threadIdx.x; i < WAITING(list); i += 32 * WARPS)
             append(next, list_stride, entries(list, list_stride, 1)[i]);
     }
-    if (warp == 0) ABOVE = make_float4(0.0f, 0.0f, 0.0f, 0.0f);  // stays
-    if (warp == WARPS - 1) BELOW = make_float4(0.0f, 0.0f, 0.0f, 0.0f);  // then anything finite
+    if (warp == 0) ABOVE = make_float4(0.0f, 0.0f, 0.0f, 0.0f);  // it stays zero
+    if (warp == WARPS - 1) BELOW = make_float4(0.0f, 0.0f, 0.0f, 0.0f);  // later anything finite
     int tiles = columns * rows, units = tiles * WORKING(list);
     int unit = blockIdx.x, coming = unit + gridDim.x, settling = 0;
     if (unit >= units) return;
@@ -564,7 +565,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) iterate(
         if (coming < units) following = UNIFORM(at_work[coming / tiles]);
         int tile = unit % tiles, tile_y = tile / columns, tile_x = tile - tile_y * columns;
         int x = tile_x * STEP + 2 * lane, y0 = tile_y * STEP + ROWS * warp;
-        // What this thread writes and whose error it counts.
+        // The pixels that this thread writes and whose error it counts.
         int x_low = tile_x == 0 ? 0 : tile_x * STEP + HALO;
         int x_high = tile_x == columns - 1 ? w : (tile_x + 1) * STEP + HALO;
         int y_low = tile_y == 0 ? 0 : tile_y * STEP + HALO;
@@ -608,7 +609,7 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) iterate(
             }
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {
-                if (x + 1 >= w) {  // what lies beside the frame may be anything
+                if (x + 1 >= w) {  // beside the frame may lie anything
                     u[r].y = v[r].y = p11[r].y = p12[r].y = p21[r].y = p22[r].y = 0.0f;
                     ix[r].y = iy[r].y = rho_c[r].y = 0.0f;
                 }
@@ -618,12 +619,12 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) iterate(
                 inverse[r].y = -1.0f / fmaxf(gy, 1.1920929e-07f);
             }
 
-            // What makes the edges of the frame: factors that are 0 there.
+            // The factors that make the edges of the frame: they are 0 there.
             float keep_left = lane > 0 ? 1.0f : 0.0f;  // no dual field left of the frame
             float theta_y = x + 1 < w ? theta : 0.0f;  // the column beside an odd width stays 0
             float taut_x = x < w - 1 ? taut : 0.0f;  // forward differences: 0 in the last column
             float taut_y = x + 1 < w - 1 ? taut : 0.0f;
-            float counted[ROWS];  // as a factor: a multiply-add by 1 rounds as an addition does
+            float counted[ROWS];  // a factor: a multiply-add by 1 rounds as an addition does
 #pragma unroll
             for (int r = 0; r < ROWS; ++r)
                 counted[r] = y0 + r >= y_low && y0 + r < y_high ? 1.0f : 0.0f;
@@ -698,8 +699,8 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) iterate(
             }
         }
 
-        // The tile before has long been written, so that its fence has little to wait for. Behind
-        // the pair's last tile the first warp adds up the errors of the tiles.
+        // The tile before was written long ago, so its fence has little to wait for. After the
+        // pair's last tile, the first warp adds up the errors of the tiles.
         if (settling && warp == 0) {
             State* state = states + (settling & 0xffff);
             int last = lane == 0 && is_last(state, tiles);
