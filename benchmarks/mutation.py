@@ -25,7 +25,7 @@ import ast
 import contextlib
 import copy
 import ctypes
-import importlib
+import importlib.util
 import itertools
 import json
 import os
@@ -749,6 +749,8 @@ def main() -> None:
     parser.add_argument("--tests", type=Path, nargs="*", default=[], help="files to copy again")
     parser.add_argument("--write", type=Path, help="the table, as Markdown")
     args = parser.parse_args()
+    if importlib.util.find_spec("coverage") is None:
+        parser.error("needs coverage, which tells what each test reaches: pip install coverage")
     work = args.work.resolve()
     if (work / "mutants.jsonl").exists() and not args.resume:
         parser.error(f"{work} holds results: --resume goes on, another WORK starts again")

@@ -324,6 +324,16 @@ def test_the_first_field_of_a_process_uses_names_that_there_are():
     assert scope["CudaTVL1"]
 
 
+def test_mutation_without_coverage_says_so_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    import mutation
+
+    monkeypatch.setattr(mutation.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["mutation.py", str(tmp_path / "work")])
+    with pytest.raises(SystemExit):
+        mutation.main()
+    assert "pip install coverage" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_mutation_draws_by_its_seed_over_all_operators_and_parts():
     import mutation
 

@@ -564,13 +564,14 @@ def test_page_of_many_classes_and_splits(three):
 def test_top_5_is_a_headline_only_among_many_classes():
     def tiles(count):
         classes = [f"c{k:02d}" for k in range(count)]
-        text = Reader(page([evaluate({"one": make_scores(classes=classes, per_class=2)})])).text
-        return text.partition("Methods")[0], text.partition("What")[0]
+        report = evaluate({"one": make_scores(classes=classes, per_class=2)})
+        text = Reader(page([report])).text
+        return text.partition("Methods")[0], text.partition("What")[0], as_text([report])
 
     for count, headline, column in ((4, False, False), (12, False, True), (20, True, True)):
-        top, table = tiles(count)
+        top, table, terminal = tiles(count)
         assert ("top-5" in top) == headline
-        assert ("Top-5" in table) == column
+        assert ("Top-5" in table) == ("top-5" in terminal) == column
 
 
 def test_methods_differ_in_color_and_in_shape():

@@ -29,8 +29,6 @@ from flowkit.report.extras import Pictures
 from flowkit.report.figures import (
     TOP,
     MeanRow,
-    Method,
-    Rate,
     Report,
     class_gains,
     confusions,
@@ -39,7 +37,7 @@ from flowkit.report.figures import (
     mean_table,
     mistakes,
 )
-from flowkit.report.text import interval, mean_text, p_text, row_note
+from flowkit.report.text import interval, mean_text, method_rates, p_text, row_note
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -135,7 +133,7 @@ def _split_values(report: Report, extras: Extras) -> dict[str, Any]:
         "tiles": _tiles(report),
         "limits": [f"{100 * limit:.0f}" for limit in limits],
         "methods": [
-            (one, _method_rates(report, one), interval_chart(one.top1, marks[name], limits))
+            (one, method_rates(report, one), interval_chart(one.top1, marks[name], limits))
             for name, one in report.methods.items()
         ],
         "gains": [
@@ -199,12 +197,6 @@ def _gain_text(gains: list[tuple[str, int]]) -> str:
     least = [f"{name} −{-videos}" for name, videos in reversed(gains) if videos < 0][:SHOWN_GAINS]
     parts = [("most gained: ", most), ("most lost: ", least)]
     return "; ".join(what + ", ".join(names) for what, names in parts if names)
-
-
-def _method_rates(report: Report, one: Method) -> list[tuple[str, Rate]]:
-    """The rates of a method that tell something: of five classes or fewer, top-5 is always 1."""
-    rates = [("Top-1", one.top1), ("Top-5", one.top5), ("Mean class", one.mean_class)]
-    return [rate for rate in rates if rate[0] != "Top-5" or len(report.classes) > TOP]
 
 
 def _tiles(report: Report) -> list[tuple[str, str, str]]:

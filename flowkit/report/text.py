@@ -7,7 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from flowkit.report.figures import (
+    TOP,
     MeanRow,
+    Method,
     Rate,
     Report,
     class_rates,
@@ -80,14 +82,21 @@ def as_text(reports: Sequence[Report]) -> str:
 def methods_text(report: Report) -> str:
     """The table of the methods alone, with a line above it that says of what; percentages."""
     names = max(map(len, (*report.methods, "method")))
-    lines = [title(report), f"{'method':{names}}  {'top-1':21}{'top-5':21}{'mean class':21}about"]
+    heads = "".join(f"{head:21}" for head, _ in method_rates(report, report.methods[report.method]))
+    lines = [title(report), f"{'method':{names}}  {heads}about"]
     for name, method in report.methods.items():
         cells = [
             f"{100 * rate.value:5.1f} {interval(rate):15}"
-            for rate in (method.top1, method.top5, method.mean_class)
+            for _, rate in method_rates(report, method)
         ]
         lines.append(f"{name:{names}}  {''.join(cells)}{method.about}".rstrip())
     return "\n".join(lines)
+
+
+def method_rates(report: Report, one: Method) -> list[tuple[str, Rate]]:
+    """The rates of a method that tell something: of five classes or fewer, top-5 is always 1."""
+    rates = [("top-1", one.top1), ("top-5", one.top5), ("mean class", one.mean_class)]
+    return [rate for rate in rates if rate[0] != "top-5" or len(report.classes) > TOP]
 
 
 def title(report: Report) -> str:
