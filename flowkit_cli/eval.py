@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowkit.errors import UsageError
+from flowkit.stores.urls import Place
 from flowkit_cli import output
 from flowkit_cli.options import cores, json_option
 from flowkit_cli.record_options import missing_option, record_folder, record_options
 from flowkit_cli.scoring_options import scoring_options, test_views
+from flowkit_cli.store_options import PlacePath, cache_option, store_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -33,11 +35,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--records",
-    type=click.Path(path_type=Path),
+    type=PlacePath(path_type=Path),
     default="flow",
     show_default=True,
-    help="Folder of the records.",
+    help="Folder of the records, here or in a store.",
 )
+@store_options
+@cache_option
 @record_options
 @click.option(
     "--split",
@@ -73,7 +77,7 @@ if TYPE_CHECKING:
 def eval(  # the command's name
     runs_given: tuple[Path, ...],
     runs: Path,
-    records: Path,
+    records: Place,
     split_file: Path | None,
     parts: tuple[Part, ...],
     folds: int | None,

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flowkit.stores.urls import Place
 from flowkit_cli import output
 from flowkit_cli.options import json_option
+from flowkit_cli.store_options import PlacePath, store_options
 
 if TYPE_CHECKING:
     from flowkit.records.reading import Record
@@ -18,29 +20,31 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument(
-    "records", metavar="RECORD...", nargs=-1, required=True, type=click.Path(path_type=Path)
+    "records", metavar="RECORD...", nargs=-1, required=True, type=PlacePath(path_type=Path)
 )
 @json_option
-def info(records: tuple[Path, ...], as_json: bool) -> None:
+@store_options
+def info(records: tuple[Place, ...], as_json: bool) -> None:
     """What flow records hold, a line each.
 
-    RECORD is a record's folder or pack, or any folder above records.
+    RECORD is a record's folder or pack, or any folder above records, here or in a store.
 
     \b
     flowkit info flow/jump/a
     flowkit info flow --json | jq .frames
+    flowkit info s3://bucket/flow/jump
     """
     from flowkit.errors import FlowkitError, RecordError
     from flowkit.records.reading import find_records, open_record
 
     failed = False
-    paths: list[Path] = []
+    paths: list[Place] = []
     for given in records:
         try:
-            below = list(find_records(given))
-            if not below:
+            before = len(paths)
+            paths += find_records(given)
+            if len(paths) == before:
                 raise RecordError(f"{given}: no flow records there: flowkit extract makes them")
-            paths += below
         except FlowkitError as error:
             if error.absent:  # which stops before the first line
                 raise

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowkit.errors import UsageError
+from flowkit.stores.urls import Url, absolute, as_place
 from flowkit_cli import output
 from flowkit_cli.options import cores, json_option, max_frame_option, workers_option
 from flowkit_cli.scoring_options import scoring_options, test_views
+from flowkit_cli.store_options import PlacePath, store_access, store_options
 
 if TYPE_CHECKING:
     from flowkit.evaluation.held_records import HeldRecord
@@ -27,7 +29,7 @@ log = logging.getLogger("flowkit")
 
 
 @click.command()
-@click.argument("videos", metavar="VIDEO...", nargs=-1, required=True, type=click.Path())
+@click.argument("videos", metavar="VIDEO...", nargs=-1, required=True, type=PlacePath())
 @click.option(
     "--spatial",
     type=click.Path(path_type=Path),
@@ -71,8 +73,9 @@ log = logging.getLogger("flowkit")
 @max_frame_option
 @workers_option
 @json_option
+@store_options
 def predict(
-    videos: tuple[str, ...],
+    videos: tuple[str | Url, ...],
     spatial: Path | None,
     temporal: Path | None,
     towers: Path | None,
@@ -87,10 +90,10 @@ def predict(
     """The most likely classes of VIDEO, with their probabilities.
 
     VIDEO is a file, a folder of frames or of videos, a list file, or - for paths on standard input,
-    each answered as it comes. Flow is computed as that of the records that the stream was trained
-    on, in worker processes; answers come as they are found. A video that fails, or that makes its
-    worker crash, does not stop the rest. Of standard input one path is taken at a time, with -j as
-    many as there are workers.
+    each answered as it comes; or it is a video or a folder of them in a store. Flow is computed as
+    that of the records that the stream was trained on, in worker processes; answers come as they
+    are found. A video that fails, or that makes its worker crash, does not stop the rest. Of
+    standard input one path is taken at a time, with -j as many as there are workers.
 
     \b
     flowkit predict a.mp4
@@ -102,14 +105,16 @@ def predict(
     from flowkit.evaluation.held_records import hold_videos, looks_of
     from flowkit.flow.methods import METHODS
 
-    if absent := [name for name in videos if name != "-" and not os.path.lexists(name)]:
+    here = [name for name in videos if isinstance(name, str) and name != "-"]
+    if absent := [name for name in here if not os.path.lexists(name)]:
         raise UsageError(f"{absent[0]}: no such file or folder")
     asked = _find(videos)
     if out is not None:
         asked = iter(named := list(asked))
         if len(named) != 1:
             raise UsageError(f"--out shows one video, got {len(named)}")
-        output.check_out("--out", out, "a .mp4", [*videos, *(path for path, _ in named)])
+        inputs = [str(path) for path in (*videos, named[0][0])]
+        output.check_out("--out", out, "a .mp4", inputs)
     found = _find_streams({"spatial": spatial, "temporal": temporal, "towers": towers}, runs)
     chosen = _read_fusion(fusion, runs, found)
     checkpoints = [one for _, one in found.values()]
@@ -229,11 +234,17 @@ def _read_fusion(given: str | None, runs: Path, streams: Collection[str]) -> Fus
     return read_fusion(given or kept)
 
 
-def _find(videos: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+def _find(videos: tuple[str | Url, ...]) -> Iterator[tuple[str | Url, str]]:
     """The path of every video, and what is wrong with it; lines of standard input as they come."""
+    from flowkit.records.copies import scratch_folder
+    from flowkit.records.unfinished import remove_dead
+    from flowkit.stores.objects import close_stores
     from flowkit.video.sources import find_videos
 
-    def names() -> Iterator[str]:
+    access = store_access(click.get_current_context())
+    remove_dead(scratch_folder(access))
+
+    def names() -> Iterator[str | Url]:
         for name in videos:
             if name != "-":
                 yield name
@@ -244,13 +255,16 @@ def _find(videos: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
     for name in names():
         try:
-            sources = find_videos([name]).sources
+            sources = find_videos([name], access=access).sources
         except UsageError as error:
             yield name, str(error)
             continue
-        is_itself = len(sources) == 1 and sources[0].path == Path(os.path.abspath(name))
+        close_stores()  # workers that are forked begin at once
+        if len(sources) == 1 and str(sources[0].path) == absolute(as_place(name)):
+            yield (sources[0].path if isinstance(sources[0].path, Url) else name), ""
+            continue
         for source in sources:
-            yield (name if is_itself else str(source.path)), ""
+            yield (source.path if isinstance(source.path, Url) else str(source.path)), ""
 
 
 def _tell(path: str, found: Prediction, top: int, *, as_json: bool) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flowkit.data.stacks import STACKINGS
 from flowkit.records.layout import read_layouts
+from flowkit.stores.urls import Place
 from flowkit_cli.options import max_frame_option
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def record_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return layout_option(command)
 
 
-def record_folder(root: Path, options: dict[str, Any]) -> RecordFolder:
+def record_folder(root: Place, options: dict[str, Any]) -> RecordFolder:
     """The folder of records at `root` that the options of `record_options` describe."""
     from flowkit.data.record_folders import RecordFolder
 

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from flowkit.data.exported_lists import LIST_TOOLS
+from flowkit.stores.urls import Place, Url
 from flowkit_cli import output
 from flowkit_cli.options import choices_text
 from flowkit_cli.record_options import layout_option, length_option, missing_option, record_options
+from flowkit_cli.store_options import PlacePath, store_options
 
 if TYPE_CHECKING:
     from flowkit.data.splits import Split
@@ -32,7 +34,7 @@ def split() -> None:
 
 
 @split.command()
-@click.argument("source", type=PATH, default="flow")
+@click.argument("source", type=PlacePath(path_type=Path), default="flow")
 @click.option(
     "--kind",
     type=click.Choice(["folders", "ucf101", "hmdb51", "list"]),
@@ -96,8 +98,9 @@ def split() -> None:
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the folds.")
 @layout_option
 @click.option("--overwrite", is_flag=True, help="Replace a split that is there already.")
+@store_options
 def make(
-    source: Path,
+    source: Place,
     kind: Literal["folders", "ucf101", "hmdb51", "list"],
     out: Path,
     number: int,
@@ -116,7 +119,8 @@ def make(
 ) -> None:
     """Make a split and write it as JSON.
 
-    SOURCE is, by --kind: "folders", class folders of flow records or of videos, CLASS/VIDEO;
+    SOURCE is, by --kind: "folders", class folders of flow records or of videos, CLASS/VIDEO, here
+    or in a store;
     "ucf101", the folder of classInd.txt and trainlist01.txt; "hmdb51", the folder of
     brush_hair_test_split1.txt and so on; "list", a list of training videos as mmaction2 and TSN
     write it. The test part is never touched to hold videos out.
@@ -135,16 +139,20 @@ def make(
 
     if out.exists() and not overwrite:
         raise UsageError(f"{out}: there is a split already: --overwrite replaces it")
-    output.check_out("--out", out, "a split (.json)", [source, *filter(None, (test_list, classes))])
+    inputs: list[str | Path] = [str(source), *filter(None, (test_list, classes))]
+    output.check_out("--out", out, "a split (.json)", inputs)
+    lists = str(source)
+    if kind != "folders" and isinstance(source, Url):
+        raise UsageError(f"{source}: --kind {kind} reads lists of this machine")
     match kind:
         case "ucf101":
-            made = ucf101_split(source, number)
+            made = ucf101_split(lists, number)
         case "hmdb51":
-            made = hmdb51_split(source, number)
+            made = hmdb51_split(lists, number)
         case "list":
             if test_list is None:
                 raise UsageError("--kind list needs the list of test videos: --test FILE")
-            made = list_split(source, test_list, classes=classes, labels_from=labels_from)
+            made = list_split(lists, test_list, classes=classes, labels_from=labels_from)
         case "folders":
             ids = folder_ids(RecordFolder(source, layout))
             made = folder_split(
@@ -169,7 +177,11 @@ def make(
 @split.command()
 @click.argument("split_file", metavar="[SPLIT]", type=PATH, default=SPLIT)
 @click.option(
-    "--records", type=PATH, default="flow", show_default=True, help="The folder of flow records."
+    "--records",
+    type=PlacePath(path_type=Path),
+    default="flow",
+    show_default=True,
+    help="The folder of flow records, here or in a store.",
 )
 @length_option
 @click.option(
@@ -180,9 +192,10 @@ def make(
     help="Of listed videos that have no record: stop, or say how many.",
 )
 @record_options
+@store_options
 def check(
     split_file: Path,
-    records: Path,
+    records: Place,
     length: int,
     missing: Literal["error", "skip"],
     layout: str | None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from flowkit.errors import UsageError
+from flowkit.stores.urls import as_place
 from flowkit_cli import output
 from flowkit_cli.record_options import (
     bidirectional_option,
@@ -20,6 +21,7 @@ from flowkit_cli.record_options import (
     stacking_option,
     step_option,
 )
+from flowkit_cli.store_options import store_access
 from flowkit_cli.train_options import (
     RECIPE_NUMBERS,
     data_options,
@@ -400,7 +402,8 @@ def _read_place(
     from flowkit.data.splits import folder_split, hold_out, read_split, train_on_all, write_split
 
     root, comma, file = place.partition(",")
-    records = record_folder(Path(root), options)
+    access = store_access(click.get_current_context())
+    records = record_folder(as_place(root, access), options)
     path = Path(file) if comma else split_file
     if path is None and not default.exists():
         ids = folder_ids(records)

@@ -11,6 +11,7 @@ import click
 from flowkit.networks.table import NETS, PREFIX
 from flowkit.training.recipes import MODES, RECIPES, SCHEDULES, RecipeFacts, TowersRecipe
 from flowkit_cli.record_options import missing_option, record_options
+from flowkit_cli.store_options import PlacePath, cache_option, store_options
 
 PATH = click.Path(path_type=Path)
 # The options of a recipe's numbers, named as its fields.
@@ -49,7 +50,11 @@ def place_options(split: str, out: str) -> Callable[..., Any]:
     """Where records, split and runs are; `split` and `out` say what they are by default."""
     options = [
         click.option(
-            "--records", type=PATH, default="flow", show_default=True, help="Folder of the records."
+            "--records",
+            type=PlacePath(path_type=Path),
+            default="flow",
+            show_default=True,
+            help="Folder of the records, here or in a store.",
         ),
         record_options,
         click.option(
@@ -71,7 +76,7 @@ def place_options(split: str, out: str) -> Callable[..., Any]:
         ),
         missing_option,
     ]
-    return lambda command: _with(options, command)
+    return lambda command: store_options(cache_option(_with(options, command)))
 
 
 def data_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import click
 
 from flowkit.errors import UsageError
+from flowkit.stores.urls import Place, Url
 from flowkit_cli import output
 from flowkit_cli.options import cores, json_option, max_frame_option
+from flowkit_cli.store_options import PlacePath, store_options
 
 if TYPE_CHECKING:
     from flowkit.records.verify import Verdict
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     metavar="PATH...",
     nargs=-1,
     required=True,
-    type=click.Path(path_type=Path),
+    type=PlacePath(path_type=Path),
 )
 @click.option(
     "--delete-broken",
@@ -40,8 +42,9 @@ if TYPE_CHECKING:
     help="Threads that read records.  [default: all cores this process may use]",
 )
 @json_option
+@store_options
 def verify(
-    paths: tuple[Path, ...],
+    paths: tuple[Place, ...],
     delete_broken: bool,
     quick: bool,
     max_frame_mpx: float,
@@ -51,7 +54,8 @@ def verify(
     """Check that every record below a folder, and every other file of flowkit's, is as written.
 
     PATH is a folder (of records, of runs, of features), a pack, or a file: a checkpoint's JSON, a
-    split, an .npz of scores, a fusion, tracks or vectors.
+    split, an .npz of scores, a fusion, tracks or vectors; or it is a folder or pack in a store,
+    each of whose packs is read through a local copy.
 
     Compares every file with its checksum and decodes those of records: each is sound, or it is
     listed with what is wrong. A file from before checksums is at best complete. What a stopped run
@@ -68,11 +72,14 @@ def verify(
     from flowkit.records.verify import delete_broken as delete
     from flowkit.records.verify import find_unfinished, verify_records
 
-    files = [file for path in paths for file in find_files(path)]
-    places = [path for path in paths if path not in files]
+    here = [path for path in paths if isinstance(path, Path)]
+    files = [file for path in here for file in find_files(path)]
+    places = [path for path in here if path not in files]
     if odd := [path for path in places if not path.is_dir() and path.suffix != ".zip"]:
         raise UsageError(f"{odd[0]}: expected a folder, a pack (.zip), a .json or an .npz file")
-    records = [record for path in places for record in find_records(path)]
+    stored = [path for path in paths if isinstance(path, Url)]
+    records: list[Place] = [record for path in places for record in find_records(path)]
+    records += [record for path in stored for record in find_records(path)]
     verdicts = []
     with output.ProgressBar(len(records) + len(files), "record" if records else "file") as progress:
         checked = verify_records(

@@ -103,7 +103,8 @@ class Faults:
 
     `busy`: answers 503; `reset`: hangs up, before the server hears of it or when it has answered;
     `cut`: sends half of the body; `delay_s`: waits so long before one of ten. Keys in `forbidden`
-    are answered with 403.
+    are answered with 403. `victim` is killed at its `kill_at`-th put: before the server hears of it
+    or, with `kill_after`, when it has answered.
     """
 
     busy: float = 0.0
@@ -112,6 +113,9 @@ class Faults:
     delay_s: float = 0.0
     seed: int = 0
     forbidden: frozenset[str] = frozenset()
+    kill_at: int = 0
+    kill_after: bool = False
+    victim: subprocess.Popen | None = None
     seen: Counter[str] = field(default_factory=Counter)
     asked: list[tuple[str, str]] = field(default_factory=list)
 
@@ -130,6 +134,18 @@ class Faults:
             if number < 0:
                 return kind
         return ""
+
+    def is_due(self) -> bool:
+        """Whether this put is the one at which the victim is killed."""
+        with self.lock:
+            self.seen["put"] += 1
+            return self.victim is not None and self.seen["put"] == self.kill_at
+
+    def kill(self) -> None:
+        """Kill the victim, whose workers die with it."""
+        if self.victim is not None:
+            self.victim.kill()
+            self.victim.wait()
 
 
 @contextmanager
@@ -154,7 +170,14 @@ def proxy(store: Store, faults: Faults) -> Iterator[int]:
             if kind == "reset" and faults.chance.random() < 0.5:
                 self.hang_up()
                 return
+            due = self.command == "PUT" and faults.is_due()
+            if due and not faults.kill_after:
+                faults.kill()
+                self.hang_up()
+                return
             status, headers, data = forward(store.port, self.command, self.path, self.headers, body)
+            if due:
+                faults.kill()
             if kind == "reset":
                 self.hang_up()
             elif kind == "cut" and self.command == "GET" and len(data) > 1:

@@ -8,17 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from made_training import make_job, make_split, write_videos
 from made_videos import moving_texture, write_video
 
+from flowkit.data.record_folders import RecordFolder, check_split, folder_ids
 from flowkit.errors import NoObjectError, RecordError, StoreError, UsageError
 from flowkit.extraction.extract import extract_video
 from flowkit.extraction.plan import plan
 from flowkit.extraction.request import Request
 from flowkit.flow.methods import make_method
+from flowkit.networks.checkpoints import read_checkpoint, read_tensors
 from flowkit.records.layout import Storage
+from flowkit.records.packing import put_record
 from flowkit.records.reading import find_records, open_record, read_sidecar
+from flowkit.records.verify import delete_broken, verify_records
 from flowkit.stores import objects, retries, spans
 from flowkit.stores.urls import Access, Url, as_place, parse_url, read_options, without_secrets
+from flowkit.training.distributed import Ranks
+from flowkit.training.jobs import Machine
+from flowkit.training.loop import train
 from flowkit.video.changes import source_change
 from flowkit.video.sources import find_videos
 
@@ -368,3 +377,76 @@ def test_a_sidecar_names_the_etag_of_its_source(folder, clips, monkeypatch):
     extract_video(source, folder / "flow", request())
     told = json.loads(json.dumps(read_sidecar(folder / "flow/jump/v_1.zip")))["source"]
     assert (told["etag"], told["modified_ns"]) == ("0123abcd", None)
+
+
+# --- splits, training and checks
+
+
+@pytest.fixture
+def cached(folder, tmp_path):
+    """The same folder, with a cache."""
+    access = Access(scratch=str(tmp_path), cache=str(tmp_path / "cache"), cache_bytes=1 << 20)
+    return parse_url(str(folder), access)
+
+
+def test_a_training_on_a_store_is_that_on_a_folder(cached, tmp_path, one_thread):
+    if cached.scheme == "memory":
+        pytest.skip("loader workers see no memory of another process")
+    digests = []
+    for root in (cached / "flow", tmp_path / "flow"):
+        job = make_job(write_videos(root, pack=True), make_split())
+        out = tmp_path / f"run-{len(digests)}"
+        for _ in train(job, out, Ranks(0, 1, torch.device("cpu")), Machine(workers=2)):
+            pass
+        tensors = read_tensors(out / "last.json", "weights")
+        digests.append({name: tensor.numpy().tobytes() for name, tensor in tensors.items()})
+    assert digests[0] == digests[1] and digests[0]
+    kept = list((tmp_path / "cache").iterdir())
+    assert kept and all(file.stat().st_size <= spans.BLOCK + spans.DIGEST for file in kept)
+    stored = read_checkpoint(tmp_path / "run-0/last.json").training["places"]["main"]["root"]
+    assert stored == f"{cached}/flow"
+
+
+def test_a_split_of_a_store_is_that_of_a_folder(folder, tmp_path):
+    of_store, here = (
+        write_videos(root, pack=True) for root in (folder / "flow", tmp_path / "flow")
+    )
+    assert folder_ids(of_store) == folder_ids(here)
+    split = make_split()
+    assert check_split(split, of_store, length=2) == check_split(split, here, length=2)
+    with pytest.raises(RecordError, match="flowkit's own records in a store"):
+        RecordFolder(folder / "flow", layout="tsn").find()
+
+
+def test_verify_finds_one_changed_bit_in_a_store_and_deletes_only_that_record(folder, tmp_path):
+    write_videos(folder / "flow", per_class=1, pack=True)
+    urls = sorted(find_records(folder / "flow"))
+    data = bytearray(objects.read_object(urls[1], 1 << 20))
+    data[200] ^= 1
+    put(urls[1], bytes(data), tmp_path)
+    verdicts = list(verify_records(urls))
+    assert [one.kind for one in verdicts] == ["sound", "broken", "sound"]
+    assert verdicts[1].problems[0].startswith(f"{urls[1]}: ")
+    assert [one.kind for one in verify_records(urls, quick=True)] == ["complete"] * 3
+    assert delete_broken(verdicts[0]) == "" and delete_broken(verdicts[1]) == ""
+    assert sorted(find_records(folder / "flow")) == [urls[0], urls[2]]
+
+
+def test_records_of_a_folder_are_put_into_a_store_as_packs(folder, tmp_path):
+    write_videos(tmp_path / "flow", per_class=1)
+    [path, *_] = find_records(tmp_path / "flow")
+    assert put_record(path, folder / "a.zip")
+    assert not put_record(path, folder / "a.zip")
+    assert path.is_dir()
+    assert np.array_equal(open_record(folder / "a").fields(0, 3), open_record(path).fields(0, 3))
+    assert open_record(folder / "a").sidecar == open_record(path).sidecar
+    (path / "more.txt").write_text("mine")
+    with pytest.raises(RecordError, match="not the record's own"):
+        put_record(path, folder / "b.zip")
+
+
+def test_a_process_that_closed_its_stores_has_one_thread_and_opens_them_again(folder, tmp_path):
+    url = put(folder / "a", b"123", tmp_path)
+    objects.close_stores()
+    objects.close_stores()
+    assert objects.read_object(url, 10) == b"123"

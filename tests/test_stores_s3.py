@@ -2,14 +2,19 @@
 
 import io
 import json
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 from made_stores import CANARY, Faults, proxy, running_store
+from made_training import CLASSES, write_videos
 from made_videos import moving_texture, write_video
+
+from flowkit.scores.files import read_scores
 
 pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'flowkit-video[s3]'")
 pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
@@ -188,3 +193,145 @@ def test_a_clip_that_changed_is_redone_only_where_that_is_asked_for(store, clips
     redone = flowkit(store, "extract", *places, "--changed", "redo", cwd=tmp_path)
     assert redone.returncode == 0 and summary(redone)["done"] == 1
     assert summary(flowkit(store, "extract", *places, cwd=tmp_path))["skipped"] == FEW + 2
+
+
+@pytest.mark.slow
+def test_forty_clips_through_a_store_that_fails_equal_a_local_run(store, tmp_path):
+    (tmp_path / "forty").mkdir()
+    forty = make_clips(tmp_path / "forty", range(40))
+    expected = extract_here(forty, tmp_path / "flow", store)
+    upload(store, forty, "forty")
+    faults = Faults(busy=0.1, reset=0.05, cut=0.02, delay_s=1.0, seed=7)
+    for out, port_of in (("forty", None), ("forty-shaky", faults)):
+        with proxy(store, port_of or Faults()) as port:
+            ran = flowkit(
+                store, "extract", "s3://videos/forty", "--out", f"s3://flow/{out}", "--json",
+                *METHOD, cwd=tmp_path, port=port,
+            )  # fmt: skip
+        assert ran.returncode == 0, ran.stderr
+        assert summary(ran)["done"] == 40
+        assert (summary(ran)["retries"] > 0) == (port_of is not None)
+        expect_equal_but_for_the_source(records(store, out), expected)
+    assert faults.seen["busy"] and faults.seen["reset"] and faults.seen["cut"]
+    # Ten more and a changed one: ten and one named without --changed redo, eleven with it.
+    make_clips(tmp_path / "forty", range(40, 50))
+    urls = upload(store, forty, "forty")
+    store.put(urls[3].removeprefix("s3://"), (forty / "jump/v_000.mp4").read_bytes())
+    for out, more, count in (("forty", (), 10), ("forty-shaky", ("--changed", "redo"), 11)):
+        ran = flowkit(
+            store, "extract", "s3://videos/forty", "--out", f"s3://flow/{out}", "--json", *METHOD,
+            *more, cwd=tmp_path,
+        )  # fmt: skip
+        assert summary(ran)["done"] == count
+        assert failed(ran) == ([] if more else [urls[3]])
+        assert ran.returncode == (0 if more else 1)
+
+
+@pytest.mark.slow
+def test_a_client_killed_between_any_two_puts_leaves_whole_records_only(store, clips, tmp_path):
+    """The proxy kills the client before the n-th put, and after the server has heard of it."""
+    upload(store, clips, "killed")
+    for number in range(1, FEW + 1):
+        for after in (False, True):
+            prefix = f"killed-{number}-{after}"
+            command = ["extract", "s3://videos/killed", "--out", f"s3://flow/{prefix}", *METHOD]
+            killing = Faults(kill_at=number, kill_after=after)
+            with proxy(store, killing) as port:
+                client = subprocess.Popen(
+                    [sys.executable, "-m", "flowkit_cli", *command, "--scratch", "scratch"],
+                    cwd=tmp_path, env=store.environment(port),
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
+                killing.victim = client
+                assert client.wait(timeout=300) == -signal.SIGKILL
+                left = records(store, prefix)  # opens every pack: none is cut short
+                assert number - 1 <= len(left) <= number + 1
+                killing.victim = None
+                again = flowkit(store, *command, "--json", cwd=tmp_path, port=port)
+            assert again.returncode == 0, again.stderr
+            assert summary(again)["done"] + summary(again)["skipped"] == FEW
+            assert flowkit(store, "verify", f"s3://flow/{prefix}", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.slow
+def test_streams_learn_score_and_predict_from_a_bucket_as_from_a_folder(store, tmp_path):
+    write_videos(tmp_path / "flow", per_class=8, pack=True)
+    put = flowkit(store, "pack", "flow", "--out", "s3://flow/learn", cwd=tmp_path)
+    assert put.returncode == 0, put.stderr
+    again = flowkit(store, "pack", "flow", "--out", "s3://flow/learn", cwd=tmp_path)
+    assert f"0 put, {8 * len(CLASSES)} there already" in again.stderr
+    tiny = ("--L", "2", "--net", "small", "--steps", "4", "--short-side", "36", "--crop", "32")
+    found = {}
+    for where in ("s3://flow/learn", "flow"):
+        runs = f"runs-{len(found)}"
+        for command in (
+            ("split", "make", where, "--folds", "2", "--out", f"{runs}/split.json"),
+            ("split", "check", f"{runs}/split.json", "--records", where, "--L", "2"),
+            ("train", "temporal", "--records", where, "--runs", runs, "--seed", "1", *tiny),
+            ("eval", "--records", where, "--runs", runs, "--part", "test"),
+        ):
+            ran = flowkit(store, *command, cwd=tmp_path)
+            assert ran.returncode == 0, ran.stderr
+        scores = read_scores(tmp_path / runs / "temporal/scores-test.npz")
+        found[where] = (scores.videos, scores.values.tobytes())
+    assert found["s3://flow/learn"] == found["flow"]
+    clip = write_video(tmp_path / "a.mp4", moving_texture(6, size=(36, 44)))
+    store.put("videos/predict/a.mp4", clip.read_bytes())
+    told = [
+        json.loads(
+            flowkit(store, "predict", video, "--runs", "runs-1", "--json", cwd=tmp_path).stdout
+        )
+        for video in ("s3://videos/predict/a.mp4", "a.mp4")
+    ]
+    assert [one.pop("video") for one in told] == ["s3://videos/predict/a.mp4", "a.mp4"]
+    assert told[0] == told[1]
+    missing = flowkit(
+        store, "predict", "s3://videos/predict/b.mp4", "--runs", "runs-1", cwd=tmp_path
+    )
+    assert missing.returncode == 1 and "no such object" in missing.stderr
+
+
+def test_no_secret_is_seen_of_a_run_that_fails(store, clips, tmp_path):
+    urls = upload(store, clips, "secret")
+    faults = Faults(forbidden=frozenset(url.removeprefix("s3://") for url in urls))
+    command = ["extract", "s3://videos/secret", "--out", "s3://flow/secret", "--json", *METHOD]
+    seen = set()
+    with proxy(store, faults) as port:
+        client = subprocess.Popen(
+            [sys.executable, "-m", "flowkit_cli", "-vv", *command,
+             "--log", "log", "--failures", "failed.txt"],
+            cwd=tmp_path, env=store.environment(port), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        while client.poll() is None:
+            seen.add(subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout)
+            time.sleep(0.05)
+        said = client.stdout.read()
+        client.stdout.close()
+    assert client.returncode == 1 and "forbids" in said
+    texts = [said, *seen, *(path.read_text() for path in tmp_path.iterdir())]
+    assert any("failed.txt" in text for text in seen)
+    assert len(texts) > 3 and not any(CANARY in text for text in texts)
+    refused = ("--storage-option", f"secret={CANARY}"), ("--root", f"s3://me:{CANARY}@videos")
+    for more in refused:
+        ran = flowkit(store, "--log", "log", *command, *more, cwd=tmp_path)
+        assert ran.returncode == 2 and "environment" in ran.stderr
+    assert CANARY not in (tmp_path / "log").read_text()
+
+
+def test_settings_of_a_store_are_options(store, clips, tmp_path):
+    upload(store, clips, "options")
+    environment = store.environment()
+    del environment["AWS_ENDPOINT_URL"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "flowkit_cli", "extract", "s3://videos/options", "--dry-run",
+         "--storage-option", f"endpoint_url={store.address}", "--out", "s3://flow/options"],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert "s3://videos/options/jump/v_000.mp4 -> s3://flow/options/jump/v_000" in ran.stdout
+    other = flowkit(
+        store, "extract", "s3://videos/options", "--out", "s3://flow/o", "--layout",
+        "twostreamfusion", cwd=tmp_path,
+    )  # fmt: skip
+    assert other.returncode == 2 and "a store holds packs" in other.stderr

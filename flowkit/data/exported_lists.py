@@ -13,6 +13,7 @@ from flowkit.data.splits import PARTS, Split
 from flowkit.documents import replacing
 from flowkit.errors import SplitError, UsageError
 from flowkit.records.reading import Record
+from flowkit.stores.urls import absolute, relative_to
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +73,8 @@ def export_lists(
         videos = [video for video in split.part(part) if video.id in found]
         for video, label in zip(videos, split.labels(videos), strict=True):
             place = found[video.id]
-            path = place.absolute() if kind.absolute else place.relative_to(folder.root)
-            listed = Listed(video.id, path.as_posix(), label, folder.open(place))
+            path = absolute(place) if kind.absolute else str(relative_to(place, folder.root))
+            listed = Listed(video.id, path, label, folder.open(place))
             _refuse_unlistable(listed.record, listed.path)
             own_ranges += not _has_one_range(listed.record)
             for name, line in kind.lines(listed, part):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 from flowkit.data.images import ImageRecord, find_images
 from flowkit.data.splits import PARTS, Split, Video
@@ -13,11 +13,13 @@ from flowkit.documents import listed
 from flowkit.errors import RecordError, SplitError
 from flowkit.records.foreign import ZERO, find_foreign, open_foreign
 from flowkit.records.reading import Record, common_flow, find_records, open_record
+from flowkit.stores.urls import Place, Url, relative_to
 from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit.video.sources import find_videos
 
 Missing = Literal["error", "skip"]
 IMAGES = "images"
+P = TypeVar("P", bound=Place)
 
 
 @dataclass(frozen=True)
@@ -29,40 +31,43 @@ class RecordFolder:
     `max_frame_mpx` megapixels is not opened.
     """
 
-    root: Path
+    root: Place
     layout: str | None = None
     bound: float | None = None
     zero: float = ZERO
     max_frame_mpx: float = MAX_FRAME_MPX
 
-    def find(self) -> dict[str, Path]:
+    def find(self) -> dict[str, Place]:
         """The place of every record below the folder, by id; RecordError if there is none."""
-        if self.layout == IMAGES:
-            return find_images(self.root)
+        places: list[Place]
         if self.layout is None:
             places = list(find_records(self.root))
+        elif isinstance(self.root, Url):
+            raise RecordError(f"{self.root}: expected flowkit's own records in a store")
+        elif self.layout == IMAGES:
+            return dict(find_images(self.root))
         else:
             places = list(find_foreign(self.root, layout=self.layout))
         if not places:
             raise RecordError(f"{self.root}: no flow records there: flowkit extract makes them")
-        found: dict[str, Path] = {}
+        found: dict[str, Place] = {}
         for place in places:
-            id = place.relative_to(self.root).as_posix()
+            id = relative_to(place, self.root).as_posix()
             id = id.removesuffix(".zip") if self.layout is None else id
             if found.setdefault(id, place) != place:
                 raise RecordError(f"{found[id]} and {place}: two records of one video")
         return found
 
-    def open(self, place: Path) -> Record:
+    def open(self, place: Place) -> Record:
         """Open what `find` found."""
         if self.layout == IMAGES:
             return cast(
-                Record, ImageRecord(place, self.max_frame_mpx)
+                Record, ImageRecord(Path(str(place)), self.max_frame_mpx)
             )  # what the spatial stream needs of a record
         if self.layout is None:
             return open_record(place, max_frame_mpx=self.max_frame_mpx)
         return open_foreign(
-            place,
+            str(place),
             layout=self.layout,
             bound=self.bound,
             zero=self.zero,
@@ -79,12 +84,12 @@ def folder_ids(folder: RecordFolder) -> list[str]:
 
 def match_records(
     videos: Iterable[Video],
-    available: Mapping[str, Path],
+    available: Mapping[str, P],
     *,
     missing: Literal["error", "skip"] = "error",
     kind: str = "flow record",
     maker: str = "flowkit extract",
-) -> dict[str, Path]:
+) -> dict[str, P]:
     """The record of each video, by video id, out of those `available` by record id.
 
     An id fits if it is the same; else if it is the same but for upper and lower case and for "#"
@@ -92,10 +97,10 @@ def match_records(
     Videos without a record are one SplitError that counts and names them, or, with "skip", absent;
     it says what `kind` of record is missing and which command is its `maker`.
     """
-    spelled: dict[str, list[Path]] = {}
+    spelled: dict[str, list[P]] = {}
     for id, record in available.items():
         spelled.setdefault(_spelling(id), []).append(record)
-    found: dict[str, Path] = {}
+    found: dict[str, P] = {}
     absent = []
     for video in videos:
         candidates = (

@@ -28,9 +28,11 @@ from flowkit.flow.method import takes_color
 from flowkit.flow.methods import make_method, method_of, prepare_method
 from flowkit.flow.pairs import series_fields
 from flowkit.records import formats
+from flowkit.records.copies import local_copy
 from flowkit.records.layout import FORMATS, Storage, field_templates
 from flowkit.records.reading import Record, StoredSeries
 from flowkit.series import Series
+from flowkit.stores.urls import Url
 from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit.video.reading import open_video
 from flowkit.video.sampling import Sampling
@@ -73,13 +75,16 @@ class Looks:
             wanted.fields[first].update(range(wanted.count(first)))
         return hold_video(path, self.request, wanted)
 
-    def __call__(self, item: tuple[str, str], report: Callable[[Any], None]) -> HeldRecord:
-        """What a worker does with a path, or with what is wrong with it."""
+    def __call__(self, item: tuple[str | Url, str], report: Callable[[Any], None]) -> HeldRecord:
+        """What a worker does with a path or an address, or with what is wrong with it."""
         path, problem = item
         report(None)
         if problem:
             raise VideoError(problem)
-        return self.hold(Path(path))
+        if not isinstance(path, Url):
+            return self.hold(Path(path))
+        with local_copy(path) as copy:
+            return replace(self.hold(copy.path), path=path)
 
 
 @dataclass(frozen=True)
@@ -92,20 +97,21 @@ class Held:
 
 
 def hold_videos(
-    looks: Looks, videos: Iterable[tuple[str, str]], *, workers: int
+    looks: Looks, videos: Iterable[tuple[str | Url, str]], *, workers: int
 ) -> Generator[Held]:
     """The records of videos, made in worker processes: a crash costs one video, as does an error.
 
-    `videos` are paths, each with what is already known to be wrong with it, or "". They are taken
-    as workers become free. The first event comes as soon as they are at work. A caller that has
-    not imported torch before has workers that start at once (`flowkit.workers.children`).
+    `videos` are paths or addresses, each with what is already known to be wrong with it, or "".
+    They are taken as workers become free. The first event comes as soon as they are at work. A
+    caller that has not imported torch before has workers that start at once
+    (`flowkit.workers.children`).
     """
     prepare_method(looks.request.method)
     paths: list[str] = []
 
-    def supply() -> Iterator[tuple[str, str]]:
+    def supply() -> Iterator[tuple[str | Url, str]]:
         for path, problem in videos:
-            paths.append(path)
+            paths.append(str(path))
             yield path, problem
 
     with closing(run_pool(looks, supply(), workers=workers)) as events:

@@ -9,9 +9,11 @@ from pathlib import Path, PurePosixPath
 from flowkit.documents import listed, sync, sync_all
 from flowkit.errors import RecordError
 from flowkit.records import zips
+from flowkit.records.copies import scratch_folder
 from flowkit.records.ownership import claim_of, move_away, one_at_a_time
-from flowkit.records.reading import SIDECAR, Record, open_record
+from flowkit.records.reading import SIDECAR, Record, open_record, read_sidecar
 from flowkit.records.unfinished import WorkFolder, remove_dead
+from flowkit.stores.urls import Url
 
 
 def pack_record(folder: Path) -> Path:
@@ -20,14 +22,7 @@ def pack_record(folder: Path) -> Path:
     The folder goes when the pack is on the disk and has been read back. RecordError if a file is
     missing, or one is there that the sidecar does not name.
     """
-    files = member_files(open_record(folder, max_frame_mpx=math.inf))
-    expected = {name for name, _ in files}
-    if any(name.startswith("..") for name in expected):
-        raise RecordError(f"{folder}: a record in another layout than flowkit's cannot be packed")
-    found = set(os.listdir(folder))
-    if found != expected:
-        odd = listed(sorted(found ^ expected))
-        raise RecordError(f"{folder}: files missing or not the record's own: {odd}")
+    files = _checked_files(folder)
     pack = folder.with_name(folder.name + ".zip")
     remove_dead(folder.parent)
     with one_at_a_time(folder.parent), WorkFolder(folder.parent) as work:
@@ -42,6 +37,22 @@ def pack_record(folder: Path) -> Path:
         move_away([folder], work.path)
         sync(folder.parent)
     return pack
+
+
+def put_record(path: Path, target: Url) -> bool:
+    """Put a record of this machine, a folder or a pack, into a store as a pack; it stays here, too.
+
+    Returns False where the same record is there already. RecordError as of `pack_record`, and where
+    another record, or anything else, is there.
+    """
+    from flowkit.records.remote import put_pack
+
+    with WorkFolder(scratch_folder(target.access)) as work:
+        pack = path
+        if path.is_dir():
+            pack = work.path / "pack.zip"
+            zips.write_pack(pack, _checked_files(path))
+        return put_pack(pack, target, read_sidecar(path))
 
 
 def unpack_record(pack: Path) -> Path:
@@ -73,6 +84,19 @@ def unpack_record(pack: Path) -> Path:
         move_away([pack], work.path)
         sync(pack.parent)
     return folder
+
+
+def _checked_files(folder: Path) -> list[tuple[str, Path]]:
+    """The files of a record's folder as a pack has them; RecordError if there are others."""
+    files = member_files(open_record(folder, max_frame_mpx=math.inf))
+    expected = {name for name, _ in files}
+    if any(name.startswith("..") for name in expected):
+        raise RecordError(f"{folder}: a record in another layout than flowkit's cannot be packed")
+    found = set(os.listdir(folder))
+    if found != expected:
+        odd = listed(sorted(found ^ expected))
+        raise RecordError(f"{folder}: files missing or not the record's own: {odd}")
+    return files
 
 
 def member_files(record: Record) -> list[tuple[str, Path]]:

@@ -8,6 +8,8 @@ from typing import Any
 from flowkit.documents import differences
 from flowkit.errors import RecordError
 from flowkit.records import zips
+from flowkit.records.copies import local_copy
+from flowkit.records.ownership import claim_of
 from flowkit.records.reading import read_sidecar
 from flowkit.stores.objects import CONDITIONAL, is_object, put_object
 from flowkit.stores.retries import retry_count
@@ -23,7 +25,8 @@ def put_pack(pack: Path, target: Url, sidecar: dict[str, Any], *, overwrite: boo
     for name, place in zips.list_members(pack).items():
         zips.read_members(pack, [(name, place)])
     if overwrite and is_object(target):
-        read_sidecar(target)
+        with local_copy(target) as copy:
+            claim_of(copy.path)
     asked = retry_count()
     try:
         put_object(pack, target, replace=overwrite)

@@ -18,10 +18,12 @@ from flowkit._cv2 import cv2
 from flowkit.documents import SIDECAR, is_sealed, read_plain_file
 from flowkit.errors import FlowkitError, ReadError, RecordError
 from flowkit.records import formats, zips
-from flowkit.records.ownership import UNFINISHED, one_at_a_time, remove_record
+from flowkit.records.copies import local_copy
+from flowkit.records.ownership import UNFINISHED, claim_of, one_at_a_time, remove_record
 from flowkit.records.reading import Record, check_frame_size, open_record, read_sidecar_bytes
 from flowkit.records.sidecar import Checks, read_checks
 from flowkit.records.unfinished import INCOMPLETE, find_work, remove_if_dead
+from flowkit.stores.urls import Place, Url
 from flowkit.video.image_folders import MAX_FRAME_MPX
 
 MOST_MISSING = 1000  # files of one kind that are counted
@@ -48,7 +50,7 @@ class Verdict:
     flowkit's, where its unfinished work lies.
     """
 
-    path: Path
+    path: Place
     problems: tuple[str, ...]
     kind: Kind = "sound"
 
@@ -71,6 +73,8 @@ def delete_broken(verdict: Verdict) -> str:
     Looks at it once more, while no run can finish it, and leaves what is not all flowkit's.
     """
     path = verdict.path
+    if isinstance(path, Url):
+        return _delete_object(path)
     if path.parent.name == INCOMPLETE:
         return "" if remove_if_dead(path) else "left alone"
     try:
@@ -85,15 +89,33 @@ def delete_broken(verdict: Verdict) -> str:
         return str(error).removeprefix(f"{path}: ")
 
 
+def _delete_object(url: Url) -> str:
+    """As `delete_broken`, of a pack in a store."""
+    from flowkit.stores.objects import remove_object
+
+    try:
+        with local_copy(url) as copy:
+            again = verify_record(copy.path)
+            if again.kind != "broken":
+                return again.problems[0] if again.problems else ""
+            claim_of(copy.path)
+        remove_object(url)
+        return ""
+    except (RecordError, ReadError) as error:
+        return str(error).removeprefix(f"{url}: ")
+
+
 def verify_record(
-    path: Path, *, quick: bool = False, max_frame_mpx: float = MAX_FRAME_MPX
+    path: Place, *, quick: bool = False, max_frame_mpx: float = MAX_FRAME_MPX
 ) -> Verdict:
     """Compare every file of the record at `path` with its checksum, and decode it.
 
     `quick` reads none of them: it compares names and sizes. A record from before checksums is
     decoded, and at best "complete"; so is a pack that another tool zipped. One of more
-    than `max_frame_mpx` megapixels is not read.
+    than `max_frame_mpx` megapixels is not read. One in a store is read through a local copy.
     """
+    if isinstance(path, Url) and not quick:
+        return _verify_copy(path, max_frame_mpx)
     try:
         record = open_record(path, max_frame_mpx=math.inf)
         try:
@@ -109,7 +131,7 @@ def verify_record(
         compared = checks is not None and not quick
         if not quick and not problems:
             if record.places is not None:
-                compared = zips.is_as_written(path) and compared
+                compared = zips.is_as_written(Path(str(path))) and compared
             problems = [*_wrong_tables(record), *_damage(record, checks)]
     except OSError as error:
         text = str(error) if isinstance(error, ReadError) else f"could not be read: {error}"
@@ -123,8 +145,18 @@ def verify_record(
     return Verdict(path, (), "sound" if compared else "complete")
 
 
+def _verify_copy(url: Url, max_frame_mpx: float) -> Verdict:
+    try:
+        with local_copy(url) as copy:
+            found = verify_record(copy.path, max_frame_mpx=max_frame_mpx)
+    except OSError as error:
+        return Verdict(url, (str(error),), "unreadable")
+    problems = tuple(text.replace(str(copy.path), str(url)) for text in found.problems)
+    return Verdict(url, problems, found.kind)
+
+
 def verify_records(
-    paths: Iterable[Path],
+    paths: Iterable[Place],
     *,
     workers: int = 1,
     quick: bool = False,

@@ -1,10 +1,12 @@
 """Objects of stores through fsspec: listed, described, read in part or whole, put, removed.
 
-A file system of fsspec has a thread of its own, which no fork copies: each process opens its own.
+A file system of fsspec has a thread, which no fork copies: each process opens its own, and closes
+it before it forks.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import secrets
@@ -128,6 +130,30 @@ def remove_object(url: Url) -> None:
     """Remove an object."""
     system = _system(url)
     call(url, lambda: system.rm_file(_path(url)))
+
+
+def close_stores() -> None:
+    """Close this process's file systems and end fsspec's thread: what is forked next is whole.
+
+    What is asked for afterwards opens them again, here as in the fork.
+    """
+    if not _opened:
+        return
+    from fsspec import asyn
+
+    systems = [one for (pid, *_), one in _opened.items() if pid == os.getpid()]
+    _opened.clear()
+    loop, thread = asyn.loop[0], asyn.iothread[0]
+    if loop is None or thread is None:
+        return
+    for system in systems:
+        if hasattr(system, "close_session") and getattr(system, "_s3", None) is not None:
+            system.close_session(loop, system._s3creator)
+    asyncio.run_coroutine_threadsafe(loop.shutdown_default_executor(), loop).result(ANSWER_S)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(ANSWER_S)
+    loop.close()
+    asyn.loop[0] = asyn.iothread[0] = None
 
 
 def _put_beside(file: Path, target: Path, *, replace: bool) -> None:

@@ -16,9 +16,9 @@ from flowkit.stores.objects import object_state, read_range
 from flowkit.stores.retries import Truncated, call
 from flowkit.stores.urls import State, Url
 
-TAIL = 256 << 10  # bytes at the end of a pack: its directory and, mostly, the sidecar before that
+TAIL = 96 << 10  # bytes at the end of a pack: its directory and, mostly, the sidecar before that
 TAILS = 4  # objects whose ends are kept in memory
-BLOCK = 128 << 10  # bytes of an object that the cache keeps together
+BLOCK = 64 << 10  # bytes of an object that the cache keeps together
 DIGEST = 32  # bytes of a block's name, which its file begins with
 
 
@@ -27,13 +27,12 @@ def read_span(url: Url, start: int, end: int) -> memoryview:
 
     From the cache where `url.access` has one; what is missing there comes by one read of neighbors.
     """
-    if url.state is not None:
-        at, tail = _tail(url, url.state) if start >= url.state.size - TAIL else (0, b"")
-        if tail and start >= at:
-            return memoryview(tail)[start - at : end - at]
-    if url.access.cache_bytes < BLOCK + DIGEST:
-        return memoryview(read_range(url, start, end))
-    return _from_blocks(url, start, end)
+    if url.access.cache_bytes >= BLOCK + DIGEST:
+        return _from_blocks(url, start, end)
+    if url.state is not None and start >= url.state.size - TAIL:
+        at, tail = _tail(url, url.state)
+        return memoryview(tail)[start - at : end - at]
+    return memoryview(read_range(url, start, end))
 
 
 @contextmanager
@@ -53,6 +52,8 @@ class _Object(io.RawIOBase):
 
     def __init__(self, url: Url, size: int) -> None:
         self.url, self.size, self.place = url, size, 0
+        self.tail_start = max(0, size - TAIL)
+        self.tail = read_span(url, self.tail_start, size)
 
     def readable(self) -> bool:
         return True
@@ -71,7 +72,10 @@ class _Object(io.RawIOBase):
         end = min(self.place + len(buffer), self.size)
         if end <= self.place:
             return 0
-        data = read_span(self.url, self.place, end)
+        if self.place >= self.tail_start:
+            data = self.tail[self.place - self.tail_start : end - self.tail_start]
+        else:
+            data = read_span(self.url, self.place, end)
         buffer[: len(data)] = data
         self.place += len(data)
         return len(data)

@@ -153,6 +153,20 @@ def as_place(text: str | os.PathLike[str] | Url, access: Access | None = None) -
     return parse_url(text, access) if isinstance(text, str) and is_url(text) else Path(text)
 
 
+def relative_to(place: Place, base: Place) -> PurePosixPath:
+    """The path of a place from another of its kind; ValueError where it does not lie below it."""
+    if isinstance(place, Url) and isinstance(base, Url):
+        return place.relative_to(base)
+    if isinstance(place, Path) and isinstance(base, Path):
+        return PurePosixPath(place.relative_to(base))
+    raise ValueError(f"{place} does not lie below {base}")
+
+
+def absolute(place: Place) -> str:
+    """An address as it is, a path from the root."""
+    return str(place) if isinstance(place, Url) else os.path.abspath(place)
+
+
 def read_options(given: Iterable[str]) -> tuple[tuple[str, str], ...]:
     """The options of texts KEY=VALUE; UsageError, without the value, where one names a secret."""
     return tuple(_read_option(text) for text in given)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from flowkit.data.augment import Augmentation
@@ -23,6 +23,7 @@ from flowkit.networks.streams import build_net, build_stream
 from flowkit.networks.table import check_input_side
 from flowkit.networks.towers import Net, TowersNet
 from flowkit.networks.weights import FirstLayer, load_weights, read_weights, weights_origin
+from flowkit.stores.urls import absolute
 from flowkit.training.recipes import TOWER_MODES, Recipe
 from flowkit.training.sampling import Task
 
@@ -178,7 +179,8 @@ class Job:
         found = {task.name: task.records for task in self.tasks}
         found |= {f"{task.name}+": task.added[1] for task in self.tasks if task.added}
         return {
-            name: asdict(one) | {"root": os.path.abspath(one.root)} for name, one in found.items()
+            name: asdict(replace(one, root=Path())) | {"root": absolute(one.root)}
+            for name, one in found.items()
         }
 
     def describe(self) -> dict[str, Any]:

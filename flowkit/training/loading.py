@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from flowkit.data.datasets import Collate, start_worker
 from flowkit.data.kept_memory import ALIGNMENT, MOST_BYTES, KeptMemory
 from flowkit.errors import FlowkitError
+from flowkit.stores.objects import close_stores
 from flowkit.training.sampling import MicroBatches, StepClips
 
 PIECE = 32  # samples that a worker reads at a time, at most
@@ -172,6 +173,7 @@ def loading(
     **order: Any,
 ) -> Iterator[Batches]:
     """The batches of a loader, whose processes end with the block, even where it raises."""
+    close_stores()  # loader workers are forked
     batches: Any = iter(
         DataLoader(
             clips,

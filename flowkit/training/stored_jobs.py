@@ -11,6 +11,7 @@ from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import read_split
 from flowkit.errors import UsageError
 from flowkit.networks.checkpoints import Checkpoint
+from flowkit.stores.urls import as_place
 from flowkit.training.jobs import OPTIONS, Job
 from flowkit.training.loop import SPLIT_FILE, split_file
 from flowkit.training.recipes import Recipe, steps_of_passes
@@ -70,4 +71,4 @@ def prolong(job: Job, *, steps: int | None = None, passes: float | None = None) 
 
 
 def _folder(place: dict[str, Any]) -> RecordFolder:
-    return RecordFolder(**{**place, "root": Path(place["root"])})
+    return RecordFolder(**{**place, "root": as_place(place["root"])})

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from flowkit.documents import MOST_BYTES, SIDECAR, is_record, listed, read_plain_file
 from flowkit.errors import UsageError
-from flowkit.stores.urls import Access, Place, Url, as_place, is_url, parse_url
+from flowkit.stores.urls import Access, Place, Url, as_place, is_url, parse_url, relative_to
 from flowkit.video.image_folders import image_groups
 
 # What a folder is searched for; a file that is named itself may be called anything.
@@ -408,8 +408,8 @@ def _id(path: Place, base: Place) -> str:
     if path == base:
         return path.name
     try:
-        relative = path.relative_to(base)  # type: ignore[arg-type]
-    except (ValueError, TypeError, AttributeError) as error:
+        relative = relative_to(path, base)
+    except ValueError as error:
         raise UsageError(f"{path}: expected a path below the root {base}") from error
     is_folder = isinstance(path, Path) and path.is_dir()
     return relative.as_posix() if is_folder else os.path.splitext(relative.as_posix())[0]
