@@ -27,6 +27,7 @@ COMMANDS = {
     "stats": "What all records below a folder hold together, and which are worth a look.",
     "verify": "Check that every record below a folder is as it was written.",
     "view": "Show a record as a video or a contact sheet.",
+    "convert": "Records in another format, layout or bound, without computing flow again.",
     "pack": "Turn record folders into packs, one stored zip per video.",
     "unpack": "Turn packs back into record folders.",
     "split": "Divide videos into training and test part; check and list such a split.",

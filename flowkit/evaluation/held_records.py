@@ -213,6 +213,12 @@ def video_request(checkpoints: Iterable[Checkpoint]) -> Request:
             "the temporal stream was trained on flow of another tool, which flowkit cannot "
             "compute: make records of the videos with that tool, and use flowkit eval"
         )
+    if "converted" in flow:
+        raise UsageError(
+            "the temporal stream was trained on records that were converted with a loss, which "
+            "flowkit computes of no video: convert records of the videos alike, and use flowkit "
+            "eval"
+        )
     stored = {one.values: name for name, one in FORMATS.items()}[flow["format"]]
     quality = {} if flow["quality"] is None else {"quality": flow["quality"]}
     return Request(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -389,6 +389,11 @@ def flow_of(record: Record) -> dict[str, Any]:
     if "foreign" in sidecar:
         return {"foreign": sidecar["foreign"]}
     flow = {key: sidecar["request"].get(key) for key in FLOW_KEYS}
+    if (source := sidecar["request"].get("converted")) is not None:
+        if is_lossless(flow, source):
+            flow |= source
+        else:
+            flow["converted"] = source
     if flow["format"] in FORMATS:
         flow["format"] = FORMATS[flow["format"]].values
     if flow["format"] != "jpg":
@@ -396,6 +401,15 @@ def flow_of(record: Record) -> dict[str, Any]:
     sampling = sidecar["request"].get("sampling", {})
     interval = {key: sampling[key] for key in ("every", "fps") if key in sampling}
     return flow | ({"sampling": interval} if interval else {})
+
+
+def is_lossless(stored: Mapping[str, Any], source: Mapping[str, Any]) -> bool:
+    """Whether what was `stored` decodes to the values of the record that it was converted from.
+
+    Both have "format" and "bound"; the record that was converted holds planes.
+    """
+    into = FORMATS[stored["format"]].values
+    return into == "floats" or (into == "lossless planes" and stored["bound"] == source["bound"])
 
 
 def common_flow(records: Sequence[Record]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -92,12 +93,21 @@ class RecordWriter:
 
     def add_frame(self, frame: np.ndarray) -> None:
         """Take the next frame, uint8 (H, W, 3) BGR; it is stored where the storage says so."""
-        self.frame_count += 1
-        self.size = (frame.shape[0], frame.shape[1])
+        data = b""
         if self.storage.rgb:
             start = perf_counter()
             data = formats.encode_image(frame, "jpg", self.storage.rgb_quality)
             self.seconds["encode"] += perf_counter() - start
+        self.add_image(data, (frame.shape[0], frame.shape[1]))
+
+    def add_image(self, data: bytes, size: tuple[int, int]) -> None:
+        """Take the next frame as the bytes of its file, and its size (H, W).
+
+        The bytes are written where the storage says so.
+        """
+        self.frame_count += 1
+        self.size = size
+        if self.storage.rgb:
             self.checks[self.images].add(data)
             self._write([(self.images % self.frame_count, data)], self.frame_count - 1, 0)
 
@@ -108,7 +118,7 @@ class RecordWriter:
             field, self.storage.format, bound=self.storage.bound, quality=self.storage.quality
         )
         self.seconds["encode"] += perf_counter() - start
-        self._add_files(one, files, ranges)
+        self.add_files(one, files, ranges)
 
     def add_planes(self, one: Series, pair: np.ndarray, ranges: formats.Ranges) -> None:
         """Take the next field of a series as planes, uint8 (2, H, W), and the ranges of x and y.
@@ -118,9 +128,13 @@ class RecordWriter:
         start = perf_counter()
         files = formats.encode_planes(list(pair), self.storage.format, quality=self.storage.quality)
         self.seconds["encode"] += perf_counter() - start
-        self._add_files(one, files, ranges)
+        self.add_files(one, files, ranges)
 
-    def _add_files(self, one: Series, files: list[bytes], ranges: formats.Ranges | None) -> None:
+    def add_files(self, one: Series, files: Sequence[bytes], ranges: formats.Ranges | None) -> None:
+        """Take the next field of a series as the bytes of its files, and its ranges.
+
+        Both are as `formats.encode_field` gives them for this storage.
+        """
         index = len(self.ranges[one])
         self.ranges[one].append(ranges)
         named = []
