@@ -99,6 +99,7 @@ def convert(
     """
     from flowkit.extraction.convert import Change, find_sources
     from flowkit.extraction.convert import convert as run_conversion
+    from flowkit.stores.urls import Access
 
     change = Change(**options)
     if change == Change(inexact=change.inexact):
@@ -117,6 +118,7 @@ def convert(
         dry_run=False,
         as_json=as_json,
         failures=failures,
+        access=Access(),
     )
     totals = _Totals("field", skipped=0, todo=len(sources), workers=workers)
     outcomes = run_conversion(

@@ -27,9 +27,10 @@ from flowkit.records.reading import (
     open_record,
     read_sidecar,
 )
+from flowkit.records.remote import request_differences
 from flowkit.records.sidecar import Checks, read_checks
 from flowkit.records.verify import verify_record
-from flowkit.records.writing import RecordWriter, request_differences, standing_record
+from flowkit.records.writing import RecordWriter, standing_record
 from flowkit.series import Series
 from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit.video.sources import Source
@@ -92,14 +93,15 @@ def find_sources(records: Path, out: Path, layout: str | None) -> list[Source]:
     sources, names = [], dict[PurePosixPath, Path]()
     for path in paths:
         id = path.relative_to(above).as_posix()
-        source = Source(Path(os.path.abspath(path)), id if path.is_dir() else id[: -len(".zip")])
-        place = record_folder(source.id, Storage(layout=layout or "flowkit"))
-        if (twin := names.setdefault(place, path)) is not path:
+        place = Path(os.path.abspath(path))
+        source = Source(place, id if path.is_dir() else id[: -len(".zip")])
+        new = record_folder(source.id, Storage(layout=layout or "flowkit"))
+        if (twin := names.setdefault(new, path)) is not path:
             raise UsageError(
-                f"{twin} and {path} would share the record {out / place}: layout {layout} has no "
+                f"{twin} and {path} would share the record {out / new}: layout {layout} has no "
                 "class folders"
             )
-        if root != target and target.is_relative_to(source.path):
+        if root != target and target.is_relative_to(place):
             raise UsageError(f"--out {out}: lies in the record {path}: choose another folder")
         sources.append(source)
     return sources
@@ -162,11 +164,12 @@ def convert_record(
     would not be what extraction writes, and where another record stands in its place: nothing is
     left of it then.
     """
-    record = open_record(source.path, max_frame_mpx=max_frame_mpx)
+    path = Path(str(source.path))
+    record = open_record(path, max_frame_mpx=max_frame_mpx)
     sidecar = record.sidecar
     checks = read_checks(sidecar)
     # Without checksums what is damaged shows when it is decoded
-    verdict = verify_record(source.path, quick=checks is not None, max_frame_mpx=max_frame_mpx)
+    verdict = verify_record(path, quick=checks is not None, max_frame_mpx=max_frame_mpx)
     if verdict.problems:
         raise RecordError(verdict.problems[0])
     old = _storage_of(record, sidecar["request"])
