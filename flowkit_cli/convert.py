@@ -99,27 +99,13 @@ def convert(
     """
     from flowkit.extraction.convert import Change, find_sources
     from flowkit.extraction.convert import convert as run_conversion
-    from flowkit.stores.urls import Access
 
     change = Change(**options)
     if change == Change(inexact=change.inexact):
         raise UsageError("expected what to change: --format, --bound, --layout, --no-rgb, ...")
     sources = find_sources(records, out, change.layout)
     workers = workers or cores()
-    run = VideoRun(
-        inputs=(str(records),),
-        out=out,
-        root=None,
-        overwrite=overwrite,
-        workers=workers,
-        timeout_s=None,
-        memory_bytes=None,
-        share=None,
-        dry_run=False,
-        as_json=as_json,
-        failures=failures,
-        access=Access(),
-    )
+    run = VideoRun((str(records),), out, overwrite=overwrite, as_json=as_json, failures=failures)
     totals = _Totals("field", skipped=0, todo=len(sources), workers=workers)
     outcomes = run_conversion(
         sources, out, change, workers=workers, overwrite=overwrite, max_frame_mpx=max_frame_mpx

@@ -47,17 +47,17 @@ class VideoRun:
 
     inputs: tuple[str | Url, ...]
     out: Place
-    root: Place | None
-    overwrite: bool
-    workers: int | None
-    timeout_s: float | None
-    memory_bytes: int | None
-    dask: str | None
-    share: tuple[int, int] | None
-    dry_run: bool
-    as_json: bool
-    failures: Path | None
-    access: Access
+    root: Place | None = None
+    overwrite: bool = False
+    workers: int | None = None
+    timeout_s: float | None = None
+    memory_bytes: int | None = None
+    dask: str | None = None
+    share: tuple[int, int] | None = None
+    dry_run: bool = False
+    as_json: bool = False
+    failures: Path | None = None
+    access: Access = Access()
 
     @property
     def folder(self) -> Path:
