@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ class VideoRun:
     dry_run: bool = False
     as_json: bool = False
     failures: Path | None = None
-    access: Access = Access()
+    access: Access = field(default_factory=Access)
 
     @property
     def folder(self) -> Path:
