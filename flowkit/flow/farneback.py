@@ -138,7 +138,7 @@ def expand_levels(
         spare = kernels.columns(width) - width
         planes = np.empty((height, kernels.PLANES, width + spare), np.float32)
         wide = cv2.copyMakeBorder(small, 0, 0, 0, spare, cv2.BORDER_CONSTANT)
-        expand(wide, width, weights, inverse, planes)
+        expand(wide, width, weights, inverse, False, planes)
         expansions.append(planes)
     return expansions
 

@@ -73,26 +73,29 @@ def expand_down(n):
     return down
 
 
-def expand_along(n):
-    """The row kernel that sums 2n + 1 columns and solves for the polynomial's coefficients."""
+def expand_along(n, real):
+    """The row kernel that sums 2n + 1 columns and solves for the polynomial's coefficients.
+
+    `real` is the type that it sums in: OpenCV's is float64.
+    """
 
     @row
     def along(count, sums, g, xg, xxg, i11, i03, i33, i55, c_y, c_x, c_yy, c_xx, c_xy):
         for x in range(count):
             at = np.uintp(x) + np.uintp(n)
-            b1 = np.float64(sums[0, at] * g[0])
-            b3 = np.float64(sums[1, at] * g[0])
-            b5 = np.float64(sums[2, at] * g[0])
-            b2 = b4 = b6 = 0.0
+            b1 = real(sums[0, at] * g[0])
+            b3 = real(sums[1, at] * g[0])
+            b5 = real(sums[2, at] * g[0])
+            b2 = b4 = b6 = real(0)
             for k in range(1, n + 1):
                 left, right = at - np.uintp(k), at + np.uintp(k)
-                both = np.float64(sums[0, right] + sums[0, left])
-                b1 += both * np.float64(g[k])
-                b4 += both * np.float64(xxg[k])
-                b2 += np.float64((sums[0, right] - sums[0, left]) * xg[k])
-                b3 += np.float64((sums[1, right] + sums[1, left]) * g[k])
-                b6 += np.float64((sums[1, right] - sums[1, left]) * xg[k])
-                b5 += np.float64((sums[2, right] + sums[2, left]) * g[k])
+                both = real(sums[0, right] + sums[0, left])
+                b1 += both * real(g[k])
+                b4 += both * real(xxg[k])
+                b2 += real((sums[0, right] - sums[0, left]) * xg[k])
+                b3 += real((sums[1, right] + sums[1, left]) * g[k])
+                b6 += real((sums[1, right] - sums[1, left]) * xg[k])
+                b5 += real((sums[2, right] + sums[2, left]) * g[k])
             c_y[x] = np.float32(b3 * i11)
             c_x[x] = np.float32(b2 * i11)
             c_yy[x] = np.float32(b1 * i03 + b5 * i33)
@@ -102,18 +105,20 @@ def expand_along(n):
     return along
 
 
-down5, along5 = expand_down(5), expand_along(5)
-down7, along7 = expand_down(7), expand_along(7)
+down5, along5 = expand_down(5), expand_along(5, np.float64)
+down7, along7 = expand_down(7), expand_along(7, np.float64)
+along7_single = expand_along(7, np.float32)
 
 
 @whole
-def expand(image, width, weights, inverse, planes):
+def expand(image, width, weights, inverse, single, planes):
     """The coefficients of y, x, y^2, x^2 and xy around every pixel.
 
     image: float32 (H, columns(width)). weights: float32 (3, n + 1), the Gaussian g(k), k g(k) and
     k^2 g(k) from its center outward, n 5 or 7. inverse: float64 (4,), the elements (1, 1), (0, 3),
     (3, 3) and (5, 5) of the inverted metric. planes, the result: float32 (H, PLANES, columns).
-    Pixels outside the frame equal the nearest one inside.
+    Pixels outside the frame equal the nearest one inside. `single`, for n 7, sums in float32, where
+    OpenCV does it in float64.
     """
     height, count = image.shape
     n = weights.shape[1] - 1
@@ -130,6 +135,11 @@ def expand(image, width, weights, inverse, planes):
         c_y, c_x, c_yy, c_xx, c_xy = out[0], out[1], out[2], out[3], out[4]
         if n == 5:
             along5(count, sums, g, xg, xxg, i11, i03, i33, i55, c_y, c_x, c_yy, c_xx, c_xy)
+        elif single:
+            along7_single(
+                count, sums, g, xg, xxg, np.float32(i11), np.float32(i03), np.float32(i33),
+                np.float32(i55), c_y, c_x, c_yy, c_xx, c_xy,
+            )  # fmt: skip
         else:
             along7(count, sums, g, xg, xxg, i11, i03, i33, i55, c_y, c_x, c_yy, c_xx, c_xy)
 
@@ -501,7 +511,7 @@ def gaussian_row(y, height, width, ring, gaussian, left, sums, blurred):
 
 _rows = types.float32[:, ::1]
 _cube = types.float32[:, :, ::1]
-EXPAND = (_rows, types.int64, _rows, types.float64[::1], _cube)
+EXPAND = (_rows, types.int64, _rows, types.float64[::1], types.boolean, _cube)
 SOLVE_LEVEL = (
     _cube, _cube, _cube, types.int64, _rows, types.int64, types.float32[::1], types.int64,
 )  # fmt: skip

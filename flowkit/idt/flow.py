@@ -2,7 +2,7 @@
 
 Wang & Schmid 2013 use OpenCV's function with other numbers: the levels shrink by the root of two,
 the expansion spans 15 px, and a median filters the field of every level before the finer one
-starts from it. The iterations are those of `flowkit.flow.farneback`, to the last bit.
+starts from it. The iterations are those of `flowkit.flow.farneback`; the expansion sums in float32.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def expand(gray: np.ndarray, sizes: Sequence[Size]) -> list[np.ndarray]:
         small = np.zeros((height, farneback_kernels.columns(width)), np.float32)
         kernels.resize(smooth, image.shape[1], np.float32(1), small, width)
         planes = np.empty((height, farneback_kernels.PLANES, small.shape[1]), np.float32)
-        farneback_kernels.expand(small, width, *weights, planes)
+        farneback_kernels.expand(small, width, *weights, True, planes)
         expansions.append(planes)
     return expansions
 

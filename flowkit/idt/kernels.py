@@ -393,14 +393,16 @@ def between(place, count, ratio):
 
 
 @row
-def mix_rows(count, rows, y0, y1, firsts, seconds, parts, down, factor, small, y):
+def mix_along(count, image, y, firsts, seconds, parts, mixed, into):
     for x in range(count):
         part = parts[x]
-        rest = ONE - part
-        x0, x1 = firsts[x], seconds[x]
-        above = rows[y0, x0] * rest + rows[y0, x1] * part
-        below = rows[y1, x0] * rest + rows[y1, x1] * part
-        small[y, x] = (above * (ONE - down) + below * down) * factor
+        mixed[into, x] = image[y, firsts[x]] * (ONE - part) + image[y, seconds[x]] * part
+
+
+@row
+def mix_down(count, mixed, above, below, part, factor, small, y):
+    for x in range(count):
+        small[y, x] = (mixed[above, x] * (ONE - part) + mixed[below, x] * part) * factor
 
 
 @whole
@@ -418,12 +420,17 @@ def resize(image, width, factor, small, columns):
     parts = np.empty(columns, np.float32)
     for x in range(columns):
         firsts[x], seconds[x], parts[x] = between(x, width, width / columns)
+    mixed = np.empty((2, columns), np.float32)  # row y of the image, at its new width, in y % 2
+    held = np.full(2, -1)
     for y in range(rows):
         y0, y1, down = between(y, height, height / rows)
-        mix_rows(
-            columns, image, np.uintp(y0), np.uintp(y1), firsts, seconds, parts, down, factor,
-            small, np.uintp(y),
-        )  # fmt: skip
+        for at in (y0, y1):
+            if held[at % 2] != at:
+                held[at % 2] = at
+                into = np.uintp(at % 2)
+                mix_along(columns, image, np.uintp(at), firsts, seconds, parts, mixed, into)
+        above, below = np.uintp(y0 % 2), np.uintp(y1 % 2)
+        mix_down(columns, mixed, above, below, down, factor, small, np.uintp(y))
 
 
 @whole
