@@ -77,6 +77,9 @@ EXACT = [
     ({"format": "jpg"}, {"rgb": False}),
     ({"format": "jpg", "bound": 5.0}, {"layout": "twostreamfusion"}),
     ({"format": "jpg", "quality": 80}, {"pack": True}),
+    ({"format": "png", "bound": 5.0}, {"layout": "denseflow"}),
+    ({"format": "npy"}, {"format": "jpg", "bound": 5.0, "layout": "pytorch-i3d"}),
+    ({"format": "jpg", "bound": 5.0, "layout": "pytorch-i3d"}, {"layout": "twostreamfusion"}),
     ({"format": "png", "layout": "twostreamfusion"}, {"format": "jpg", "rgb": False}),
 ]  # fmt: skip
 

@@ -20,7 +20,7 @@ from flowkit.documents import differences
 from flowkit.errors import RecordError, UsageError
 from flowkit.extraction.outcomes import Outcome, run_videos
 from flowkit.records import formats
-from flowkit.records.layout import FORMATS, Storage, record_folder
+from flowkit.records.layout import FORMATS, LAYOUTS, Storage, record_folder
 from flowkit.records.reading import (
     Record,
     find_records,
@@ -95,7 +95,7 @@ def find_sources(records: Path, out: Path, layout: str | None) -> list[Source]:
         id = path.relative_to(above).as_posix()
         place = Path(os.path.abspath(path))
         source = Source(place, id if path.is_dir() else id[: -len(".zip")])
-        new = record_folder(source.id, Storage(layout=layout or "flowkit"))
+        new = record_folder(source.id, Storage(layout=layout or "flowkit", bound=1.0))
         if (twin := names.setdefault(new, path)) is not path:
             raise UsageError(
                 f"{twin} and {path} would share the record {out / new}: layout {layout} has no "
@@ -175,7 +175,7 @@ def convert_record(
     old = _storage_of(record, sidecar["request"])
     new = change.apply(old)
     request = _new_request(sidecar["request"], old, new, inexact=change.inexact)
-    id = PurePosixPath(source.id).name if old.layout == "twostreamfusion" else source.id
+    id = PurePosixPath(source.id).name if LAYOUTS[old.layout].apart else source.id
     fields = sum(one.count for one in record.series)
     damage = sidecar.get("source", {}).get("damage")
     if not overwrite and _is_there(out / record_folder(id, new), request, sidecar, pack=new.pack):

@@ -47,7 +47,6 @@ class ForeignRecord(Record):
     """
 
     told: dict[str, Any] = field(default_factory=dict)
-    numbers: dict[str, int] = field(default_factory=dict)  # template -> number of file 0
     stored_images: tuple[int, int] = (0, 0)  # the first and the last number of an image
 
     @property
@@ -283,9 +282,12 @@ def _check_images(path: Path, layout: str, images: int, fields: int) -> None:
         )
 
 
-def _own_places(path: Path) -> tuple[Path, Path]:
-    """Where flowkit's sidecar of these planes would lie, that of its twostreamfusion last."""
-    return path, path.parent / "records" / path.name
+def _own_places(path: Path) -> tuple[Path, ...]:
+    """Where flowkit's sidecar of these planes would lie: with them, or beside their folders."""
+    return tuple(
+        path if up == 0 else path.parents[up - 1] / "records" / path.name
+        for up in range(min(3, len(path.parents) + 1))
+    )
 
 
 def _stored_ranges(path: Path, count: int) -> np.ndarray:

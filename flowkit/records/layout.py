@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import PurePath, PurePosixPath
@@ -44,10 +45,12 @@ FORMATS = {
 class Layout:
     """How the files of one video are named: by flowkit, or by a tool whose planes can be read.
 
-    `written`: `flowkit extract` writes it. The rest is for reading a tool's planes, as printf
-    templates from the video's folder, where ``{video}`` is the folder's name; planes end in .jpg
-    or .png. `planes` are alternatives of (x, y); the first that is there is taken. The first file
-    of each kind has number `first`; frame 0 would have `frame_zero`.
+    `written`: `flowkit extract` writes it, a folder per video, or with `apart` in folders beside
+    each other: those of x, of y and of frames below the output folder, where {series} stands for
+    what tells a further series. The rest is for reading a tool's planes, as printf templates from
+    the video's folder, where ``{video}`` is the folder's name; planes end in .jpg or .png. `planes`
+    are alternatives of (x, y); the first that is there is taken. The first file of each kind has
+    number `first`; frame 0 would have `frame_zero`.
     """
 
     text: str  # what help says of it
@@ -59,6 +62,7 @@ class Layout:
     frame_per_field: bool = False  # one image per field, the second frame of its pair
     named_steps: bool = False  # _p2 and _m2 before the number: 2 frames on, 2 frames back
     written: bool = False
+    apart: tuple[str, str, str] | None = None
 
 
 _FLOW_XY = (("flow_x_%05d", "flow_y_%05d"), ("x_%05d", "y_%05d"))
@@ -70,7 +74,7 @@ LAYOUTS = {
     ),
     "denseflow": Layout(
         "numbered from 0, steps named", _FLOW_XY, "img_%05d.jpg",
-        first=0, frame_zero=0, named_steps=True,
+        first=0, frame_zero=0, named_steps=True, written=True,
     ),
     "twostreamfusion": Layout(
         "u/, v/ and jpegs_256/ beside each other",
@@ -78,10 +82,22 @@ LAYOUTS = {
         "../jpegs_256/{video}/frame%06d.jpg",
         ranges="../u/{video}.bin",
         written=True,
+        apart=(
+            "u{series}/{video}/frame%06d",
+            "v{series}/{video}/frame%06d",
+            "jpegs_256/{video}/frame%06d",
+        ),
     ),
     "pytorch-i3d": Layout(
-        "the video's name before each number", (("{video}-%06dx", "{video}-%06dy"),),
+        "flow/ and rgb/ beside each other, the video's name before each number",
+        (("{video}-%06dx", "{video}-%06dy"),),
         "{video}-%06d.jpg",
+        written=True,
+        apart=(
+            "flow{series}/{video}/{video}-%06dx",
+            "flow{series}/{video}/{video}-%06dy",
+            "rgb/{video}/{video}-%06d",
+        ),
     ),
 }  # fmt: skip
 
@@ -126,9 +142,14 @@ class Storage:
             raise UsageError(f"expected a bound above 0 px, got {self.bound}")
         if self.bound is not None and not FORMATS[self.format].is_planes:
             raise UsageError(f"--bound goes with 8-bit planes: format {self.format} holds floats")
-        one_file = FORMATS[self.format].components == ("xy",)
-        if self.layout == "twostreamfusion" and (self.pack or one_file):
-            raise UsageError("layout twostreamfusion holds jpg or png files, without --pack")
+        if self.layout == "flowkit":
+            return
+        if self.pack or FORMATS[self.format].components == ("xy",):
+            raise UsageError(f"layout {self.layout} holds jpg or png files, without --pack")
+        if self.bound is None and LAYOUTS[self.layout].ranges is None:
+            raise UsageError(
+                f"layout {self.layout} has one range for all planes: give --bound, usually 20"
+            )
 
     @property
     def is_planes(self) -> bool:
@@ -144,7 +165,7 @@ class Storage:
 
 def record_folder(id: str, storage: Storage) -> PurePosixPath:
     """The folder of a record below the output folder; a pack has ``.zip`` behind it instead."""
-    if storage.layout == "twostreamfusion":  # a layout without class folders
+    if LAYOUTS[storage.layout].apart:  # a layout without class folders
         return PurePosixPath("records", PurePosixPath(id).name)
     return PurePosixPath(id)
 
@@ -170,8 +191,8 @@ def range_table(folder: P) -> P:
 
 def image_template(folder: PurePosixPath, storage: Storage) -> str:
     """The printf template of the frames' files, as a path from the record's folder."""
-    if storage.layout == "twostreamfusion":
-        return f"../../jpegs_256/{_escape(folder.name)}/frame%06d.jpg"
+    if apart := LAYOUTS[storage.layout].apart:
+        return f"../../{_name(apart[2], folder)}.jpg"
     return "img_%05d.jpg"
 
 
@@ -179,19 +200,35 @@ def field_templates(
     folder: PurePosixPath, storage: Storage, one: Series, *, first_step: int
 ) -> dict[str, str]:
     """The printf template of each component of a series, as paths from the record's folder."""
+    layout, back = LAYOUTS[storage.layout], one.direction == "backward"
     step = "" if one.step == first_step else f"_step{one.step}"
-    if storage.layout == "twostreamfusion":
-        suffix = ("" if one.direction == "forward" else "_backward") + step
-        name = f"{_escape(folder.name)}/frame%06d.{storage.format}"
-        return {"x": f"../../u{suffix}/{name}", "y": f"../../v{suffix}/{name}"}
-    prefix = ("flow" if one.direction == "forward" else "backward") + step
+    if layout.apart:
+        series = ("_backward" if back else "") + step
+        return {
+            component: f"../../{_name(name, folder, series)}.{storage.format}"
+            for component, name in zip("xy", layout.apart, strict=False)
+        }
+    prefix, name = ("backward" if back else "flow") + step, ""
+    if layout.named_steps:
+        prefix, plain = "flow", one.step == 1 and not back
+        name = "" if plain else f"{'m' if back else 'p'}{one.step}_"
     return {
-        component: f"{prefix}_%05d.{storage.format}"
+        component: f"{prefix}_{name}%05d.{storage.format}"
         if component == "xy"
-        else f"{prefix}_{component}_%05d.{storage.format}"
+        else f"{prefix}_{component}_{name}%05d.{storage.format}"
         for component in FORMATS[storage.format].components
     }
 
 
-def _escape(name: str) -> str:
-    return name.replace("%", "%%")
+def first_number(template: str, layout: str) -> int:
+    """The number of the first file of a template that flowkit writes in a layout.
+
+    Where steps are named, backward fields are numbered by the frame that they start from.
+    """
+    facts = LAYOUTS[layout]
+    back = re.search(r"_m([0-9]+)_%0", template) if facts.named_steps else None
+    return int(back[1]) if back else facts.first
+
+
+def _name(name: str, folder: PurePosixPath, series: str = "") -> str:
+    return name.replace("{video}", folder.name.replace("%", "%%")).replace("{series}", series)

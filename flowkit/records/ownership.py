@@ -20,7 +20,7 @@ from typing import Any
 from flowkit.documents import listed, read_document, sync
 from flowkit.errors import RecordError
 from flowkit.records import zips
-from flowkit.records.layout import range_table
+from flowkit.records.layout import first_number, range_table
 from flowkit.records.reading import SIDECAR, read_sidecar
 from flowkit.records.unfinished import WorkFolder
 
@@ -33,9 +33,9 @@ FOLDER_TEMPLATE = re.compile(r"\.\./\.\./([^/]+)/([^/]+)/([^/]+)")
 
 @dataclass
 class Claim:
-    """What a mark names: folders, with the templates and counts of the files in each, and files."""
+    """What a mark names: folders, with the templates and numbers of their files, and files."""
 
-    folders: dict[Path, list[tuple[str, int]]] = field(default_factory=dict)
+    folders: dict[Path, list[tuple[str, range]]] = field(default_factory=dict)
     files: set[Path] = field(default_factory=set)
 
     def parts(self) -> list[Path]:
@@ -165,20 +165,21 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _is_numbered(name: str, template: str, count: int) -> bool:
-    """Whether `name` is one of the first `count` files of a printf template; counts none out."""
+def _is_numbered(name: str, template: str, numbers: range) -> bool:
+    """Whether `name` is one of a printf template's files of these numbers; counts none out."""
     head, tail = FILE_TEMPLATE.fullmatch(template).group(1, 2)  # type: ignore[union-attr]
     head, tail = head.replace("%%", "%"), tail.replace("%%", "%")
     number = name[len(head) : len(name) - len(tail)]
     if not (number.isascii() and number.isdecimal()):
         return False
-    return 1 <= int(number) <= count and template % int(number) == name
+    return int(number) in numbers and template % int(number) == name
 
 
 def _claimed_by(place: Path, sidecar: dict[str, Any]) -> Claim:
     """What a sidecar names; RecordError where no layout of flowkit's has such names."""
     claim = Claim({place: []}, {place / SIDECAR, place / UNFINISHED})
     try:
+        layout = sidecar.get("request", {}).get("layout", "flowkit")
         counts = [
             (template, one["fields"])
             for one in sidecar["series"]
@@ -196,7 +197,9 @@ def _claimed_by(place: Path, sidecar: dict[str, Any]) -> Claim:
                     claim.files.add(range_table(folder))
             if type(count) is not int or not FILE_TEMPLATE.fullmatch(name):
                 raise ValueError(template)
-            claim.folders.setdefault(folder, []).append((name, count))
+            first = first_number(template, layout)
+            numbers = range(first, first + count)
+            claim.folders.setdefault(folder, []).append((name, numbers))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(f"{place}: {SIDECAR} names what no record has ({error!r})") from error
     return claim
@@ -208,6 +211,7 @@ def _without_ranges(sidecar: dict[str, Any]) -> dict[str, Any]:
         "series": [{key: one[key] for key in ("fields", "files")} for one in sidecar["series"]],
         "images": sidecar["images"],
         "frames": sidecar["frames"],
+        "request": {"layout": sidecar.get("request", {}).get("layout", "flowkit")},
     }
 
 

@@ -88,9 +88,10 @@ def unpack_record(pack: Path) -> Path:
 
 def _checked_files(folder: Path) -> list[tuple[str, Path]]:
     """The files of a record's folder as a pack has them; RecordError if there are others."""
-    files = member_files(open_record(folder, max_frame_mpx=math.inf))
+    record = open_record(folder, max_frame_mpx=math.inf)
+    files = member_files(record)
     expected = {name for name, _ in files}
-    if any(name.startswith("..") for name in expected):
+    if record.sidecar["request"].get("layout", "flowkit") != "flowkit":
         raise RecordError(f"{folder}: a record in another layout than flowkit's cannot be packed")
     found = set(os.listdir(folder))
     if found != expected:
@@ -104,7 +105,7 @@ def member_files(record: Record) -> list[tuple[str, Path]]:
     counts = {} if record.images is None else {record.images: record.frame_count}
     counts |= {template: one.count for one in record.series for template in one.files.values()}
     names = [
-        template % (index + 1)
+        record.file_name(template, index)
         for index in range(max(counts.values()))
         for template, count in counts.items()
         if index < count

@@ -21,7 +21,7 @@ from flowkit._cv2 import cv2
 from flowkit.documents import MOST_BYTES, SIDECAR, differences, is_record, read_plain_file
 from flowkit.errors import RecordError
 from flowkit.records import formats, zips
-from flowkit.records.layout import FORMATS
+from flowkit.records.layout import FORMATS, first_number
 from flowkit.records.sidecar import parse_sidecar
 from flowkit.series import Direction
 from flowkit.stores.urls import Place, Url, as_place
@@ -63,6 +63,8 @@ class Record:
     images: str | None  # printf template of the frames' files, None where they are not stored
     places: dict[str, np.ndarray] | None = field(repr=False, default=None, compare=False)
     # In a pack: template -> int64 (files, 4), a zips.Place a row; 20 times smaller than a ZipFile.
+    numbers: dict[str, int] = field(repr=False, default_factory=dict, compare=False)
+    # Template -> number of file 0, where that is not 1
 
     def __repr__(self) -> str:
         height, width = self.size
@@ -175,7 +177,7 @@ class Record:
 
     def file_name(self, template: str, index: int) -> str:
         """The name of file `index`, from 0, of a template."""
-        return template % (index + 1)
+        return template % (index + self.numbers.get(template, 1))
 
     def read(self, wanted: Sequence[tuple[str, int]]) -> Sequence[formats.Data]:
         """The bytes of files, each named by its template and its index from 0.
@@ -231,6 +233,11 @@ def open_record(
         series=series,
         images=sidecar["images"],
         places=None if members is None else _places(path, members, counts),
+        numbers={
+            template: number
+            for template in counts
+            if (number := first_number(template, sidecar["request"].get("layout", "flowkit"))) != 1
+        },
     )
 
 

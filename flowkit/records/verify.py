@@ -221,7 +221,7 @@ def _wrong_tables(record: Record) -> Iterator[str]:
     """Files of ranges, of layout twostreamfusion, that do not say what the sidecar says."""
     for one in record.series:
         x = one.files.get("x", "")
-        if one.ranges is None or not x.startswith("../"):
+        if one.ranges is None or not x.startswith("../../u"):
             continue
         folder = Path(os.path.normpath(f"{record.path}/{record.file_name(x, 0)}")).parent
         table = folder.with_name(folder.name + ".bin")

@@ -15,8 +15,10 @@ from flowkit.errors import RecordError
 from flowkit.records import formats, zips
 from flowkit.records.copies import work_folder
 from flowkit.records.layout import (
+    LAYOUTS,
     Storage,
     field_templates,
+    first_number,
     image_template,
     range_table,
     record_folder,
@@ -79,7 +81,7 @@ class RecordWriter:
 
     def __enter__(self) -> RecordWriter:
         self.work.__enter__()
-        files = [self._path(name % 1) for name in self._counts()] + [self._path(SIDECAR)]
+        files = [self._path(self._file(name, 0)) for name in self._counts()] + [self._path(SIDECAR)]
         for file in [self.packed] if self.storage.pack else files:
             file.parent.mkdir(parents=True, exist_ok=True)
         if self.storage.pack:
@@ -109,7 +111,8 @@ class RecordWriter:
         self.size = size
         if self.storage.rgb:
             self.checks[self.images].add(data)
-            self._write([(self.images % self.frame_count, data)], self.frame_count - 1, 0)
+            index = self.frame_count - 1
+            self._write([(self._file(self.images, index), data)], index, 0)
 
     def add_field(self, one: Series, field: np.ndarray) -> None:
         """Take the next field of a series, float32 (H, W, 2) px."""
@@ -140,7 +143,7 @@ class RecordWriter:
         named = []
         for template, data in zip(self.templates[one].values(), files, strict=True):
             self.checks[template].add(data)
-            named.append((template % (index + 1), data))
+            named.append((self._file(template, index), data))
         self._write(named, index, self.storage.rgb + self.series.index(one))
 
     def commit(self, description: dict[str, Any], *, overwrite: bool = False) -> bool:
@@ -189,7 +192,7 @@ class RecordWriter:
             self._finish_pack(self.pack, sidecar)
             return
         self._path(SIDECAR).write_bytes(sidecar)
-        names = [t % (k + 1) for t, count in self._counts().items() for k in range(count)]
+        names = [self._file(t, k) for t, count in self._counts().items() for k in range(count)]
         files = set(map(self._path, names))
         there = {
             Path(folder, name)
@@ -198,9 +201,9 @@ class RecordWriter:
         }
         if lost := files - there:
             raise RecordError(f"files vanished while they were written: {listed(sorted(lost))}")
-        if self.storage.layout == "twostreamfusion":
+        if LAYOUTS[self.storage.layout].ranges:
             for one in self.series:
-                x = self._path(self.templates[one]["x"] % 1).parent
+                x = self._path(self._file(self.templates[one]["x"], 0)).parent
                 np.array(self.ranges[one], "<f4").tofile(range_table(x))
         sync_all(self.temporary)
 
@@ -261,6 +264,10 @@ class RecordWriter:
             for template in files.values()
         }
         return counts | ({self.images: self.frame_count} if self.storage.rgb else {})
+
+    def _file(self, template: str, index: int) -> str:
+        """The name of file `index`, from 0, of a template."""
+        return template % (index + first_number(template, self.storage.layout))
 
     def _path(self, name: str) -> Path:
         """Where the file `name`, relative to the record's folder, is written for now."""

@@ -375,12 +375,12 @@ def _are_frames(groups: list[list[tuple[int, str]]]) -> bool:
 
 
 def _without_layouts(folder: Path, folders: list[str]) -> list[str]:
-    """The folders within `folder`, less those of flowkit's records in twostreamfusion's layout."""
-    if not {"records", "u", "v"} <= {*folders}:
+    """The folders within `folder`, less those of flowkit's records in layouts that part them."""
+    if "records" not in folders or not {"u", "flow"} & {*folders}:
         return folders
     if not any(map(is_record, (folder / "records").glob("*"))):
         return folders
-    own = re.compile(r"records|jpegs_256|[uv](_backward)?(_step[0-9]+)?")
+    own = re.compile(r"records|jpegs_256|rgb|([uv]|flow)(_backward)?(_step[0-9]+)?")
     return [name for name in folders if not own.fullmatch(name)]
 
 
