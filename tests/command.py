@@ -8,16 +8,12 @@ from unittest import mock
 
 from click.testing import CliRunner
 
-from flowkit.workers import children
 from flowkit_cli import output
 from flowkit_cli.main import main
 
 
 def run_here(*arguments, cwd, stdin=b"") -> subprocess.CompletedProcess:
-    """What `subprocess.run` gives for a command: its exit status, and its output as bytes.
-
-    Its workers are forked, as those of a fresh process are, whatever threads the tests have.
-    """
+    """What `subprocess.run` gives for a command: its exit status, and its output as bytes."""
     root, log = logging.getLogger(), logging.getLogger("flowkit")
     handlers, level = root.handlers[:], log.level
     status: object = 0
@@ -26,9 +22,6 @@ def run_here(*arguments, cwd, stdin=b"") -> subprocess.CompletedProcess:
         stack.callback(root.handlers.__setitem__, slice(None), handlers)
         root.handlers.clear()
         stack.enter_context(mock.patch.multiple(output, quiet=0, verbose=0))
-        stack.enter_context(
-            mock.patch.multiple(children, may_fork=lambda: True, _count_threads=lambda: 1)
-        )
         stack.enter_context(mock.patch.object(sys, "argv", ["flowkit", *map(str, arguments)]))
         stack.enter_context(contextlib.chdir(cwd))
         out, err, _ = stack.enter_context(CliRunner().isolation(input=stdin))

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from flowkit.workers.children import CHILD_ENVIRONMENT
+from flowkit.workers import children
 
 # One thread in each library, before any of them is imported: there are as many processes of pytest
 # as cores, and threads that wait for each other's turn on busy cores spend most of the time.
-for name in CHILD_ENVIRONMENT:
+for name in children.CHILD_ENVIRONMENT:
     if "THREADS" in name:
         os.environ.setdefault(name, "1")
 
@@ -22,3 +22,19 @@ def real_data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real clips at {DATA}: set FLOWKIT_DATA to the folder that holds them")
     return DATA
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_workers():
+    """Workers are forked, as in a fresh program, although tests have torch and threads.
+
+    Not where a driver of GPUs is loaded: a copy of a process that uses one cannot.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            children,
+            "may_fork",
+            lambda: "/libcuda.so" not in Path("/proc/self/maps").read_text(),
+        )
+        patch.setattr(children, "_count_threads", lambda: 1)
+        yield

@@ -365,7 +365,7 @@ def test_the_overlay_shows_every_field_and_the_classes(project, video):
             ["a.mp4", "--spatial", "runs/temporal"],
             "holds a temporal stream",
         ),
-        (["a.mp4", "--runs", "nothing"], "nothing: no trained stream: flowkit train"),
+        (["a.mp4", "--runs", "nothing"], "nothing: .*no trained stream: flowkit train"),
         (
             ["a.mp4", "--spatial", "runs/spatial", "--temporal", "other/spatial"],
             "give the runs' folders different names",
@@ -374,6 +374,8 @@ def test_the_overlay_shows_every_field_and_the_classes(project, video):
 )
 def test_what_cannot_be_is_refused(project, arguments, message, flow):
     write_run(project / "other/spatial", form=StackForm(2), flow=flow)
+    for name in ("a.mp4", "b.mp4"):
+        (project / name).touch()
     with pytest.raises(UsageError, match=message):
         run(*arguments)
 
