@@ -215,7 +215,7 @@ def score(
     from flowkit.data.splits import read_split
     from flowkit.idt.svm import STREAM, SVM_FILE, read_svms
     from flowkit.idt.vectors import find_vectors
-    from flowkit.scores.files import write_scores
+    from flowkit.scores.files import read_scores, write_scores
 
     svms = read_svms(svm_file or runs / STREAM / SVM_FILE)
     found, split = find_vectors(vectors), None
@@ -227,6 +227,8 @@ def score(
         )
     if out is not None:
         output.check_out("--out", out, "flowkit's .npz", found.values())
+        if out.exists():
+            read_scores(out)  # an error where it is anything else
     rows = dict(_score_all(svms, found, as_json=as_json))
     failed = len(found) - len(rows)
     if not rows:

@@ -287,6 +287,9 @@ def test_kept_svms_score_other_videos_and_refuse_those_they_were_trained_on(
     svms = read_svms(kept)
     with pytest.raises(SplitError, match="know no class up"):
         svms.collect({"up/a": svms.added}, strange)
+    before = kept.read_bytes()
+    result = run(tmp_path, *score, "--out", kept)  # not a scores file, though flowkit's own
+    assert isinstance(result.exception, FlowkitError) and kept.read_bytes() == before
     kept.write_text("mine")
     assert isinstance(run(tmp_path, "train", "svm", *arguments).exception, FlowkitError)
     assert kept.read_text() == "mine"
@@ -336,6 +339,7 @@ def test_a_rerun_encodes_what_is_missing_and_a_bad_record_costs_itself(tracked, 
         "a/0": "done", "a/1": "done", "a/2": "done", "a/bad": "failed",
     }  # fmt: skip
     assert failures.read_text().startswith(f"{tracks / 'a/bad.npz'}\t")
+    assert failures.read_text().count("bad.npz") == 1
     (tracks / "a/bad.npz").unlink()
     result = run(tmp_path, *command)
     assert result.exit_code == 0 and "0 done, 3 there already" in result.output

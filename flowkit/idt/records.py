@@ -141,8 +141,9 @@ def open_tracks(path: str | os.PathLike[str]) -> TrackRecord:
         raise RecordError(
             f"{path}: no track record there: flowkit trajectories makes them", absent=True
         )
+    meta = _read_member(path, META)
     try:
-        header = json.loads(_read_member(path, META).item())
+        header = json.loads(meta.item())
         found = (header["format"], header["version"])
         header["tracks"], header["frames"], header["size"], header["request"]["parameters"]
     except (ValueError, TypeError, KeyError) as error:

@@ -224,8 +224,9 @@ def encode_records(
                 case Done():
                     yield Encoded(ids[event.index], event.result)
                 case Failed():
-                    log.debug("%s: %s", ids[event.index], event.traceback)
-                    yield Encoded(ids[event.index], reason=event.reason)
+                    id = ids[event.index]
+                    log.debug("%s: %s", id, event.traceback)
+                    yield Encoded(id, reason=event.reason.removeprefix(f"{records[id]}: "))
 
 
 def read_vector(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
