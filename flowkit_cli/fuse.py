@@ -17,7 +17,7 @@ from flowkit_cli.options import choices_text, json_option, renamed_option
 
 if TYPE_CHECKING:
     from flowkit.scores.files import Scores
-    from flowkit.scores.fusion import Fusion
+    from flowkit.scores.fusion import Fusion, On
 
 
 @click.command()
@@ -27,8 +27,14 @@ if TYPE_CHECKING:
     type=click.Choice(tuple(FUSIONS)),
     default="average",
     show_default=True,
-    help=f"{choices_text(FUSIONS)} svm, logistic, and weighted without --shares are fitted "
-    "on held-out videos.",
+    help=f"{choices_text(FUSIONS)} svm, logistic, class-weighted, and weighted without --shares "
+    "are fitted on held-out videos.",
+)
+@click.option(
+    "--on",
+    type=click.Choice(["softmax", "logits"]),
+    help="What average and weighted combine: probabilities, or their logarithms, as TSN does with "
+    "--shares spatial=1,temporal=1.5.  [default: softmax]",
 )
 @click.option(
     "--shares",
@@ -206,10 +212,11 @@ def _check_options(method: str, **options: Any) -> None:
     """UsageError for an option that the method does not use, which would change nothing."""
     needs = FUSIONS[method].needs
     goes_with = {
+        "on": options["on"] in FUSIONS[method].on,
         "shares": needs == "weights",
         "fit_on": needs != "nothing",
         "svm": method == "svm",
-        "c": needs == "rows",
+        "c": FUSIONS[method].is_linear,
     }
     for name, used in goes_with.items():
         if options[name] and not used:
@@ -224,6 +231,7 @@ def _make_fusion(
     streams: Mapping[str, Scores],
     paths: list[Path],
     *,
+    on: On | None,
     shares: str | None,
     fit_on: tuple[Path, ...],
     svm: str | None,
@@ -232,13 +240,14 @@ def _make_fusion(
 ) -> Fusion:
     """The fusion that the options ask for, fitted where they ask for that."""
     from flowkit.scores.files import find_scores, heldout_path, name_streams, read_scores
-    from flowkit.scores.fitting import fit_linear, fit_weights
+    from flowkit.scores.fitting import fit_class_weights, fit_linear, fit_weights
     from flowkit.scores.fusion import Fusion, describe
 
+    on = on or FUSIONS[method].on[0]
     if shares is not None:
-        return Fusion(method, _parse_shares(shares))
+        return Fusion(method, _parse_shares(shares), on=on)
     if FUSIONS[method].needs == "nothing":
-        return Fusion(method)
+        return Fusion(method, on=on)
     files = find_scores(fit_on, "heldout") if fit_on else [heldout_path(path) for path in paths]
     for path in files:
         if not path.is_file():
@@ -256,7 +265,9 @@ def _make_fusion(
     _refuse_other_nets(rows, streams, named)
     test_videos = next(iter(streams.values())).videos
     if method == "weighted":
-        fusion = fit_weights(rows, test_videos=test_videos)
+        fusion = fit_weights(rows, test_videos=test_videos, on=on)
+    elif method == "class-weighted":
+        fusion = fit_class_weights(rows, test_videos=test_videos)
     else:
         svm = svm or "crammer-singer"
         fusion = fit_linear(method, rows, svm=svm, C=c, seed=seed, test_videos=test_videos)

@@ -16,7 +16,7 @@ from sklearn.svm import LinearSVC
 
 from flowkit.errors import ScoresError, UsageError
 from flowkit.scores.files import Scores, read_scores, softmax, write_scores
-from flowkit.scores.fitting import C_GRID, fit_linear, fit_weights
+from flowkit.scores.fitting import C_GRID, PRIOR, fit_class_weights, fit_linear, fit_weights
 from flowkit.scores.fusion import FUSIONS, Fusion, features, fuse, read_fusion, write_fusion
 
 SVMS = [("svm", "crammer-singer"), ("svm", "ovr"), ("logistic", "ovr")]
@@ -65,7 +65,8 @@ def fitted(heldout):
     weights = Fusion("weighted", {"spatial": 1.0, "temporal": 3.0})
     linear = {method: fit_linear(method, heldout, C=10.0) for method in ("svm", "logistic")}
     fixed = {method: Fusion(method) for method in ("average", "max", "vote")}
-    return {**fixed, **linear, "weighted": weights}
+    by_class = fit_class_weights(heldout)
+    return {**fixed, **linear, "weighted": weights, "class-weighted": by_class}
 
 
 HAND = {  # two streams, one video, three classes
@@ -85,6 +86,69 @@ def test_fixed_rules_by_hand(method):
     fused = fuse({"x": one([0.6, 0.3, 0.1]), "y": one([0.1, 0.6, 0.3])}, Fusion(method, weights))
     np.testing.assert_allclose(fused.values[0], HAND[method], rtol=1e-6)
     assert fused.meta["kind"] == "softmax"
+
+
+LOGITS = {  # of the same, the shares 1 and 3
+    "average": np.sqrt([0.6 * 0.1, 0.3 * 0.6, 0.1 * 0.3]),
+    "weighted": np.power([0.6 * 0.1**3, 0.3 * 0.6**3, 0.1 * 0.3**3], 0.25),
+}
+
+
+@pytest.mark.parametrize("method", LOGITS)
+@pytest.mark.parametrize("kind", ["softmax", "logits"])
+def test_logits_are_combined_by_hand(method, kind):
+    def one(values):
+        values = values if kind == "softmax" else np.log(values) + 5
+        return Scores(["v"], ["a", "b", "c"], [values], None, {"kind": kind})
+
+    shares = {"x": 1, "y": 3} if method == "weighted" else {}
+    streams = {"x": one([0.6, 0.3, 0.1]), "y": one([0.1, 0.6, 0.3])}
+    fused = fuse(streams, Fusion(method, shares, on="logits"))
+    np.testing.assert_allclose(fused.values[0], LOGITS[method] / LOGITS[method].sum(), rtol=1e-6)
+    assert (fused.meta["kind"], fused.meta["fusion"]["on"]) == ("softmax", "logits")
+    assert "of the logits" in fused.meta["about"]
+
+
+def test_a_rule_combines_what_it_can():
+    with pytest.raises(UsageError, match="max combines softmax, got 'logits'"):
+        Fusion("max", on="logits")
+
+
+def likelihood(streams, weights):
+    """sum_i log softmax(sum_s w_s log p_s) of the labels; weights (S, 1) or (S, K) by name."""
+    values = sum(
+        w * np.log(columns_by_name(streams[name]).astype(np.float64))
+        for name, w in zip(sorted(streams), weights, strict=True)
+    )
+    _, truth, _ = stacked_by_hand(streams)
+    names = sorted(next(iter(streams.values())).classes)
+    logs = values - np.log(np.exp(values).sum(axis=1, keepdims=True))
+    return logs[np.arange(len(truth)), [names.index(name) for name in truth]].sum()
+
+
+def test_weights_of_logits_are_the_most_likely(heldout):
+    found = fit_weights(heldout, on="logits")
+    ratio = found.weights["temporal"] / found.weights["spatial"]
+    sizes = np.linspace(0.2, 3, 57)
+    grid = {(a, b): likelihood(heldout, [[a], [b]]) for a in sizes for b in sizes}
+    a, b = max(grid, key=grid.get)
+    assert ratio == pytest.approx(b / a, rel=0.1)
+
+
+def test_class_weights_are_the_most_likely_beside_their_prior(heldout):
+    fusion = fit_class_weights(heldout)
+    equal = max(np.linspace(0.05, 3, 591), key=lambda w: likelihood(heldout, [[w], [w]]))
+
+    def worth(weights):
+        return likelihood(heldout, weights) - PRIOR * ((weights - equal) ** 2).sum()
+
+    best = worth(fusion.coefficients)
+    random = np.random.default_rng(0)
+    for size in (0.003, 0.03):
+        for _ in range(20):
+            other = fusion.coefficients + random.normal(0, size, fusion.coefficients.shape)
+            assert worth(np.maximum(other, 0)) < best + 1e-3
+    assert fusion.coefficients.std() > 0
 
 
 def test_votes_count_more_than_any_mean():

@@ -30,6 +30,8 @@ PLACED = "over all frames"
 # Largest error of the sum of a row of softmax scores: half precision keeps 3 digits
 SUM_TOLERANCE = 0.01
 
+LEAST = 1e-12  # a probability of zero, where its logarithm is taken
+
 
 @dataclass(frozen=True, eq=False)
 class Scores:
@@ -110,6 +112,18 @@ def softmax(scores: Scores) -> np.ndarray:
         return values
     powers = np.exp(values - values.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
+
+
+def log_softmax(scores: Scores) -> np.ndarray:
+    """The logarithms of `softmax`, float64 (N, K): logits less a number of each row.
+
+    A probability of zero counts as 1e-12.
+    """
+    values = scores.values.astype(np.float64)
+    if scores.meta["kind"] == "softmax":
+        return np.log(np.maximum(values, LEAST))
+    values -= values.max(axis=1, keepdims=True)
+    return values - np.log(np.exp(values).sum(axis=1, keepdims=True))
 
 
 def align(streams: Mapping[str, Scores]) -> dict[str, Scores]:

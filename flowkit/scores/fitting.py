@@ -13,8 +13,8 @@ import numpy as np
 from flowkit.data.splits import source_group
 from flowkit.documents import listed
 from flowkit.errors import ScoresError, UsageError
-from flowkit.scores.files import Scores, align, softmax
-from flowkit.scores.fusion import FUSIONS, Fusion, features
+from flowkit.scores.files import LEAST, Scores, align, log_softmax, softmax
+from flowkit.scores.fusion import FUSIONS, Fusion, On, features
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -29,16 +29,80 @@ FOLDS = 5  # most folds of the cross-validation; fewer where a class has fewer s
 PASSES = 20_000  # over the rows, at most, for the linear solvers
 STEPS = 20_000  # most steps of expectation maximization
 STILL = 1e-10  # the largest change of a weight in a step that ends it
-LEAST = 1e-12  # a probability of zero, for a likelihood
+PRIOR = 100.0  # how strongly class weights are drawn to equal ones, beside the rows' likelihood
 
 
-def fit_weights(streams: Mapping[str, Scores], *, test_videos: Collection[str] = ()) -> Fusion:
+def fit_class_weights(
+    streams: Mapping[str, Scores], *, test_videos: Collection[str] = ()
+) -> Fusion:
+    """The "class-weighted" fusion: weights of at least 0 for each stream and class, of logits.
+
+    They maximize sum_i log softmax_k(sum_s w_sk log p_s(k | i))[label_i] - PRIOR sum_sk (w_sk -
+    w)^2, a concave problem, where w is the one weight of all that is the most likely. Rows as
+    `fit_linear` takes them.
+    """
+    aligned, labels = _fitting_rows(streams, test_videos)
+    names, classes = sorted(aligned), next(iter(aligned.values())).classes
+    order = np.argsort(np.array(classes))
+    labels = np.argsort(order)[labels]
+    stacked = np.stack([log_softmax(aligned[name])[:, order] for name in names])
+    equal = float(_most_likely(stacked.sum(axis=0)[None], labels)[0, 0])
+    weights = _most_likely(stacked, labels, by_class=True, equal=equal)
+    return Fusion(
+        "class-weighted",
+        streams=tuple(names),
+        classes=tuple(sorted(classes)),
+        coefficients=weights,
+        fit={"rows": len(labels)},
+        on="logits",
+    )
+
+
+def _most_likely(
+    stacked: np.ndarray, labels: np.ndarray, *, by_class: bool = False, equal: float | None = None
+) -> np.ndarray:
+    """Weights of logits (S, N, K), of at least 0, that make the labels most likely: (S, 1 or K).
+
+    With `equal` they are drawn to it by PRIOR.
+    """
+    from scipy.optimize import minimize
+
+    shape = (len(stacked), stacked.shape[2] if by_class else 1)
+    truth = np.eye(stacked.shape[2])[labels]
+
+    def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        weights = flat.reshape(shape)
+        values = (weights[:, None] * stacked).sum(axis=0)
+        values -= values.max(axis=1, keepdims=True)
+        values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
+        slope = ((np.exp(values) - truth) * stacked).sum(axis=1)  # (S, K)
+        slope = slope if by_class else slope.sum(axis=1, keepdims=True)
+        away = 0.0 if equal is None else weights - equal
+        lost = -(values * truth).sum() + PRIOR * np.sum(np.square(away))
+        return float(lost), (slope + 2 * PRIOR * away).ravel()
+
+    found = minimize(
+        loss, np.ones(shape).ravel(), jac=True, bounds=[(0, None)] * (shape[0] * shape[1])
+    )
+    return found.x.reshape(shape)
+
+
+def fit_weights(
+    streams: Mapping[str, Scores], *, test_videos: Collection[str] = (), on: On = "softmax"
+) -> Fusion:
     """The "weighted" fusion whose weights make the labels of these rows most likely.
 
     Weights w on the simplex that maximize sum_i log sum_s w_s p_s(label_i | i), a concave problem,
-    by expectation maximization. Rows as `fit_linear` takes them.
+    by expectation maximization; on "logits" those of at least 0 that maximize sum_i log
+    softmax_k(sum_s w_s log p_s(k | i))[label_i]. Rows as `fit_linear` takes them.
     """
     aligned, labels = _fitting_rows(streams, test_videos)
+    if on == "logits":
+        stacked = np.stack([log_softmax(aligned[name]) for name in sorted(aligned)])
+        found = dict(
+            zip(sorted(aligned), _most_likely(stacked, labels)[:, 0].tolist(), strict=True)
+        )
+        return Fusion("weighted", found, fit={"rows": len(labels)}, on=on)
     rows = np.arange(len(labels))
     names = sorted(aligned)
     likely = np.stack([softmax(aligned[name])[rows, labels] for name in names], axis=1)  # (N, S)

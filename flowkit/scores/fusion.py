@@ -9,30 +9,33 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from flowkit.documents import check_version, listed
 from flowkit.errors import ScoresError, UsageError
-from flowkit.scores.files import Scores, align, softmax
+from flowkit.scores.files import Scores, align, log_softmax, softmax
 from flowkit.scores.npz import read_arrays, write_arrays
 
+On = Literal["softmax", "logits"]
 FORMAT = "flowkit fusion"
 VERSION = 1
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A way to fuse: `combine` softmax scores (S, N, K) of named streams to rows that sum to one.
+    """A way to fuse: `combine` scores (S, N, K) of named streams to (N, K).
 
     A linear rule has no `combine`: its coefficients, of all streams' scores, are the fusion.
-    `needs`: "nothing", "weights" (given or fitted), or "rows" to fit on.
+    `needs`: "nothing", "weights" (given or fitted), or "rows" to fit on. `on` are the scores that
+    it can combine: softmax, whose result sums to one, or their logarithms ("logits").
     """
 
     text: str  # what help says of it
     needs: str = "nothing"
     combine: Callable[[np.ndarray, Fusion, list[str]], np.ndarray] | None = None
+    on: tuple[On, ...] = ("softmax",)
 
     @property
     def is_linear(self) -> bool:
@@ -44,11 +47,12 @@ class Rule:
 class Fusion:
     """A way to fuse named streams, with all that was given or fitted.
 
-    `weights` are "weighted"'s, by stream, summing to one. `coefficients`, float64
+    `on` is what is combined: the streams' "softmax", or their "logits", of which the result is the
+    softmax. `weights` are "weighted"'s, by stream, summing to one. `coefficients`, float64
     (K, S * K), and `intercepts`, float64 (K,), are those of "svm" and "logistic", for the classes
-    of `classes` and the streams of `streams` in that order. `fit` tells how they were found.
-    UsageError for a method that there is not or weights that are no weights, ScoresError for arrays
-    of other shapes.
+    of `classes` and the streams of `streams` in that order; of "class-weighted" they are float64
+    (S, K). `fit` tells how they were found. UsageError for a method that there is not, one that
+    does not combine this, or weights that are no weights, ScoresError for arrays of other shapes.
     """
 
     method: str
@@ -58,6 +62,7 @@ class Fusion:
     coefficients: np.ndarray | None = None
     intercepts: np.ndarray | None = None
     fit: dict[str, Any] = field(default_factory=dict)
+    on: On = "softmax"
 
     def __repr__(self) -> str:
         told = {"streams": self.streams, "weights": self.weights, "classes": len(self.classes)}
@@ -67,6 +72,10 @@ class Fusion:
     def __post_init__(self) -> None:
         if self.method not in FUSIONS:
             raise UsageError(f"expected a fusion of {', '.join(FUSIONS)}, got {self.method!r}")
+        if self.on not in (known := FUSIONS[self.method].on):
+            raise UsageError(
+                f"{self.method} combines {' or '.join(known)}, got {self.on!r} to be combined"
+            )
         if self.method == "weighted":
             total = sum(self.weights.values())
             if not 0 < total < np.inf or min(self.weights.values()) < 0:
@@ -76,6 +85,10 @@ class Fusion:
                 )
             scaled = {name: weight / total for name, weight in self.weights.items()}
             object.__setattr__(self, "weights", scaled)
+        if self.method == "class-weighted":
+            shape, found = (len(self.streams), len(self.classes)), np.asarray(self.coefficients)
+            if found.shape != shape or not (found >= 0).all():
+                raise ScoresError(f"expected weights {shape} of at least 0, got {found.shape}")
         if FUSIONS[self.method].is_linear:
             shape = (len(self.classes), len(self.streams) * len(self.classes))
             coefficients, intercepts = np.asarray(self.coefficients), np.asarray(self.intercepts)
@@ -106,15 +119,37 @@ def fuse(streams: Mapping[str, Scores], fusion: Fusion) -> Scores:
     else:
         if fusion.method == "weighted":
             _expect_streams(fusion.weights, streams)
-        names = sorted(aligned)  # sums of floats depend on the order
-        stacked = np.stack([softmax(aligned[name]) for name in names])  # (S, N, K)
+        names, classes = sorted(aligned), first.classes  # sums of floats depend on the order
+        if fusion.method == "class-weighted":
+            _expect_streams(fusion.streams, streams)
+            _expect_classes(fusion.classes, classes)
+            columns = [fusion.classes.index(name) for name in classes]
+            rows = [fusion.streams.index(name) for name in names]
+            assert fusion.coefficients is not None
+            fusion = replace(
+                fusion,
+                streams=tuple(names),
+                classes=classes,
+                coefficients=fusion.coefficients[np.ix_(rows, columns)],
+            )
+        scores = log_softmax if fusion.on == "logits" else softmax
+        stacked = np.stack([scores(aligned[name]) for name in names])  # (S, N, K)
         values = rule.combine(stacked, fusion, names)
+        if fusion.on == "logits":
+            powers = np.exp(values - values.max(axis=1, keepdims=True))
+            values = powers / powers.sum(axis=1, keepdims=True)
     weights = {"weights": fusion.weights} if fusion.weights else {}
     meta: dict[str, Any] = {
         "kind": "logits" if rule.is_linear else "softmax",
         "stream": "fused",
         "about": describe(fusion, streams),
-        "fusion": {"method": fusion.method, "streams": list(aligned), **weights, **fusion.fit},
+        "fusion": {
+            "method": fusion.method,
+            "on": fusion.on,
+            "streams": list(aligned),
+            **weights,
+            **fusion.fit,
+        },
     }
     if nets := sorted({net for scores in aligned.values() for net in scores.meta.get("nets", [])}):
         meta["nets"] = nets
@@ -130,7 +165,8 @@ def describe(fusion: Fusion, streams: Collection[str]) -> str:
     parts = ", ".join(f"{weights.get(name, '')}{name}" for name in streams)
     svm = f" ({fusion.fit['svm']})" if "svm" in fusion.fit else ""
     c = f", C = {fusion.fit['C']:g}" if "C" in fusion.fit else ""
-    return f"{fusion.method}{svm} of {parts}{c}"
+    on = " of the logits" if fusion.on == "logits" else ""
+    return f"{fusion.method}{svm}{on} of {parts}{c}"
 
 
 def features(
@@ -150,9 +186,11 @@ def features(
 
 def write_fusion(path: str | os.PathLike[str], fusion: Fusion) -> None:
     """Write a fusion as .npz without pickles; replaces what is there in one step."""
-    arrays = {}
-    if fusion.coefficients is not None and fusion.intercepts is not None:
-        arrays = {"coefficients": fusion.coefficients, "intercepts": fusion.intercepts}
+    arrays: dict[str, np.ndarray] = {}
+    if fusion.coefficients is not None:
+        arrays["coefficients"] = fusion.coefficients
+    if fusion.intercepts is not None:
+        arrays["intercepts"] = fusion.intercepts
     meta = {
         "format": FORMAT,
         "version": VERSION,
@@ -161,6 +199,7 @@ def write_fusion(path: str | os.PathLike[str], fusion: Fusion) -> None:
         "streams": fusion.streams,
         "classes": fusion.classes,
         "fit": fusion.fit,
+        "on": fusion.on,
     }
     write_arrays(path, arrays, meta)
 
@@ -185,6 +224,7 @@ def read_fusion(path: str | os.PathLike[str]) -> Fusion:
             coefficients=arrays.get("coefficients"),
             intercepts=arrays.get("intercepts"),
             fit=dict(meta["fit"]),
+            on=meta.get("on", "softmax"),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ScoresError(f"{path}: not of this format ({error})") from error
@@ -210,9 +250,18 @@ def _vote(stacked: np.ndarray, fusion: Fusion, names: list[str]) -> np.ndarray:
     return (votes.sum(axis=0) + stacked.mean(axis=0)) / (len(names) + 1)
 
 
+def _class_weighted(stacked: np.ndarray, fusion: Fusion, names: list[str]) -> np.ndarray:
+    assert fusion.coefficients is not None
+    return (fusion.coefficients[:, None] * stacked).sum(axis=0)
+
+
+BOTH: tuple[On, ...] = ("softmax", "logits")
 FUSIONS = {
-    "average": Rule("the mean of the streams' softmax", combine=_average),
-    "weighted": Rule("a weighted mean", "weights", _weighted),
+    "average": Rule("the mean of the streams' scores", combine=_average, on=BOTH),
+    "weighted": Rule("a weighted mean", "weights", _weighted, BOTH),
+    "class-weighted": Rule(
+        "a mean with weights of each class's own, of logits", "rows", _class_weighted, ("logits",)
+    ),
     "svm": Rule("a linear SVM of all scores", "rows"),
     "logistic": Rule("a logistic regression of all scores", "rows"),
     "max": Rule("the largest of the streams", combine=_max),
