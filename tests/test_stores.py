@@ -137,6 +137,7 @@ PASSING = [
     TimeoutError(), ConnectionResetError(), Answered("SlowDown", 503), Answered("500", 500),
     caused(OSError("x"), Answered("ServiceUnavailable", 503)), Answered("", 429),
     type("ClientPayloadError", (Exception,), {})(), retries.Truncated(),
+    caused(type("ClientPayloadError", (Exception,), {})(), type("E", (Exception,), {"code": 400})()),
 ]  # fmt: skip
 STAYING = [
     Answered("AccessDenied", 403), Answered("NoSuchKey", 404), FileNotFoundError(),
@@ -389,7 +390,7 @@ def cached(folder, tmp_path):
     return parse_url(str(folder), access)
 
 
-def test_a_training_on_a_store_is_that_on_a_folder(cached, tmp_path, one_thread):
+def test_a_training_on_a_store_is_that_on_a_folder(cached, tmp_path):
     if cached.scheme == "memory":
         pytest.skip("loader workers see no memory of another process")
     digests = []

@@ -149,7 +149,11 @@ def _plan_in_store(
             if name in names:
                 standing[name] = url
     else:
-        standing = {name: out / name for name in names if is_object(out / name)}
+        with ThreadPoolExecutor(LOOKS_AT_ONCE) as threads:
+            there = threads.map(lambda name: is_object(out / name), names)
+            standing = {
+                name: out / name for name, is_there in zip(names, there, strict=True) if is_there
+            }
     todo: dict[str, Source] = {name: one for name, one in names.items() if name not in standing}
     different: dict[str, list[str]] = {}
 

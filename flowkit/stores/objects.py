@@ -83,7 +83,7 @@ def hash_object(url: Url) -> str:
 def get_object(url: Url, file: Path) -> State:
     """Copy an object to `file`, and give its state; StoreError if that changes meanwhile."""
     system = _system(url)
-    before = object_state(url)
+    before = url.state or object_state(url)
 
     def get() -> None:
         system.get_file(_path(url), str(file))
@@ -92,6 +92,8 @@ def get_object(url: Url, file: Path) -> State:
 
     call(url, get)
     if object_state(url) != before:
+        if url.state is not None:  # it changed after it was listed
+            return get_object(Url(url.text, url.access), file)
         raise StoreError(f"{url}: changed while it was read")
     return before
 

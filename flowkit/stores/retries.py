@@ -69,9 +69,12 @@ def call(url: Url, operation: Callable[[], Result]) -> Result:
 def is_passing(error: BaseException) -> bool:
     """Whether the same call may succeed a moment later."""
     code, status = _answer(error)
-    if code or status:
-        return code in PASSING_CODES or status in PASSING_STATUS
-    return any(kind.__name__ in PASSING for one in _chain(error) for kind in type(one).__mro__)
+    if code in PASSING_CODES or status in PASSING_STATUS:
+        return True
+    # A body that was cut has an answer, too: aiohttp calls it 400, though the store sent 200.
+    return not code and any(
+        kind.__name__ in PASSING for one in _chain(error) for kind in type(one).__mro__
+    )
 
 
 def is_unknown_condition(error: BaseException) -> bool:
