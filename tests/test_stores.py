@@ -128,6 +128,14 @@ class Answered(Exception):
         self.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
 
 
+class Coded(Exception):
+    """An error with a code, as aiohttp has it of a body that it cannot read."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.code = code
+
+
 def caused(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
@@ -137,7 +145,7 @@ PASSING = [
     TimeoutError(), ConnectionResetError(), Answered("SlowDown", 503), Answered("500", 500),
     caused(OSError("x"), Answered("ServiceUnavailable", 503)), Answered("", 429),
     type("ClientPayloadError", (Exception,), {})(), retries.Truncated(),
-    caused(type("ClientPayloadError", (Exception,), {})(), type("E", (Exception,), {"code": 400})()),
+    caused(type("ClientPayloadError", (Exception,), {})(), Coded(400)),
 ]  # fmt: skip
 STAYING = [
     Answered("AccessDenied", 403), Answered("NoSuchKey", 404), FileNotFoundError(),

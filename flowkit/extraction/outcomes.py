@@ -15,7 +15,6 @@ from typing import Generic, TypeVar
 from flowkit.errors import UsageError
 from flowkit.records.copies import work_folder
 from flowkit.records.unfinished import remove_dead, remove_of
-from flowkit.stores.objects import close_stores
 from flowkit.stores.urls import Place, Url
 from flowkit.video.sources import Source
 from flowkit.workers.engine import Done, Engine, Event, Failed, Progress, Task
@@ -67,7 +66,10 @@ def run_videos(
     for folder in folders:
         _make_writable(folder)
         remove_dead(folder)
-    close_stores()  # workers that are forked begin at once
+    if stored or isinstance(out, Url):
+        from flowkit.stores.objects import close_stores
+
+        close_stores()  # workers that are forked begin at once
     full = False
     begun = itertools.takewhile(lambda _: not full, sources)
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -137,6 +136,8 @@ def _plan_in_store(
     sources: Sequence[Source], out: Url, request: Request, *, overwrite: bool, changed: Changed
 ) -> list[Source]:
     """`plan` for packs in a store: what stands there is listed, and looked at side by side."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from flowkit.stores.objects import is_object, list_objects
 
     if not request.storage.pack:

@@ -6,7 +6,6 @@ it before it forks.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 import secrets
@@ -141,6 +140,8 @@ def close_stores() -> None:
     """
     if not _opened:
         return
+    import asyncio
+
     from fsspec import asyn
 
     systems = [one for (pid, *_), one in _opened.items() if pid == os.getpid()]
