@@ -4,9 +4,10 @@
         [--cxxflags="-I..."] [--ldflags="-L..."]
 
 FOLDER holds the source of the authors' program as others have ported it, with DenseTrackStab.cpp
-in it or in src/: programehr/improved_trajectory_ocv4, or FXPAL/densetrack. It is only read, and
-built in a temporary folder against the OpenCV that pkg-config knows or the flags name, without
-SURF, which stands in as a detector that finds nothing: the same work as `--matches flow`.
+in it or in src/: programehr/improved_trajectory_ocv4 for OpenCV 4 (FXPAL/densetrack includes
+headers that only OpenCV 3 and earlier have). It is only read, and built in a temporary folder
+against the OpenCV that pkg-config knows or the flags name, without SURF, which stands in as a
+detector that finds nothing: the same work as `--matches flow`.
 DATA is the folder of real clips (default: $FLOWKIT_DATA, else ../shared/data beside the project).
 Times are of the CPU, decoding included, so that other work on the machine counts little; the two
 are timed in turn, and of both times and of their ratio the median is taken.
