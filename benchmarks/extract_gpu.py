@@ -6,8 +6,8 @@ DATA is the folder of real clips (default: $FLOWKIT_DATA, else ../shared/data be
 where it is absent, videos of flowkit.synthetic stand in for them. Prints one JSON object.
 `make gpu-check` runs this and keeps the result. With ``--device cpu`` the processor stands in
 for the GPU, with Farneback: a trial of this program and of the pipeline, no statement on a GPU.
-With ``--device none`` nothing is computed, and the frames themselves, harder to encode than flow,
-are stored as planes: what the cores could feed to a GPU that takes no time.
+With ``--device none`` nothing is computed, and the same two planes of 4 KB, as flow has them,
+are stored for every pair: what the cores could feed to a GPU that takes no time.
 """
 
 from __future__ import annotations

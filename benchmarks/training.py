@@ -15,6 +15,7 @@ import argparse
 import json
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +61,8 @@ def write_records(root: Path, format: str) -> RecordFolder:
 def rates(training: Training, steps: int, trace: Path | None) -> dict[str, float]:
     """Clips a second of the loader, the inputs made of its planes, the network, and all of it.
 
-    One after another; then three steps are written to `trace`, for chrome://tracing.
+    One after another; then three steps are written to `trace`, for chrome://tracing. Loaded are
+    planes or, of records that hold floats, stacks.
     """
     batch_size, device = training.job.recipe.batch_size, training.ranks.device
     passes = training.passes
@@ -73,18 +75,15 @@ def rates(training: Training, steps: int, trace: Path | None) -> dict[str, float
         return time.perf_counter() - start
 
     found = {}
-    with training.loader() as batches:
+    with training.loaders.passes.reading(training.batches) as batches:
         times = [
             seconds(lambda: [next(batches) for _ in range(passes)]) for _ in range(WARM_UP + steps)
         ]
         found["loader alone"] = batch_size * steps / sum(times[WARM_UP:])
         batch = next(batches)
-    times = [seconds(lambda: training._to_device(batch)) for _ in range(WARM_UP + steps)]
-    found["inputs alone"] = training.micro_batch * steps / sum(times[WARM_UP:])
-    fixed = {
-        **dict(zip(training.job.inputs, training._to_device(batch)[0], strict=True)),
-        **{name: batch[name].to(device) for name in ("label", "task")},
-    }
+        times = [seconds(lambda: training._to_device(batch)) for _ in range(WARM_UP + steps)]
+        found["inputs alone"] = training.micro_batch * steps / sum(times[WARM_UP:])
+        fixed = training._to_device(batch)
     again = iter(lambda: fixed, None)
     times = [seconds(lambda: training.take_step(again)) for _ in range(WARM_UP + steps)]
     found["network alone"] = batch_size * steps / sum(times[WARM_UP:])
@@ -128,8 +127,8 @@ def main() -> None:
         machine = Machine(
             workers=options.workers, bf16=options.bf16, channels_last=options.channels_last
         )
-        training = prepare(job, Ranks(0, 1, device), machine)
-        found = rates(training, options.steps, options.trace)
+        with closing(prepare(job, Ranks(0, 1, device), machine)) as training:
+            found = rates(training, options.steps, options.trace)
     result = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),

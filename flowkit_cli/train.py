@@ -257,13 +257,8 @@ def _say_job(job: Job, recipe_name: str | None, ranks: Ranks, machine: Machine) 
         + f", rate {recipe.learning_rate:g} {fall}, momentum {recipe.momentum:g}, "
         f"weight decay {recipe.weight_decay:g}, dropout {recipe.dropout:g}, seed {job.seed}"
     )
-    device = str(ranks.device)
-    if ranks.device.type == "cuda":
-        import torch
-
-        device += f" ({torch.cuda.get_device_name(ranks.device)})"
     output.say(
-        f"on {device}; processes: {ranks.size}, loader workers of each: {machine.workers}"
+        f"on {ranks.device}; processes: {ranks.size}, loader workers of each: {machine.workers}"
         + ("; bfloat16" if machine.bf16 else "")
     )
 

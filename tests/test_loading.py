@@ -1,18 +1,23 @@
 """Passes in pieces through kept memory: the same to the bit, and not overwritten while in use."""
 
+import multiprocessing
+import threading
 import time
+from contextlib import closing, contextmanager
 
 import pytest
 import torch
 from made_training import make_job, write_videos
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowkit.data.kept_memory import Kept, KeptMemory
-from flowkit.data.plane_batches import stack_planes
+from flowkit.data.plane_batches import read_groups, stack_planes
+from flowkit.data.stacks import StackForm
 from flowkit.errors import FlowkitError
 from flowkit.training import loading
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Machine
-from flowkit.training.loading import PassesAhead
+from flowkit.training.loading import Loader, PassesAhead, PassLoader
 from flowkit.training.trainer import prepare
 
 CPU = torch.device("cpu")
@@ -28,6 +33,15 @@ def training(request, tmp_path):
     return training
 
 
+@contextmanager
+def reading(training, workers):
+    with (
+        closing(PassLoader(training.clips, 5, CPU, workers)) as loader,
+        loader.reading(training.batches) as passes,
+    ):
+        yield passes
+
+
 def stacks(training, batch):
     [form] = training.job.inputs.values()
     side = training.job.augmentation.crop
@@ -40,7 +54,7 @@ def test_passes_are_the_same_to_the_bit_however_many_workers_and_pieces(training
     for workers, piece in ((0, 32), (1, 2), (3, 2), (2, 32)):
         monkeypatch.setattr(loading, "PIECE", piece)
         found.append([])
-        with loading.loading_passes(training.clips, training.batches, CPU, workers) as passes:
+        with reading(training, workers) as passes:
             for _ in range(4):
                 batch = next(passes)
                 groups = [len(group.places) for group in batch["temporal"]]
@@ -56,7 +70,7 @@ def test_passes_are_the_same_to_the_bit_however_many_workers_and_pieces(training
 def test_planes_stay_until_the_next_but_one_pass_is_asked_for(training, monkeypatch, workers):
     monkeypatch.setattr(loading, "PIECE", 2)
     former, codes = None, []
-    with loading.loading_passes(training.clips, training.batches, CPU, workers) as passes:
+    with reading(training, workers) as passes:
         for _ in range(12):
             batch = next(passes)
             time.sleep(0.03)  # in which workers read what may follow
@@ -71,7 +85,7 @@ def test_planes_travel_in_kept_memory(training, monkeypatch):
     monkeypatch.setattr(
         KeptMemory, "open", lambda self, kept: opened.append(kept) or torch.zeros(kept.shape)
     )
-    with loading.loading_passes(training.clips, training.batches, CPU, 2) as passes:
+    with reading(training, 2) as passes:
         for _ in range(3):
             batch = next(passes)
     assert len(opened) >= 3 and all(isinstance(one, Kept) for one in opened)
@@ -122,12 +136,12 @@ def test_the_next_pass_is_fetched_while_one_is_computed(tmp_path):
 
 def test_what_fails_while_it_is_fetched_ends_the_step_that_wants_it():
     def passes():
-        yield {"label": torch.tensor([1])}
+        yield [], [torch.tensor([1])]
         raise FlowkitError("v7: is damaged")
 
     batches = PassesAhead(passes(), CPU)
     batches.fetch()
-    assert next(batches)["label"] == 1
+    assert next(batches)[1] == [1]
     batches.fetch()
     with pytest.raises(FlowkitError, match="v7"):
         next(batches)
@@ -140,10 +154,10 @@ def test_what_fails_while_it_is_fetched_ends_the_step_that_wants_it():
 def test_too_little_shared_memory_is_said_in_one_line(said):
     with (
         pytest.raises(FlowkitError, match=r"too small .*--shm-size"),
-        loading.loading([1], CPU, 0),
+        Loader([1], 0).reading([]),
     ):
         raise RuntimeError(f"DataLoader worker is killed by {said}")
-    with pytest.raises(RuntimeError, match=r"^mat1 and mat2$"), loading.loading([1], CPU, 0):
+    with pytest.raises(RuntimeError, match=r"^mat1 and mat2$"), Loader([1], 0).reading([]):
         raise RuntimeError("mat1 and mat2")
 
 
@@ -169,3 +183,94 @@ def test_memory_is_given_back_when_the_gpu_has_used_it(monkeypatch):
         assert batch == (["0 1", "2"], ["3 4"], ["5"])[number]
     handed, used = "handed out", "used"
     assert happened == [(handed, 0), (handed, 1), (used, 0), (handed, 2), (used, 1)]
+
+
+def test_loader_processes_are_there_before_the_network_and_the_gpu(tmp_path, monkeypatch):
+    job, seen = make_job(write_videos(tmp_path, per_class=4)), []
+    build, threads = type(job).build, threading.active_count()
+
+    def note(self):
+        alone = threading.active_count() == threads
+        seen.append((len(multiprocessing.active_children()), alone, torch.cuda.is_initialized()))
+        return build(self)
+
+    monkeypatch.setattr(type(job), "build", note)
+    with closing(prepare(job, ALONE, Machine(workers=2))) as training:
+        assert seen == [(4, True, False)]  # two for training, two for the held-out part
+        pids = {process.pid for process in multiprocessing.active_children()}
+        with training.loader() as passes:
+            training.take_step(passes)
+        for _ in range(2):
+            assert training.ask_heldout(lambda: False)
+        assert {process.pid for process in multiprocessing.active_children()} == pids
+    assert not multiprocessing.active_children()
+
+
+def test_a_training_that_cannot_begin_leaves_no_process(tmp_path, monkeypatch):
+    job = make_job(write_videos(tmp_path, per_class=4))
+    monkeypatch.setattr(type(job), "build", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepare(job, ALONE, Machine(workers=1))
+    assert not multiprocessing.active_children()
+
+
+class Copies(TorchDispatchMode):
+    """Notes, of each copy to the device "meta", whether this process waits for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.waits = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "_to_copy" in str(function) and (kwargs or {}).get("device") == torch.device("meta"):
+            self.waits.append(not kwargs.get("non_blocking"))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_no_copy_to_the_device_is_waited_for(training, mean, monkeypatch):
+    tensor = torch.tensor
+    # Values given to a device are waited for
+    monkeypatch.setattr(torch, "tensor", lambda values, dtype=None: tensor(values, dtype=dtype))
+    form = StackForm(2, mean_subtract=mean)
+    clips = [training.clips[number]["temporal"][0]._replace(form=form) for number in range(4)]
+    with Copies() as copies:
+        made = stack_planes(read_groups(clips), form=form, size=(32, 32), device="meta")
+    assert made.shape == (4, 4, 32, 32)
+    assert len(copies.waits) >= 4 and not any(copies.waits)
+
+
+def test_the_next_inputs_are_made_in_a_stream_of_their_own(monkeypatch):
+    happened, current = [], ["main"]
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def wait_stream(self, other):
+            happened.append(f"{self.name} waits for {other.name}")
+
+    class Tensor:
+        def record_stream(self, stream):
+            happened.append(f"kept for {stream.name}")
+
+    @contextmanager
+    def inside(stream):
+        before, current[0] = current[0], stream.name
+        yield
+        current[0] = before
+
+    def passes():
+        for number in range(2):
+            happened.append(f"pass {number} in {current[0]}")
+            yield [Tensor()], [Tensor()]
+
+    monkeypatch.setattr("torch.cuda.Stream", lambda device: Stream("side"))
+    monkeypatch.setattr("torch.cuda.stream", inside)
+    monkeypatch.setattr("torch.cuda.current_stream", lambda device: Stream(current[0]))
+    ahead = PassesAhead(passes(), torch.device("cuda"))
+    next(ahead)
+    ahead.fetch()
+    next(ahead)
+    given = ["main waits for side", "kept for main", "kept for main"]
+    assert happened == ["pass 0 in side", *given, "pass 1 in side", *given]

@@ -85,13 +85,12 @@ def test_what_is_below_the_join_is_still_that_of_the_runs(place, joined):
 def test_both_losses_are_summed_and_their_logits_averaged(place):
     training = prepare(towers_job(place, recipe={"dropout": 0.0}), ALONE, Machine())
     with training.loader() as batches:
-        batch = next(batches)
-    inputs, [labels] = training._to_device(batch)
+        inputs, [labels] = given = next(batches)
     with torch.no_grad():
         outputs = training.net.split_outputs(training.net(*inputs))["main"]
     expected = sum(cross_entropy(one, labels).item() for one in outputs)
     right = (torch.stack(outputs).mean(0).argmax(1) == labels).sum().item()
-    losses, found = training.take_step(iter([batch]))
+    losses, found = training.take_step(iter([given]))
     assert losses[0] == pytest.approx(expected, rel=1e-5)
     assert found == [right]
 

@@ -9,8 +9,9 @@ import sys
 import threading
 import types
 from collections import Counter
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import FrozenInstanceError, replace
+from itertools import chain
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -54,7 +55,7 @@ from flowkit.training.sampling import (
     added_classes,
     task_counts,
 )
-from flowkit.training.trainer import Training, prepare
+from flowkit.training.trainer import OTHER_TASK, Training, prepare
 from flowkit.workers.signals import Stopped
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -190,10 +191,13 @@ def test_samples_do_not_depend_on_the_number_of_workers(records):
     job = make_job(records)
     found = []
     for workers in (0, 2):
-        with prepare(job, ALONE, Machine(workers=workers)).loader() as batches:
-            found.append([next(batches) for _ in range(2)])
+        with (
+            closing(prepare(job, ALONE, Machine(workers=workers))) as training,
+            training.loader() as batches,
+        ):
+            found.append([tensor for _ in range(2) for tensor in chain(*next(batches))])
     for alone, shared in zip(*found, strict=True):
-        assert_same(alone, shared)
+        assert torch.equal(alone, shared)
 
 
 def test_classes_are_drawn_alike_whatever_their_number_of_videos(tmp_path):
@@ -353,7 +357,7 @@ def test_stacks_made_on_the_device_make_the_same_steps(tmp_path, records):
     job = make_job(planes, recipe={"dropout": 0.0, "learning_rate": 1e-3})
     losses = []
     for as_planes in (False, True):
-        training = prepare(job, ALONE, Machine(workers=1))
+        training = prepare(job, ALONE, Machine())
         if as_planes:
             assert training.clips.send_planes()
         with training.loader() as batches:
@@ -466,9 +470,9 @@ def test_heads_get_gradients_only_from_their_own_videos(records):
     training = prepare(make_job(records, tasks=tasks), ALONE, Machine())
     own, other = (training.net.heads[name].weight for name in ("ucf101", "hmdb51"))
     with training.loader() as batches:
-        batch = next(batches)
-    batch = {name: values[batch["task"] == 0] for name, values in batch.items()}
-    training.take_step(iter([batch]))
+        [inputs], labels = next(batches)
+    mine = labels[0] != OTHER_TASK
+    training.take_step(iter([([inputs[mine]], [one[mine] for one in labels])]))
     assert own.grad.abs().sum() > 0
     assert other.grad.abs().sum() == 0
     assert training.net.trunk.block1.conv.weight.grad.abs().sum() > 0
@@ -478,14 +482,14 @@ def test_the_loss_of_several_tasks_is_the_sum_of_their_means(records):
     tasks = tuple(Task(name, make_split(), records) for name in ("a", "b"))
     training = prepare(make_job(records, tasks=tasks, recipe={"dropout": 0.0}), ALONE, Machine())
     with training.loader() as batches:
-        batch = next(batches)
-    parts = training.net.split_logits(training.net(batch["temporal"])).values()
+        inputs, labels = next(batches)
+    parts = training.net.split_logits(training.net(*inputs)).values()
     by_hand = []
-    for place, logits in enumerate(parts):
-        mine = batch["task"] == place
-        right = logits.log_softmax(1)[mine].gather(1, batch["label"][mine][:, None])
+    for logits, label in zip(parts, labels, strict=True):
+        mine = label != OTHER_TASK
+        right = logits.log_softmax(1)[mine].gather(1, label[mine][:, None])
         by_hand.append(-right.mean().item())
-    losses, _ = training.take_step(iter([batch]))
+    losses, _ = training.take_step(iter([(inputs, labels)]))
     assert losses == pytest.approx(by_hand, rel=1e-4)
 
 
@@ -782,9 +786,11 @@ def test_a_damaged_record_is_named_in_one_line_from_any_worker(tmp_path, workers
     records = write_videos(tmp_path / "flow", per_class=1)
     for plane in tmp_path.glob("flow/grow/v0/*.npy"):
         plane.write_bytes(b"damaged")
-    training = prepare(make_job(records, make_split(1, 0)), ALONE, Machine(workers=workers))
     with (
         pytest.raises(RecordError, match=r"flow.grow.v0") as error,
+        closing(
+            prepare(make_job(records, make_split(1, 0)), ALONE, Machine(workers=workers))
+        ) as training,
         training.loader() as batches,
     ):
         for _ in range(3):

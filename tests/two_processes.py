@@ -4,6 +4,7 @@ usage: torchrun --nproc-per-node 2 two_processes.py RECORDS OUT NET [SPATIAL TEM
 """
 
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from made_training import make_job
@@ -36,8 +37,7 @@ def main(records: str, out: str, net: str, *sources: str) -> None:
         machine = Machine(micro_batch=2)
         for _ in train(job, Path(out), ranks, machine):
             pass
-        training = prepare(job, ranks, machine)
-        with training.loader() as batches:
+        with closing(prepare(job, ranks, machine)) as training, training.loader() as batches:
             for _ in range(3):
                 training.take_step(batches)
         own = Path(out) / f"rank{ranks.rank}.safetensors"

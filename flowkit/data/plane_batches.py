@@ -140,8 +140,8 @@ def stack_planes(
     for group in groups:
         assert isinstance(group.codes, torch.Tensor), "kept memory is opened before"
         codes = group.codes.to(device, non_blocking=True)
-        ranges = group.ranges.to(device, non_blocking=True)
         if group.means is None:
+            ranges = group.ranges.to(device, non_blocking=True)
             fields = _rescale(_values(codes, ranges), group.views[0].frame)
             made = stack_batch(
                 *(half.permute(0, 1, 3, 4, 2).contiguous() for half in fields.unbind(1)),
@@ -150,12 +150,16 @@ def stack_planes(
                 views=group.views,
             ).unflatten(1, (-1, 2))
         else:
-            means = group.means.to(device, non_blocking=True) if form.mean_subtract else None
-            flips = torch.tensor([view.flip for view in group.views], device=device)
-            made = _cut_fields(codes, ranges, means, flips).flatten(1, 2)
+            means = group.means if form.mean_subtract else None
+            flips = torch.tensor([view.flip for view in group.views])
+            made = _cut_fields(codes, group.ranges, means, flips).flatten(1, 2)
         first, count = group.places[0], len(group.places)
         run = group.places == list(range(first, first + count))
-        where = slice(first, first + count) if run else torch.tensor(group.places, device=device)
+        where = (
+            slice(first, first + count)
+            if run
+            else torch.tensor(group.places).to(device, non_blocking=True)
+        )
         stacked[where] = _rescale(made, size).flatten(1, 2)
     return stacked
 
@@ -165,19 +169,24 @@ def _cut_fields(
 ) -> torch.Tensor:
     """Fields (n, halves, fields, 2, h, w) in px of codes that are cut, less the mean of each plane.
 
-    Those of the samples with `flips`, (n,), are mirrored. Few passes over the pixels: a training
-    makes a gigabyte of them a step. With `means`, (code - mean) (hi - lo) / 255, lo cancels.
+    Those of the samples with `flips`, (n,), are mirrored. Few passes over the pixels, on the device
+    of `codes`: a training makes a gigabyte of them a step. All else is on the CPU, and computed
+    there: nothing waits for a GPU. With `means`, (code - mean) (hi - lo) / 255, lo cancels.
     """
+
+    def send(values: torch.Tensor) -> torch.Tensor:
+        return values.to(codes.device, non_blocking=True)
+
     flips = flips.view(-1, *[1] * 5)
     lo, hi = (end[..., None, None] for end in ranges.double().unbind(-1))
-    sign = torch.tensor([-1.0, 1.0], dtype=torch.float64, device=codes.device)[:, None, None]
+    sign = torch.tensor([-1.0, 1.0], dtype=torch.float64)[:, None, None]
     sign = torch.where(flips, sign, 1.0)  # of x and y
     scale = sign * (hi - lo) / CODES
     base = sign * lo if means is None else -means[..., None, None] * scale
-    values = torch.where(flips, codes.flip(-1), codes) * scale.float()
-    values += base.float()
+    values = torch.where(send(flips), codes.flip(-1), codes) * send(scale.float())
+    values += send(base.float())
     if means is None:  # zero is exact
-        values.masked_fill_(values.abs() < (1e-6 * (hi - lo)).float(), 0.0)
+        values.masked_fill_(values.abs() < send((1e-6 * (hi - lo)).float()), 0.0)
     return values
 
 

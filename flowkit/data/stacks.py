@@ -244,7 +244,7 @@ def _stack_part(
 
     height, width = views[0].height, views[0].width
     tops, lefts, flips = (
-        torch.tensor([getattr(view, name) for view in views], device=forward.device)
+        torch.tensor([getattr(view, name) for view in views]).to(forward.device, non_blocking=True)
         for name in ("top", "left", "flip")
     )
     found = []

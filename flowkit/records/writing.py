@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,6 +75,7 @@ class RecordWriter:
         self.seconds = {"encode": 0.0, "write": 0.0}
         self.work = WorkFolder(self.out, owner)
         self.temporary = self.work.path / "out"  # its files lie in it as they will below `out`
+        self._root = os.fspath(self.temporary / self.folder)
         self.packed = self.temporary / self.parts[-1]
         self.pack: zips.PackWriter | None = None
         self.turn = 0  # of what a pack has next: a frame, or a field of a series
@@ -193,10 +195,10 @@ class RecordWriter:
             return
         self._path(SIDECAR).write_bytes(sidecar)
         names = [self._file(t, k) for t, count in self._counts().items() for k in range(count)]
-        files = set(map(self._path, names))
+        files = set(map(self._place, names))
         there = {
-            Path(folder, name)
-            for folder in {file.parent for file in files}
+            os.path.join(folder, name)
+            for folder in set(map(os.path.dirname, files))
             for name in os.listdir(folder)
         }
         if lost := files - there:
@@ -271,14 +273,18 @@ class RecordWriter:
 
     def _path(self, name: str) -> Path:
         """Where the file `name`, relative to the record's folder, is written for now."""
-        return Path(os.path.normpath(self.temporary / self.folder / name))
+        return Path(self._place(name))
+
+    def _place(self, name: str) -> str:
+        """`_path` as a text, which is made in an eighth of the time: three times per frame."""
+        return os.path.normpath(f"{self._root}/{name}")
 
     def _write(self, files: list[tuple[str, bytes]], index: int, kind: int) -> None:
         """Write the files of frame or field `index`; `kind` counts frames and series from 0."""
         start = perf_counter()
         if self.pack is None:
             for name, data in files:
-                self._path(name).write_bytes(data)
+                _write_file(self._place(name), data)
         else:
             self.waiting[index * (self.storage.rgb + len(self.series)) + kind] = files
             while self.turn in self.waiting:
@@ -287,6 +293,14 @@ class RecordWriter:
                 self.turn += 1
         self.work.beat()
         self.seconds["write"] += perf_counter() - start
+
+
+def _write_file(path: str, data: bytes) -> None:
+    """Write a new file, without the system calls of a buffer."""
+    with io.FileIO(path, "w") as file:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
 
 
 def standing_record(place: Path) -> Path | None:

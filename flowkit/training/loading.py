@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -40,80 +41,75 @@ class Pieces:
 
 
 class PassesAhead:
-    """Passes of which the next is fetched, and its planes copied, while a device computes one.
+    """Passes of which the next is loaded and made into inputs while a GPU computes one.
 
-    An iterator like the one it is made of; `fetch` is for the moment after the work of a pass has
-    been handed to the device. The copies have a stream of their own.
+    An iterator like the one it is made of, of tuples of lists of tensors; `fetch` is for the moment
+    after the work of a pass has been handed to the GPU. What makes the next has a stream of its
+    own, so that the GPU does not wait for this process between two passes.
     """
 
-    def __init__(self, passes: Batches, device: torch.device) -> None:
+    def __init__(self, passes: Iterator[Any], device: torch.device) -> None:
         self._passes, self._device = passes, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._fetched: list[dict[str, Any] | Exception] = []
+        self._fetched: list[Any] = []
 
-    def __iter__(self) -> Batches:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
     def fetch(self) -> None:
-        """Take the next pass from the loader and begin to copy its planes; errors are for later."""
+        """Take the next pass; errors are for later."""
         try:
-            batch = next(self._passes)
-            if self._stream is not None:
-                with torch.cuda.stream(self._stream):
-                    _send_planes(batch, self._device)
-            self._fetched.append(batch)
+            with torch.cuda.stream(self._stream):  # None: that of the caller
+                self._fetched.append(next(self._passes))
         except Exception as error:  # StopIteration, too
             self._fetched.append(error)
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> Any:
         if not self._fetched:
             self.fetch()
-        batch = self._fetched.pop()
-        if isinstance(batch, Exception):
-            raise batch
+        found = self._fetched.pop()
+        if isinstance(found, Exception):
+            raise found
         if self._stream is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_stream(self._stream)
-            for group in _plane_groups(batch):
-                group.codes.record_stream(current)
-        return batch
+            for tensor in chain(*found):
+                tensor.record_stream(current)
+        return found
 
 
-def _plane_groups(batch: dict[str, Any]) -> list[Any]:
-    return [group for value in batch.values() if isinstance(value, list) for group in value]
+class PassLoader:
+    """Loads the passes of a training, of at most `samples`; the same ones however many `workers`.
 
-
-def _send_planes(batch: dict[str, Any], device: torch.device) -> None:
-    for stream, groups in batch.items():
-        if isinstance(groups, list):
-            sent = [group.codes.to(device, non_blocking=True) for group in groups]
-            pairs = zip(groups, sent, strict=True)
-            batch[stream] = [group._replace(codes=codes) for group, codes in pairs]
-
-
-@contextmanager
-def loading_passes(
-    clips: StepClips, passes: MicroBatches, device: torch.device, workers: int
-) -> Iterator[Batches]:
-    """The passes of a training, loaded until the block ends; the same ones however many `workers`.
-
-    Planes of a pass are to be used before the next but one is asked for.
+    Its processes, if any, are started at once: before a GPU is opened and before it is known which
+    passes there will be. `close` ends them.
     """
-    plan = plan_memory(clips.clip_bytes(), passes.samples, workers) if clips.as_planes else None
-    if plan is None:
-        with loading(clips, device, workers, batch_sampler=passes) as batches:
-            yield PassesAhead(batches, device) if device.type == "cuda" else batches
-        return
-    size, slots, slot_bytes = plan
-    memory = KeptMemory(workers, slots, slot_bytes)
-    order = {"batch_sampler": Pieces(passes, size)}
-    with ExitStack() as stack:
-        pieces = stack.enter_context(loading(clips, device, workers, memory, **order))
-        joined = _joined(pieces, passes, size, memory, device)
-        if device.type == "cuda":
-            stack.enter_context(memory.pinned())
-            joined = PassesAhead(joined, device)
-        yield joined
+
+    def __init__(self, clips: StepClips, samples: int, device: torch.device, workers: int) -> None:
+        self.device, self.memory = device, None
+        plan = plan_memory(clips.clip_bytes(), samples, workers) if clips.as_planes else None
+        if plan is not None:
+            self.size, *slots = plan
+            self.memory = KeptMemory(workers, *slots)
+        pins = device.type == "cuda" and not clips.as_planes
+        self.loader = Loader(clips, workers, self.memory, pins=pins)
+        self.close = self.loader.close
+
+    @contextmanager
+    def reading(self, passes: MicroBatches) -> Iterator[Batches]:
+        """The passes, until the block ends.
+
+        Planes of a pass are to be used before the next but one is asked for.
+        """
+        if self.memory is None:
+            with self.loader.reading(passes) as batches:
+                yield batches
+            return
+        with (
+            self.loader.reading(Pieces(passes, self.size)) as pieces,
+            self.memory.pinned() if self.device.type == "cuda" else nullcontext(),
+        ):
+            yield _joined(pieces, passes, self.size, self.memory, self.device)
 
 
 def plan_memory(clip_bytes: int, samples: int, workers: int) -> tuple[int, int, int] | None:
@@ -164,41 +160,60 @@ def _join(pieces: list[dict[str, Any]], memory: KeptMemory) -> dict[str, Any]:
 NO_SHARED_MEMORY = ("Bus error", "shared memory", "unable to write to file </torch_")
 
 
-@contextmanager
-def loading(
-    clips: Any,
-    device: torch.device,
-    workers: int,
-    memory: KeptMemory | None = None,
-    **order: Any,
-) -> Iterator[Batches]:
-    """The batches of a loader, whose processes end with the block, even where it raises."""
-    close_stores()  # loader workers are forked
-    batches: Any = iter(
-        DataLoader(
+class _Order:
+    """What a loader reads next, which is not known when its processes are started."""
+
+    def __init__(self) -> None:
+        self.batches: Iterable[list[int]] = ()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+class Loader:
+    """The batches of a data set from processes that wait from now on until `close`, or from none.
+
+    While one order of batches is read, no other is. With `pins`, which takes a thread, batches are
+    page-locked.
+    """
+
+    def __init__(
+        self, clips: Any, workers: int, memory: KeptMemory | None = None, *, pins: bool = False
+    ) -> None:
+        close_stores()  # loader processes are forked
+        self.workers, self._order = workers, _Order()
+        self._loader = DataLoader(
             clips,
+            batch_sampler=self._order,  # type: ignore[arg-type]
             num_workers=workers,
             prefetch_factor=PREFETCH if workers else None,
+            persistent_workers=workers > 0,
             collate_fn=Collate(memory),
             worker_init_fn=_start_worker,
-            pin_memory=device.type == "cuda",
+            pin_memory=pins,
             # A generator of its own: the default takes a number from the global one
             generator=torch.Generator(),
-            **order,
         )
-    )
-    try:
-        yield batches
-    except RuntimeError as error:
-        if any(words in str(error) for words in NO_SHARED_MEMORY):
-            raise FlowkitError(
-                f"shared memory, /dev/shm, is too small for the batches of {workers} loader "
-                "workers: docker run --shm-size=8g, smaller batches, or -j 0"
-            ) from error
-        raise
-    finally:
-        if workers:  # an error's traceback would keep them
-            batches._shutdown_workers()
+        self._batches: Any = iter(self._loader) if workers else None  # forks
+
+    @contextmanager
+    def reading(self, order: Iterable[list[int]]) -> Iterator[Batches]:
+        """The batches of the samples that `order` names, until the block ends."""
+        self._order.batches = order
+        try:
+            yield iter(self._loader)
+        except RuntimeError as error:
+            if any(words in str(error) for words in NO_SHARED_MEMORY):
+                raise FlowkitError(
+                    f"shared memory, /dev/shm, is too small for the batches of {self.workers} "
+                    "loader workers: docker run --shm-size=8g, smaller batches, or -j 0"
+                ) from error
+            raise
+
+    def close(self) -> None:
+        """End the processes; does nothing the second time."""
+        if self._batches is not None:  # an error's traceback would keep them
+            self._batches._shutdown_workers()
 
 
 def _start_worker(worker: int) -> None:

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -32,7 +32,7 @@ from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
 from flowkit.training.log import CSV_FILE, CURVES_FILE, StepReport, TrainingLog, draw_log
 from flowkit.training.sampling import Task, task_counts
-from flowkit.training.trainer import Batches, Training, prepare
+from flowkit.training.trainer import Given, Training, prepare
 from flowkit.workers.signals import EXIT_STATUS, Stopped
 
 STOPPED_FILE = "stopped"  # there where a signal stopped the run: torchrun's exit status tells not
@@ -65,7 +65,13 @@ def train(
     SIGTERM, SIGHUP and SIGINT let the step end, save, leave a file ``stopped``, and raise Stopped.
     TrainingError where the loss is NaN.
     """
-    training = prepare(job, ranks, machine, resume=_where_to_start(folder, start))
+    resume = _where_to_start(folder, start)
+    with closing(prepare(job, ranks, machine, resume=resume)) as training:
+        yield from _train(training, folder)
+
+
+def _train(training: Training, folder: Path) -> Iterator[StepReport]:
+    job, ranks, machine = training.job, training.ranks, training.machine
     if ranks.is_first:
         _write_splits(folder, job.tasks)
         _warn_of_seen(training)
@@ -90,7 +96,7 @@ def train(
 
 
 def _take_steps(
-    training: Training, folder: Path, batches: Batches, asked: Callable[[], int | None]
+    training: Training, folder: Path, batches: Iterator[Given], asked: Callable[[], int | None]
 ) -> Iterator[StepReport]:
     """Take the steps that are left; how it goes, now and then and wherever a checkpoint is due.
 
@@ -157,8 +163,11 @@ class Rehearsal:
 
 def rehearse(job: Job, ranks: Ranks, machine: Machine) -> Rehearsal:
     """Take two steps and ask some held-out clips, on real data; nothing is written."""
-    training = prepare(job, ranks, machine)
-    with torch.random.fork_rng(), training.loader() as batches:
+    with (
+        closing(prepare(job, ranks, machine)) as training,
+        torch.random.fork_rng(),
+        training.loader() as batches,
+    ):
         training.take_step(batches)
         begin = time.monotonic()
         training.take_step(batches)
@@ -232,7 +241,6 @@ def _ask(training: Training, asked: Callable[[], int | None]) -> _Found | None:
     if training.heldout is None:
         is_last = training.step == training.job.recipe.steps
         return _Found(None, [LAST, BEST] if is_last else [LAST])
-    training.finish_saving()  # loader workers are forked, beside which no thread is to live
     found = training.ask_heldout(asked)
     if found is None:
         return None

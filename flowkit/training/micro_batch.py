@@ -72,7 +72,10 @@ def _try_micro_batch(
                 with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
                     inputs = (torch.zeros(size, *shape, device=device) for shape in shapes)
                     loss = net(*inputs).sum()
+                # What the inputs of the next pass are made of and are meanwhile
+                ahead = [torch.empty(2, size, *shape, device=device) for shape in shapes]
                 loss.backward()
+                del ahead
                 torch.cuda.synchronize(device)
                 return size
             except torch.OutOfMemoryError as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import Subset
 
 from flowkit.data.datasets import TestClips
 from flowkit.data.origins import Origin
@@ -33,7 +32,7 @@ from flowkit.networks.towers import Net, TowersNet
 from flowkit.training.descent import Descent, Group
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
-from flowkit.training.loading import Batches, PassesAhead, loading, loading_passes
+from flowkit.training.loading import Loader, PassesAhead, PassLoader
 from flowkit.training.micro_batch import fitting_micro_batch
 from flowkit.training.recipes import Recipe
 from flowkit.training.sampling import MicroBatches, StepClips, task_counts
@@ -43,6 +42,32 @@ log = logging.getLogger(__name__)
 
 EVAL_CLIPS = 32  # held-out clips of a pass
 OTHER_TASK = -100  # label of a clip for the heads of other tasks: cross_entropy leaves it out
+
+# A pass on its device: inputs (B K, C, h, w) of K segments, and labels (B,) for each task's head
+Given = tuple[list[torch.Tensor], list[torch.Tensor]]
+
+
+class ClipLoaders:
+    """What loads the clips of a training, `passes`, and of its held-out part, if there is one.
+
+    All loader processes are started here, before a GPU is opened and while there is no thread.
+    """
+
+    def __init__(self, job: Job, ranks: Ranks, machine: Machine, clips: StepClips) -> None:
+        self.clips = clips
+        self.heldout_clips: TestClips | None = None
+        self.heldout: Loader | None = None
+        if job.tasks[0].split.heldout:
+            self.heldout_clips = job.clips_of("heldout", moments=job.eval_moments)
+            self.heldout = Loader(self.heldout_clips, machine.workers)
+        samples = _share(job, ranks)
+        self.passes = PassLoader(clips, samples, ranks.device, machine.workers)
+
+    def close(self) -> None:
+        """End the processes."""
+        self.passes.close()
+        if self.heldout is not None:
+            self.heldout.close()
 
 
 class Training:
@@ -59,8 +84,7 @@ class Training:
         ranks: Ranks,
         machine: Machine,
         *,
-        clips: StepClips,
-        heldout: TestClips | None,
+        loaders: ClipLoaders,
         net: Net,
         descent: Descent,
         micro_batch: int,
@@ -70,7 +94,7 @@ class Training:
         progress: dict[str, Any] | None = None,
     ) -> None:
         self.job, self.ranks, self.machine = job, ranks, machine
-        self.clips, self.heldout = clips, heldout
+        self.loaders, self.clips, self.heldout = loaders, loaders.clips, loaders.heldout_clips
         self.net, self.descent = net, descent
         self.flow, self.trained_on = flow, trained_on
         self.step, self.progress = step, progress or {}
@@ -98,11 +122,18 @@ class Training:
         """Forward and backward passes of a step, on each process."""
         return self.batches.passes(0)
 
-    def loader(self) -> AbstractContextManager[Batches]:
-        """The batches of all passes of all steps to come, loaded until the block ends."""
-        return loading_passes(self.clips, self.batches, self.ranks.device, self.machine.workers)
+    @contextmanager
+    def loader(self) -> Iterator[Iterator[Given]]:
+        """What is given to all passes of all steps to come, loaded until the block ends."""
+        with self.loaders.passes.reading(self.batches) as batches:
+            passes, device = map(self._to_device, batches), self.ranks.device
+            yield PassesAhead(passes, device) if device.type == "cuda" else passes
 
-    def take_step(self, batches: Batches) -> tuple[list[float], list[int]]:
+    def close(self) -> None:
+        """End the loader processes."""
+        self.loaders.close()
+
+    def take_step(self, batches: Iterator[Given]) -> tuple[list[float], list[int]]:
         """One update; the mean loss and the number of right answers of each task."""
         recipe, ranks, tasks = self.job.recipe, self.ranks, self.net.tasks
         self._choose_what_learns()
@@ -112,7 +143,7 @@ class Training:
         told = torch.zeros(2, len(tasks), dtype=torch.float64, device=ranks.device)
         passes = self.batches.passes(self.step)
         for number in range(passes):
-            told += self._take_pass(_next_batch(batches), counts, is_last=number == passes - 1)
+            told += self._take_pass(*_next_pass(batches), counts, is_last=number == passes - 1)
             if isinstance(batches, PassesAhead):
                 batches.fetch()  # while the device computes what it was given
         sums_told, right = ranks.sum(told).tolist()
@@ -130,14 +161,18 @@ class Training:
         return losses, [int(n) for n in right]
 
     def _take_pass(
-        self, batch: dict[str, Any], counts: list[int], *, is_last: bool
+        self,
+        inputs: list[torch.Tensor],
+        labels: list[torch.Tensor],
+        counts: list[int],
+        *,
+        is_last: bool,
     ) -> torch.Tensor:
         """Add the gradients of some clips of a step; the last of its passes shares them all.
 
         The sum of the losses and the number of right answers of each task, float64 (2, T); `counts`
         are the tasks' videos in the whole step.
         """
-        inputs, labels = self._to_device(batch)
         is_shared = isinstance(self.model, DistributedDataParallel)
         with self.model.no_sync() if is_shared and not is_last else nullcontext():  # type: ignore[operator]
             with self._autocast():
@@ -168,16 +203,15 @@ class Training:
         A video's scores are the mean softmax of its clips. None where `is_stopped` says so
         meanwhile (which a training of several processes does not ask).
         """
-        assert self.heldout is not None
+        assert self.heldout is not None and self.loaders.heldout is not None
         clips, ranks = self.heldout, self.ranks
-        own = Subset(clips, range(ranks.rank, len(clips), ranks.size))
+        own = range(ranks.rank, len(clips), ranks.size)
+        order = [own[start : start + EVAL_CLIPS] for start in range(0, len(own), EVAL_CLIPS)]
         classes = len(self.job.tasks[0].classes)
         sums = torch.zeros(len(clips.videos), classes, dtype=torch.float64, device=ranks.device)
         self._average_statistics()
         self.net.eval()
-        with loading(
-            own, self.ranks.device, self.machine.workers, batch_size=EVAL_CLIPS
-        ) as batches:
+        with self.loaders.heldout.reading(map(list, order)) as batches:
             for batch in batches:
                 if ranks.size == 1 and is_stopped():
                     self.net.train()
@@ -256,10 +290,12 @@ class Training:
         momentum = self.descent.momentum
         return {n: momentum[one] for n, one in self.net.named_parameters() if one in momentum}
 
-    def _to_device(self, batch: dict[str, Any]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """The inputs, (B K, C, h, w) each of K segments, and labels (B,) for each task's head."""
-        segments = self.job.recipe.segments
-        task, label = (batch[name][::segments].to(self.ranks.device) for name in ("task", "label"))
+    def _to_device(self, batch: dict[str, Any]) -> Given:
+        """What a pass is given of a loader's batch; nothing here waits for a GPU."""
+        segments, device = self.job.recipe.segments, self.ranks.device
+        task, label = (
+            batch[name][::segments].to(device, non_blocking=True) for name in ("task", "label")
+        )
         places = range(len(self.net.tasks))
         labels = [torch.where(task == place, label, OTHER_TASK) for place in places]
         size = (self.job.augmentation.crop, self.job.augmentation.crop)
@@ -267,7 +303,7 @@ class Training:
         for stream, form in self.job.inputs.items():
             given = batch[stream]
             if form is not None and isinstance(given, list):
-                given = stack_planes(given, form=form, size=size, device=self.ranks.device)
+                given = stack_planes(given, form=form, size=size, device=device)
                 if self.job.towers is not None:
                     given = given.unflatten(0, (-1, self.job.towers.frames))
             inputs.append(self._place(given))
@@ -301,12 +337,29 @@ def prepare(job: Job, ranks: Ranks, machine: Machine, *, resume: Path | None = N
     )
     if ranks.device.type == "cuda":
         clips.send_planes()  # planes go to the device, which makes the stacks
-    heldout = None
-    if job.tasks[0].split.heldout:
-        heldout = job.clips_of("heldout", moments=job.eval_moments)
     flow = clips.find_flow() if "temporal" in job.inputs else None
     if job.towers is not None:
         _check_flow(flow, job.sources[1])
+    loaders = ClipLoaders(job, ranks, machine, clips)
+    try:
+        return _prepare(job, ranks, machine, loaders, flow, resume, checkpoint)
+    except BaseException:
+        loaders.close()
+        raise
+
+
+def _prepare(
+    job: Job,
+    ranks: Ranks,
+    machine: Machine,
+    loaders: ClipLoaders,
+    flow: dict[str, Any] | None,
+    resume: Path | None,
+    checkpoint: Checkpoint | None,
+) -> Training:
+    """What of `prepare` is computed on the device."""
+    if ranks.device.type == "cuda":
+        log.info("%s is an %s", ranks.device, torch.cuda.get_device_name(ranks.device))
     net = (job if checkpoint is None else checkpoint).build()
     if resume is not None:
         net.load_state_dict(read_tensors(resume, "weights"))
@@ -324,8 +377,7 @@ def prepare(job: Job, ranks: Ranks, machine: Machine, *, resume: Path | None = N
         job,
         ranks,
         machine,
-        clips=clips,
-        heldout=heldout,
+        loaders=loaders,
         net=net,
         descent=descent,
         micro_batch=_fit_micro_batch(job, ranks, machine, net),
@@ -376,7 +428,7 @@ def _fit_micro_batch(job: Job, ranks: Ranks, machine: Machine, net: Net) -> int:
             f"expected a batch of at least one clip for each of {ranks.size} processes, "
             f"got {recipe.batch_size}"
         )
-    share = -(-recipe.batch_size // ranks.size) * recipe.segments
+    share = _share(job, ranks)
     if machine.micro_batch is not None:
         return min(share, machine.micro_batch)
     net.train_top(recipe.top_blocks_at(recipe.steps - 1))
@@ -384,8 +436,13 @@ def _fit_micro_batch(job: Job, ranks: Ranks, machine: Machine, net: Net) -> int:
     return int(-ranks.most(-fits))  # the least of all
 
 
-def _next_batch(batches: Batches) -> dict[str, Any]:
-    """The next batch; an error of flowkit in a worker as it was there, without its traceback."""
+def _share(job: Job, ranks: Ranks) -> int:
+    """The most samples of a step that one process takes."""
+    return -(-job.recipe.batch_size // ranks.size) * job.recipe.segments
+
+
+def _next_pass(batches: Iterator[Given]) -> Given:
+    """The next pass; an error of flowkit in a worker as it was there, without its traceback."""
     try:
         return next(batches)
     except FlowkitError as error:
