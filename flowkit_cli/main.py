@@ -20,6 +20,7 @@ from flowkit_cli import output
 # only when it is run, so that help comes at once.
 COMMANDS = {
     "extract": "Videos to flow records: decode, compute flow, store it.",
+    "plan": "Hours, gigabytes and files of an extraction, before it is begun.",
     "trajectories": "Videos to improved dense trajectories, the hand-made features.",
     "fisher": "Fisher vectors of trajectories: a codebook, then a vector a video.",
     "doctor": "What this machine can do, how fast, and what to fix.",

@@ -30,6 +30,7 @@ PATHLESS = ("doctor", "completion")  # need no path that is there
 # What is damaged lies in damaged/, and half/ is half of it; made/ is written
 DONE = """
 {EXTRACT} videos
+plan videos --method dis
 {TRACK} videos
 info flow
 stats flow
@@ -66,6 +67,9 @@ extract videos --method raft --raft-weights nowhere.pth
 {TRACK} videos --root nowhere
 {TRACK} videos --boxes nowhere
 doctor --raft-weights nowhere.pth
+plan nowhere.mp4
+plan videos nowhere
+plan nowhere.txt
 info nowhere
 info flow nowhere
 info nowhere.zip
@@ -150,6 +154,7 @@ fisher encode --codebook nowhere.npz --out made
 DAMAGED = """
 {EXTRACT} damaged/bad.mp4
 {EXTRACT} half/videos
+plan damaged/bad.mp4
 {TRACK} damaged/bad.mp4
 {TRACK} half/videos
 info damaged/flow
