@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flowkit.documents import read_plain_file
 from flowkit.errors import FlowkitError
 
 FLO_MAGIC = b"PIEH"  # the float 202021.25 in little endian, first in every Middlebury .flo file
@@ -71,7 +72,7 @@ def read_flo(path: str | os.PathLike[str]) -> np.ndarray:
 
     FlowkitError if it is none or its length is not that of its size, OSError if it is not there.
     """
-    return decode_flo(Path(path).read_bytes(), where=os.fspath(path))
+    return decode_flo(read_plain_file(path, error=FlowkitError), where=os.fspath(path))
 
 
 def write_flo(path: str | os.PathLike[str], field: np.ndarray) -> None:

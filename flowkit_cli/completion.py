@@ -32,4 +32,4 @@ def completion(shell: str) -> None:
 
     kind = get_completion_class(shell)
     assert kind is not None
-    output.result(kind(cli, {}, "flowkit", "_FLOWKIT_COMPLETE").source())
+    output.result_lines(kind(cli, {}, "flowkit", "_FLOWKIT_COMPLETE").source())

@@ -101,7 +101,7 @@ def fit(
         maker="flowkit trajectories",
     )
     output.say(f"{output.count(len(records), 'training video')} of split {split.name}")
-    output.check_out("--out", out, "flowkit's .npz", records.values())
+    output.check_out("--out", out, "an .npz", records.values())
     found = fit_codebooks(
         split, records, gaussians=gaussians, sample=sample, seed=seed, report=output.say
     )

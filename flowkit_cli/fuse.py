@@ -128,8 +128,8 @@ def fuse(
     out = out or runs / "fused" / "scores-test.npz"
     fitted = fitted or out.with_name("fusion.npz")
     paths = [files[name] for name in streams]
-    output.check_out("--out", out, "flowkit's .npz", paths)
-    output.check_out("--fitted", fitted, "flowkit's .npz", [*paths, out])
+    output.check_out("--out", out, "an .npz", paths)
+    output.check_out("--fitted", fitted, "an .npz", [*paths, out])
     output.say(f"read {', '.join(map(str, paths))}")
     _say_other_views(streams)
     fusion = _make_fusion(method, streams, paths, **options)
@@ -144,7 +144,7 @@ def fuse(
             figures = report_json([report])["splits"][0]
             place |= {key: figures[key] for key in ("split", "videos", "methods", "comparisons")}
         else:
-            output.result(methods_text(report))
+            output.result_lines(methods_text(report))
     if as_json:
         output.json_line(place)
     output.say(f"wrote {out}, {fitted}")

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 import click
 
-from flowkit.documents import is_record, make_folders, sync
+from flowkit.documents import MADE_BY, ZIP_ERRORS, is_record, kind_of_file, make_folders, sync
 from flowkit.errors import UsageError
 from flowkit.stores.urls import Place
 
@@ -33,6 +33,7 @@ ESCAPED = {
 }
 ESCAPED_BUT_LINES = {code: text for code, text in ESCAPED.items() if code != ord("\n")}
 
+END_BYTES = 1 << 20  # of a file, that hold its mark
 LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # how each line of a log begins
 
 quiet, verbose = 0, 0  # how often -q and -v were given: errors only, and more
@@ -62,7 +63,7 @@ def stdin() -> BinaryIO:
 def open_log(path: Path) -> None:
     """Add to this file, from now on, what the terminal shows, each line with its time."""
     global log_path
-    check_out("--log", path, "a log of flowkit")
+    check_out("--log", path, "a log")
     try:
         path.open("ab").close()
     except OSError as problem:
@@ -88,8 +89,8 @@ def note(text: str) -> None:
 def say(text: str) -> None:
     """A line for the person at the terminal, on standard error; not with -q."""
     if not quiet:
-        note(text)
-        click.echo(text.translate(ESCAPED_BUT_LINES), err=True)
+        note(text.translate(ESCAPED))
+        click.echo(text.translate(ESCAPED), err=True)
 
 
 def detail(text: str) -> None:
@@ -105,7 +106,12 @@ def error(text: str) -> None:
 
 
 def result(text: str, **style: Any) -> None:
-    """Lines of a command's result, on standard output; in a style of `click.style`."""
+    """A line of a command's result, on standard output; in a style of `click.style`."""
+    result_lines(text.translate(ESCAPED), **style)
+
+
+def result_lines(text: str, **style: Any) -> None:
+    """A text of several lines, in which no name has a line end, as `result` writes one."""
     text = text.translate(ESCAPED_BUT_LINES)
     note(text)
     click.echo(click.style(text, **style) if style else text)
@@ -142,16 +148,21 @@ def _is_zip_with(member: str) -> Callable[[Path], bool]:
         try:
             with zipfile.ZipFile(path) as archive:
                 return any(name.endswith(member) for name in archive.namelist())
-        except (zipfile.BadZipFile, OSError):
+        except (OSError, *ZIP_ERRORS):
             return False
 
     return test
 
 
-def _begins(*beginnings: bytes, at: int = 0) -> Callable[[Path], bool]:
+def _begins(*beginnings: bytes, at: int = 0, mark: str = "") -> Callable[[Path], bool]:
+    """Whether a file begins so, in small letters, and has the mark near its begin or its end."""
+
     def test(path: Path) -> bool:
         with path.open("rb") as file:
-            return file.read(at + max(map(len, beginnings)))[at:].lower().startswith(beginnings)
+            begin = file.read(END_BYTES)
+            file.seek(-min(path.stat().st_size, END_BYTES), os.SEEK_END)
+            is_marked = mark.encode() in begin or mark.encode() in file.read()
+        return is_marked and begin[at:].lower().startswith(beginnings)
 
     return test
 
@@ -161,24 +172,26 @@ def _is_failures(path: Path) -> bool:
         return all(b"\t" in line for line in file.read(1 << 16).splitlines())
 
 
-# Kinds of files that commands write, told by what is in them
 def _is_log(path: Path) -> bool:
     with path.open("rb") as file:
         return LOG_LINE.match(file.read(20)) is not None
 
 
+# Kinds of files that commands write: told by what is in them, and from the user's own by a mark
+# where the format has room for one
 KINDS: dict[str, Callable[[Path], bool]] = {
-    "a page (.html)": _begins(b"<!doctype html"),
-    "flowkit's .npz": _is_zip_with("meta.npy"),
+    "a page (.html)": _begins(b"<!doctype html", mark=MADE_BY),
+    "an .npz": _is_zip_with("meta.npy"),
     "an array (.npy)": _begins(b"\x93numpy"),
-    "an ONNX file": _begins(b"\x08"),  # field 1 of the protocol buffer: the version
-    "a TorchScript file": _is_zip_with("/data.pkl"),
+    # Field 1 of the protocol buffer is the version, its last one what flowkit adds
+    "an ONNX file": _begins(b"\x08", mark="flowkit.json"),
+    "a TorchScript file": _is_zip_with("/extra/flowkit.json"),
     "a split (.json)": _begins(b'{\n  "format": "flowkit split"'),
-    "a .png": _begins(b"\x89png"),
-    "a .gif": _begins(b"gif8"),
-    "a .mp4": _begins(b"ftyp", at=4),
+    "a .png": _begins(b"\x89png", mark=MADE_BY),
+    "a .gif": _begins(b"gif8", mark=MADE_BY),
+    "a .mp4": _begins(b"ftyp", at=4, mark=MADE_BY),
     "a list of failures": _is_failures,
-    "a log of flowkit": _is_log,
+    "a log": _is_log,
 }
 
 
@@ -194,11 +207,12 @@ def check_out(option: str, out: Path, kind: str, inputs: Iterable[str | Path] = 
                 raise UsageError(f"{option} {out}: is an input, and would be replaced")
         if status.st_size and not KINDS[kind](out):
             raise UsageError(
-                f"{option} {out}: there is a file that is not {kind}; move it away, or choose "
-                "another name"
+                f"{option} {out}: there is a file that is not {kind} of flowkit's; move it away, "
+                "or choose another name"
             )
-    elif out.is_dir():
-        raise UsageError(f"{option} {out}: expected the name of a file, got a folder")
+    elif out.exists() and not out.is_char_device():  # a pipe would wait for its reader
+        got = kind_of_file(out.stat().st_mode)
+        raise UsageError(f"{option} {out}: expected the name of a file, got {got}")
     if is_record(out.parent):
         raise UsageError(f"{option} {out}: lies in a flow record, which holds its own files only")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -72,11 +73,26 @@ def pack(
     if out is not None:
         raise UsageError(f"--out {out}: expected an address in a store, such as s3://bucket/flow")
     folders = [path for path in find_records(folder) if path.is_dir()]
-    with output.ProgressBar(len(folders), "record") as progress:
-        for path in folders:
-            pack_record(path)
+    convert_all(folders, pack_record, f"packed below {folder}")
+
+
+def convert_all(paths: Sequence[Path], convert: Callable[[Path], Path], what: str) -> None:
+    """Convert records one by one; one that cannot be is said and costs itself, then status 1."""
+    failed = 0
+    with output.ProgressBar(len(paths), "record") as progress:
+        for path in paths:
+            try:
+                convert(path)
+            except FlowkitError as error:
+                failed += 1
+                progress.line(f"failed: {error}")
             progress.finished(failed=False)
-    output.say(f"{output.count(len(folders), 'record')} packed below {folder}")
+    output.say(
+        f"{output.count(len(paths) - failed, 'record')} {what}"
+        + (f", {failed:,} failed" if failed else "")
+    )
+    if failed:
+        sys.exit(1)
 
 
 def _write_shards(folder: Path, out: Path, most_bytes: int, max_frame_mpx: float) -> None:

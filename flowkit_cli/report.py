@@ -110,7 +110,7 @@ def report(
     if as_json:
         output.json_line({**report_json(reports), "page": str(out)})
     else:
-        output.result(as_text(reports))
+        output.result_lines(as_text(reports))
     pictured = f", pictures of {len(pictures)} mistakes from {records}" if pictures else ""
     output.say(f"read {', '.join(map(str, files))}{pictured}")
     output.say(f"wrote {out}")

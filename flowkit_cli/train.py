@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from flowkit.documents import read_plain_file
 from flowkit.errors import UsageError
 from flowkit.stores.urls import as_place
 from flowkit_cli import output
@@ -381,7 +382,7 @@ def _cut_names(added: str) -> tuple[str, list[str] | None]:
         return added, None
     path = Path(",".join(parts[2:]))
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_plain_file(path, error=UsageError).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"--add-classes: expected a file of class names, one a line, at {path} ({error})"

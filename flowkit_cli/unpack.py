@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from flowkit_cli import output
+from flowkit_cli.pack import convert_all
 
 
 @click.command()
@@ -21,8 +21,4 @@ def unpack(folder: Path) -> None:
     from flowkit.records.reading import find_records
 
     packs = [path for path in find_records(folder) if path.is_file()]
-    with output.ProgressBar(len(packs), "record") as progress:
-        for path in packs:
-            unpack_record(path)
-            progress.finished(failed=False)
-    output.say(f"{output.count(len(packs), 'record')} unpacked below {folder}")
+    convert_all(packs, unpack_record, f"unpacked below {folder}")

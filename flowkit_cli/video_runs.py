@@ -307,7 +307,8 @@ def follow(
 
 def tell_totals(run: VideoRun, totals: Totals) -> None:
     """The last lines; exit status 1 where a video has failed or was not begun."""
-    output.say(totals.summary())
+    for line in totals.summary().split("\n"):
+        output.say(line)
     if run.as_json:
         output.json_line(totals.event())
     if totals.failed or totals.not_begun:

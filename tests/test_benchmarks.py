@@ -247,7 +247,7 @@ def test_reproduce_joined_towers(data_set, tmp_path):
 
 
 def test_faults(tmp_path):
-    small = "faults.FLIPS = faults.MUTATIONS = 3; faults.RACES = faults.SYNC_PAIRS = 1"
+    small = "faults.FLIPS = faults.HOSTILE = 3; faults.RACES = faults.SYNC_PAIRS = 1"
     source = f"import faults; {small}; faults.FREE_KB = range(0, 16, 8); faults.main()"
     done = subprocess.run(
         [sys.executable, "-c", source, "--write", str(tmp_path / "page.md")],

@@ -15,7 +15,7 @@ MODULES = {
 # The packages and single modules of flowkit/, the lowest first: imports run downwards only. A file
 # of a package that may use more than the rest of it stands for itself.
 ORDER = (
-    "errors", "series", "documents", "_cv2", "fields", "quantize",
+    "errors", "series", "documents", "torch_files", "_cv2", "fields", "quantize",
     "workers", "stores", "video", "synthetic",
     "flow", "flow/cuda", "flow/methods", "doctor",
     "records", "pictures", "extraction",
@@ -25,10 +25,19 @@ ORDER = (
 
 # What a room may take from beyond its door; everything else it gets as records or as scores.
 DOORS = {
-    "networks": {"errors", "documents", "workers", "records", "data"},
+    "networks": {"errors", "documents", "torch_files", "workers", "records", "data"},
     "scores": {"errors", "documents", "data/splits"},
     "report/figures": {"errors", "documents", "scores"},
 }
+
+
+# Modules that read other files than a user may name: the system's, a wheel's, a cache's,
+# or just written ones
+READ_DIRECTLY = {
+    "doctor", "flow/cuda/device", "networks/efficientnet", "pictures/lettering", "stores/objects",
+    "stores/spans", "workers/children", "workers/machine",
+}  # fmt: skip
+READERS = {"read_text", "read_bytes", "fromfile"}
 
 
 def floor_of(module: str) -> int:
@@ -134,3 +143,14 @@ def test_the_library_is_silent_and_knows_no_command_line(module):
 def test_a_module_opens_with_one_sentence(module):
     docstring = ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
     assert docstring and docstring.splitlines()[0].endswith((".", ":"))
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - READ_DIRECTLY))
+def test_files_are_read_by_the_one_door_that_asks_what_they_are(module):
+    """`documents.read_plain_file` and `open_plain_file`: a pipe would hang, a device never ends."""
+    calls = [
+        node.func.attr
+        for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    ]
+    assert not READERS & set(calls)

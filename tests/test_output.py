@@ -10,9 +10,11 @@ import pytest
 from click.testing import CliRunner
 from made_records import write_record
 from made_videos import moving_texture, write_video
+from PIL import Image
 
 from flowkit.data.splits import Split, Video, write_split
 from flowkit.errors import UsageError
+from flowkit.pictures.sheets import Look, write_view
 from flowkit.records.reading import SIDECAR
 from flowkit.scores.files import Scores, write_scores
 from flowkit.video.sources import find_videos
@@ -54,14 +56,34 @@ def test_a_file_of_another_kind_is_not_replaced(tmp_path, kind):
             check_out("--out", out, kind)
 
 
+@pytest.mark.parametrize("ending", [".png", ".gif", ".mp4"])
+def test_a_picture_or_film_is_replaced_only_where_flowkit_made_it(tmp_path, ending):
+    out, record = tmp_path / f"a{ending}", write_record(tmp_path, "a", FIELDS)
+    write_view(record, out, Look())
+    check_out("--out", out, f"a {ending}")
+    if ending == ".mp4":
+        write_video(out, moving_texture(3, size=(32, 32)))
+    else:
+        Image.new("RGB", (32, 32)).save(out)
+    with pytest.raises(UsageError, match=r"not a .* of flowkit's"):
+        check_out("--out", out, f"a {ending}")
+
+
+def test_a_pipe_is_not_written_to(tmp_path):
+    os.mkfifo(tmp_path / "a")
+    for kind in KINDS:
+        with pytest.raises(UsageError, match="got a named pipe"):
+            check_out("--out", tmp_path / "a", kind)
+
+
 def test_an_input_is_not_replaced_under_any_name(tmp_path):
     scores = make_scores(tmp_path / "a.npz")
     (tmp_path / "link.npz").symlink_to(scores)
     os.link(scores, tmp_path / "hard.npz")
     for name in ("a.npz", "link.npz", "hard.npz", f"../{tmp_path.name}/a.npz"):
         with pytest.raises(UsageError, match="is an input"):
-            check_out("--out", tmp_path / name, "flowkit's .npz", [scores])
-    check_out("--out", tmp_path / "b.npz", "flowkit's .npz", [scores])
+            check_out("--out", tmp_path / name, "an .npz", [scores])
+    check_out("--out", tmp_path / "b.npz", "an .npz", [scores])
 
 
 def test_nothing_is_put_into_a_record_or_in_place_of_a_folder(tmp_path):
@@ -234,3 +256,22 @@ def test_a_closed_stream_is_no_crash_and_nothing_else_takes_its_number(tmp_path,
     assert done.returncode == 0 and b"Traceback" not in done.stderr
     if number != 1:
         assert json.loads(done.stdout)["frames"] == 13
+
+
+def test_a_record_that_cannot_be_packed_or_unpacked_costs_itself(tmp_path, levels):
+    for id in "abc":
+        write_record(tmp_path, id, FIELDS)
+    (tmp_path / "b" / "mine.txt").write_text("mine")
+    result = run("pack", tmp_path)
+    assert result.exit_code == 1 and "2 records packed" in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "b", "c.zip"]
+    (tmp_path / "a.zip").write_bytes(b"PK" + (tmp_path / "a.zip").read_bytes()[2:-9])
+    result = run("unpack", tmp_path)
+    assert result.exit_code == 1 and "1 record unpacked" in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zip", "b", "c"]
+
+
+def test_a_line_end_in_a_name_makes_no_second_line(tmp_path):
+    write_record(tmp_path / "x\ny", "a", FIELDS)
+    result = run("info", tmp_path / "x\ny")
+    assert result.stdout.count("\n") == 1 and r"x\ny/a" in result.stdout

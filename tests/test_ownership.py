@@ -184,7 +184,23 @@ def test_finding_records_steps_over_foreign_files_and_sees_loops(tmp_path):
         archive.writestr("letter.txt", "mine")
     foreign_place(tmp_path / "other", "another record.json")
     (tmp_path / "jump" / "round").symlink_to(tmp_path)
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "itself.zip").symlink_to("itself.zip")
     assert list(find_records(tmp_path)) == [record.path]
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_hides_no_record(tmp_path, monkeypatch):
+    record = write_record(tmp_path, "jump/a", FIELDS)
+    (tmp_path / "closed").mkdir()
+    list_folder = os.listdir
+
+    def listdir(folder="."):
+        if Path(folder).name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+        return list_folder(folder)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    assert list(find_records(tmp_path)) == [tmp_path / "closed", record.path]
 
 
 @pytest.mark.parametrize("name", ["record.json", "b.zip"])
@@ -274,6 +290,12 @@ def test_the_heart_beats_while_a_record_is_written(tmp_path, monkeypatch):
 def test_a_file_of_the_users_among_unfinished_work_stays(tmp_path):
     (tmp_path / INCOMPLETE / "mine").mkdir(parents=True)
     (tmp_path / INCOMPLETE / "mine" / "letter.txt").write_text("irreplaceable")
+    assert states(tmp_path) == ["foreign"] and remove_dead(tmp_path) == 0
+
+
+def test_a_pipe_in_place_of_the_lock_is_foreign(tmp_path):
+    (tmp_path / INCOMPLETE / "x").mkdir(parents=True)
+    os.mkfifo(tmp_path / INCOMPLETE / "x" / "lock")
     assert states(tmp_path) == ["foreign"] and remove_dead(tmp_path) == 0
     told = run_verify(tmp_path, "--delete-broken")
     assert told.exit_code == 0 and "not flowkit's" in told.output

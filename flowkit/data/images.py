@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from flowkit._cv2 import cv2
+from flowkit.documents import read_plain_file
 from flowkit.errors import RecordError
 from flowkit.records.formats import decode_image
 from flowkit.records.reading import check_frame_size
@@ -42,7 +43,7 @@ class ImageRecord:
     @property
     def size(self) -> tuple[int, int]:
         """(H, W), of its header; RecordError where it has none, or more megapixels than allowed."""
-        size = image_size(self.path.read_bytes())
+        size = image_size(self._data())
         if size is None:
             raise RecordError(f"{self.path}: expected an image (JPEG, PNG or BMP)")
         check_frame_size(str(self.path), size, self.max_frame_mpx)
@@ -53,7 +54,10 @@ class ImageRecord:
         if index:
             raise RecordError(f"{self.path}: expected frame 0 of an image, asked for {index}")
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        return decode_image(self.path.read_bytes(), self.size, flags, where=str(self.path))
+        return decode_image(self._data(), self.size, flags, where=str(self.path))
+
+    def _data(self) -> bytes:
+        return read_plain_file(self.path, error=RecordError)
 
 
 def find_images(root: Path) -> dict[str, Path]:

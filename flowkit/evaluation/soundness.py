@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from flowkit.data.splits import FORMAT as SPLIT_FORMAT
 from flowkit.data.splits import read_split
 from flowkit.documents import (
     SIDECAR,
+    ZIP_ERRORS,
     ZIP_SEAL,
     is_sealed,
     is_sealed_zip,
@@ -24,7 +24,7 @@ from flowkit.networks.checkpoints import FORMAT as CHECKPOINT_FORMAT
 from flowkit.networks.checkpoints import check_tensors, read_checkpoint, tensor_files
 from flowkit.records.ownership import UNFINISHED
 from flowkit.records.verify import Verdict
-from flowkit.scores.npz import MAX_BYTES
+from flowkit.scores.npz import check_unpacked_size
 
 SUFFIXES = (".json", ".npz")
 END_BYTES = 1 << 16  # of a file, that hold the names of a zip's members, or a document's checksum
@@ -117,14 +117,12 @@ def _compare_zip(path: Path, quick: bool) -> bool:
         sealed = None if quick else is_sealed_zip(path)
         if sealed is None and not quick:
             with zipfile.ZipFile(path) as archive:
-                size = sum(member.file_size for member in archive.infolist())
-                if size > max(MAX_BYTES, path.stat().st_size):
-                    raise ScoresError(
-                        f"{path}: expected {MAX_BYTES:,} bytes unpacked, got {size:,}"
-                    )
+                check_unpacked_size(archive, path.stat().st_size)
                 if damaged := archive.testzip():
                     raise ScoresError(f"{path}: damaged: the checksum of {damaged} does not agree")
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
+    except ScoresError:
+        raise
+    except ZIP_ERRORS as error:
         raise ScoresError(f"{path}: expected an .npz file ({error})") from error
     if sealed is False:
         raise ScoresError(f"{path}: damaged: its checksum does not agree")

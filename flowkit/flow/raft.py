@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import pickle
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,9 +11,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from flowkit.documents import read_plain_file
 from flowkit.errors import InstallError, UsageError
 from flowkit.flow.method import check_parameters, parameter
 from flowkit.flow.pairs import Pair, check_pair, consecutive
+from flowkit.torch_files import read_torch_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -179,9 +180,9 @@ def _padding(side: int) -> tuple[int, int]:
 
 def _read(weights: str) -> bytes:
     try:
-        return Path(weights).read_bytes()
-    except OSError as error:
-        reason = error.strerror or error
+        return read_plain_file(weights, error=UsageError)
+    except (OSError, UsageError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UsageError(
             f"raft: cannot read the weights {weights} ({reason}); expected a file of {WHERE}"
         ) from error
@@ -199,10 +200,9 @@ def _read_tensors(weights: str, sha256: str) -> dict[str, torch.Tensor]:
         if Path(weights).suffix == ".safetensors":
             state: Any = load(data)
         else:
-            state = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UsageError(f"raft: {weights}: expected tensors, {WHERE}; {reason}") from error
+            state = read_torch_file(BytesIO(data), where=weights, error=UsageError)
+    except (SafetensorError, UsageError) as error:
+        raise UsageError(f"raft: {weights}: expected tensors, {WHERE}; {error}") from error
     if not isinstance(state, dict) or not all(torch.is_tensor(one) for one in state.values()):
         raise UsageError(f"raft: {weights}: expected tensors by name, {WHERE}")
     return state

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flowkit.documents import read_plain_file
 from flowkit.errors import UsageError
 
 Boxes = Mapping[int, np.ndarray]  # frame -> its boxes, float (N, 4): x1, y1, x2, y2 in px
@@ -40,7 +41,8 @@ def read_boxes(path: Path) -> Boxes:
     Frames count from 0; one that is not there has no box. UsageError for any other line.
     """
     boxes: dict[int, np.ndarray] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    data = read_plain_file(path, error=UsageError)
+    for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
         words = line.split()
         if not words:
             continue

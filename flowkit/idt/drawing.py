@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from flowkit._cv2 import cv2
-from flowkit.documents import replacing
+from flowkit.documents import MADE_BY, replacing
 from flowkit.errors import UsageError, VideoError
 from flowkit.idt.records import TrackRecord
 from flowkit.video.image_folders import MAX_FRAME_MPX
@@ -84,7 +84,14 @@ def write_track_video(
 
         with replacing(out) as part:
             rate = fps or record.header["fps"] or FPS
-            write_video(part, pages(), fps=rate, container_format="mp4", options={"crf": "18"})
+            write_video(
+                part,
+                pages(),
+                fps=rate,
+                container_format="mp4",
+                options={"crf": "18"},
+                comment=MADE_BY,
+            )
             if count != record.header["frames"]:
                 raise VideoError(
                     f"{video}: it has {count} frames, {record.path} is of a video of "

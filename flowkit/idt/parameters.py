@@ -58,6 +58,12 @@ class TrackParameters:
         for field in dataclasses.fields(self):
             at_least = field.metadata.get("at_least")
             value = getattr(self, field.name)
+            kinds = (int,) if isinstance(field.default, int) else (int, float)
+            if at_least is not None and type(value) not in kinds:
+                words = " or ".join(kind.__name__ for kind in kinds)
+                raise UsageError(
+                    f"trajectories: expected {field.name} as {words}, got {value!r:.60}"
+                )
             if at_least is not None and not at_least <= value < math.inf:
                 raise UsageError(
                     f"trajectories: expected {field.name} of at least {at_least}, got {value}"

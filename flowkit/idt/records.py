@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from flowkit.documents import make_folders, seal_zip, sync
-from flowkit.errors import RecordError
+from flowkit.documents import (
+    NPY_ERRORS,
+    ZIP_ERRORS,
+    make_folders,
+    open_plain_file,
+    parse_document,
+    seal_zip,
+    short,
+    sync,
+)
+from flowkit.errors import RecordError, UsageError
 from flowkit.idt.parameters import TrackParameters
 from flowkit.idt.tracking import FLOAT16, FLOAT32, track_dtype
 from flowkit.records.unfinished import WorkFolder
@@ -26,6 +34,7 @@ DESCRIPTORS = ("trajectory", "hog", "hof", "mbhx", "mbhy")
 LAST_PART = np.float32(0.999)  # largest relative position in the authors' text
 TEXT_LINE_BYTES = 1 << 20  # more than any line has
 TEXT_ROWS = 1024  # rows of text that are formatted at once
+MOST_NUMBERS = 1 << 20  # of all descriptors of a track, which have 426 by default
 
 
 def record_path(out: Path, id: str) -> Path:
@@ -115,20 +124,26 @@ class TrackRecord:
         """The tracks in it."""
         return self.header["tracks"]
 
+    @property
+    def dtype(self) -> np.dtype:
+        """A track as a row, with the descriptors in the precision stored."""
+        request = self.header["request"]
+        parameters = TrackParameters(**request["parameters"])
+        return track_dtype(parameters, FLOAT32 if request["float32"] else FLOAT16)
+
     def column(self, name: str) -> np.ndarray:
         """A column of `track_dtype` by name, a row for each track; RecordError if it is damaged."""
-        column = _read_member(self.path, name)
-        if len(column) != self.count:
+        column, (kind, shape) = _read_member(self.path, name), _kind_and_shape(self.dtype[name])
+        if (column.dtype, column.shape) != (kind, (self.count, *shape)):
             raise RecordError(
-                f"{self.path}: expected {self.count} tracks in {name}, got {len(column)}"
+                f"{self.path}: expected {kind} {(self.count, *shape)} in {name}, "
+                f"got {column.dtype} {column.shape}"
             )
         return column
 
     def tracks(self) -> np.ndarray:
         """All columns as rows of `track_dtype`, with the descriptors in the precision stored."""
-        parameters = TrackParameters(**self.header["request"]["parameters"])
-        precision = FLOAT32 if self.header["request"]["float32"] else FLOAT16
-        rows = np.zeros(self.count, track_dtype(parameters, precision))
+        rows = np.zeros(self.count, self.dtype)
         for name in rows.dtype.names or ():
             rows[name] = self.column(name)
         return rows
@@ -141,17 +156,18 @@ def open_tracks(path: str | os.PathLike[str]) -> TrackRecord:
         raise RecordError(
             f"{path}: no track record there: flowkit trajectories makes them", absent=True
         )
-    meta = _read_member(path, META)
-    try:
-        header = json.loads(meta.item())
-        found = (header["format"], header["version"])
-        header["tracks"], header["frames"], header["size"], header["request"]["parameters"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise RecordError(f"{path}: is no track record ({error!r})") from error
-    if found != (FORMAT, VERSION):
-        raise RecordError(
-            f"{path}: expected {FORMAT} of version {VERSION}, got {found[0]!r} of {found[1]!r}"
-        )
+    text = _read_member(path, META)
+    if text.dtype.kind != "U" or text.shape != ():
+        raise RecordError(f"{path}: expected a header in one text, got {text.dtype} {text.shape}")
+    header = parse_document(
+        text.item().encode(errors="replace"),
+        FORMAT,
+        VERSION,
+        where=str(path),
+        error=RecordError,
+        maker="flowkit trajectories",
+    )
+    _check_header(path, header)
     return TrackRecord(path, header)
 
 
@@ -225,12 +241,53 @@ def _rows(path: Path, dtype: np.dtype) -> np.ndarray:
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
 
 
-def _read_member(path: Path, name: str) -> np.ndarray:
+def _check_header(path: Path, header: dict[str, Any]) -> None:
+    """RecordError unless a header has what readers take from it, of its type and size."""
+
+    def expect(what: str, fits: bool, value: object) -> None:
+        if not fits:
+            raise RecordError(f"{path}: {what} of a track record cannot be {short(value)}")
+
+    for name in ("tracks", "frames"):
+        value = header.get(name)
+        expect(name, type(value) is int and 0 <= value < 1 << 40, value)
+    size, fps, request = (header.get(name) for name in ("size", "fps", "request"))
+    sides = size if isinstance(size, list) else ()
+    expect("size", len(sides) == 2 and all(type(s) is int and 0 < s < 1 << 20 for s in sides), size)
+    expect("fps", fps is None or (type(fps) in (int, float) and 0 < fps < 1e9), fps)
+    expect("source", isinstance(header.get("source", {}), dict), header.get("source"))
+    expect("request", isinstance(request, dict), request)
+    assert isinstance(request, dict)
+    parameters, float32 = request.get("parameters"), request.get("float32")
+    expect("float32", type(float32) is bool, float32)
+    expect("keep_damaged", type(request.get("keep_damaged", False)) is bool, request)
+    expect("parameters", isinstance(parameters, dict), parameters)
     try:
-        # NumPy leaves a file of its own open where it is no archive
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return archive[name]
+        widths = TrackParameters(**(parameters or {})).widths
+    except (UsageError, TypeError) as error:
+        raise RecordError(f"{path}: no parameters of a track record ({error})") from error
+    expect("parameters", sum(widths.values()) <= MOST_NUMBERS, parameters)
+
+
+def _kind_and_shape(dtype: np.dtype) -> tuple[np.dtype, tuple[int, ...]]:
+    return dtype.subdtype or (dtype, ())
+
+
+def _read_member(path: Path, name: str) -> np.ndarray:
+    """A member of the .npz file, which is stored as it is: no more is read than the file has."""
+    try:
+        with open_plain_file(path, error=RecordError) as file, zipfile.ZipFile(file) as archive:
+            member = archive.getinfo(f"{name}.npy")
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("its members are compressed")
+            with archive.open(member) as data:
+                return np.lib.format.read_array(data, allow_pickle=False)
     except KeyError as error:
         raise RecordError(f"{path}: expected a track record, but it has no {name}") from error
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise RecordError(f"{path}: cannot be read as a track record ({error})") from error
+    except FileNotFoundError:
+        raise RecordError(f"{path}: file is missing") from None
+    except RecordError:
+        raise
+    except (*ZIP_ERRORS, *NPY_ERRORS) as error:
+        reason = str(error).partition("\n")[0]
+        raise RecordError(f"{path}: cannot be read as a track record ({reason})") from error

@@ -15,7 +15,7 @@ import numpy as np
 
 from flowkit.data.origins import Origin
 from flowkit.data.splits import Split
-from flowkit.documents import differences
+from flowkit.documents import differences, short
 from flowkit.errors import RecordError, UsageError
 from flowkit.idt.fisher import Codebook, fit_codebook
 from flowkit.idt.records import DESCRIPTORS, SUFFIX, TrackRecord, open_tracks
@@ -163,16 +163,44 @@ def read_codebooks(path: Path) -> Codebooks:
         optional={},
         maker="flowkit fisher fit",
     )
-    if (meta.get("format"), meta.get("version")) != (CODEBOOK_FORMAT, VERSION):
-        raise RecordError(f"{path}: expected a {CODEBOOK_FORMAT} of version {VERSION}")
+    told = {"parameters": dict, "split": str, "gaussians": int, "sample": int, "seed": int}
+    _check_told(path, meta, CODEBOOK_FORMAT, told)
     books = {name: Codebook(*(arrays[f"{name}_{part}"] for part in PARTS)) for name in DESCRIPTORS}
-    names = ("parameters", "split", "gaussians", "sample", "seed")
+    for name, book in books.items():
+        _check_book(path, name, book)
     return Codebooks(
         books,
-        videos=tuple(arrays["videos"].tolist()),
-        groups=tuple(arrays["groups"].tolist()),
-        **{name: meta[name] for name in names},
+        videos=tuple(arrays["videos"].ravel().tolist()),
+        groups=tuple(arrays["groups"].ravel().tolist()),
+        **{name: meta[name] for name in told},
     )
+
+
+def _check_told(path: Path, meta: Mapping[str, Any], format: str, told: Mapping[str, type]) -> None:
+    """RecordError unless `meta` is of a format, with all that is `told`, each of its type."""
+    if (meta.get("format"), meta.get("version")) != (format, VERSION):
+        raise RecordError(f"{path}: expected a {format} of version {VERSION}")
+    for name, kind in told.items():
+        if type(meta.get(name)) is not kind:
+            raise RecordError(f"{path}: {name} of a {format} cannot be {short(meta.get(name))}")
+
+
+def _check_book(path: Path, name: str, book: Codebook) -> None:
+    """RecordError unless the arrays of a codebook fit each other and are finite."""
+    gaussians, numbers = book.weights.shape[:1], book.components.shape[:1]
+    wanted = {
+        "mean": book.components.shape[1:2],
+        "components": (*numbers, *book.mean.shape[:1]),
+        "weights": gaussians,
+        "means": (*gaussians, *numbers),
+        "variances": (*gaussians, *numbers),
+    }
+    for part, shape in wanted.items():
+        array = getattr(book, part)
+        if array.shape != shape or not np.isfinite(array).all():
+            raise RecordError(
+                f"{path}: expected finite numbers {shape} in {name}_{part}, got {array.shape}"
+            )
 
 
 @dataclass(frozen=True)
@@ -234,9 +262,11 @@ def read_vector(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     arrays, meta = read_arrays(
         path, {"vector": "numbers"}, optional={}, maker="flowkit fisher encode"
     )
-    if (meta.get("format"), meta.get("version")) != (VECTOR_FORMAT, VERSION):
-        raise RecordError(f"{path}: expected a {VECTOR_FORMAT} of version {VERSION}")
-    return arrays["vector"], meta
+    _check_told(path, meta, VECTOR_FORMAT, {"codebook": str, "record": str})
+    vector = arrays["vector"]
+    if vector.ndim != 1 or vector.dtype.kind != "f":
+        raise RecordError(f"{path}: expected floats in a row, got {vector.dtype} {vector.shape}")
+    return vector, meta
 
 
 def find_vectors(root: Path) -> dict[str, Path]:

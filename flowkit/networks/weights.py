@@ -6,7 +6,6 @@ deviation; filters that were trained on other pixels are changed so that they gi
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from flowkit.data.augment import RGB_MEAN, RGB_STD
 from flowkit.data.origins import Origin
+from flowkit.documents import open_plain_file
 from flowkit.errors import CheckpointError, UsageError
 from flowkit.networks.checkpoints import (
     checkpoint_path,
@@ -34,6 +34,7 @@ from flowkit.networks.streams import (
 )
 from flowkit.networks.table import net_facts
 from flowkit.networks.timm_nets import timm_weights
+from flowkit.torch_files import read_torch_file
 
 # Ways to put filters for RGB in front of flow: their average over color (Wang et al. 2015), the
 # red ones for x and the green ones for y, or fresh ones.
@@ -236,13 +237,8 @@ def _read_file(path: Path, net: str) -> dict[str, torch.Tensor]:
 
 
 def _read_torch(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        state: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"{path}: expected a file of tensors alone, for nothing else is loaded ({reason})"
-        ) from error
+    with open_plain_file(path, error=CheckpointError) as file:
+        state: Any = read_torch_file(file, where=str(path), error=CheckpointError)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]  # training scripts save it under this key
     if not isinstance(state, dict) or not all(

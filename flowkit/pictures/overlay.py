@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from flowkit.documents import replacing
+from flowkit.documents import MADE_BY, replacing
 from flowkit.errors import UsageError
 from flowkit.pictures.colors import FAINT_INK, INK, PAPER
 from flowkit.pictures.lettering import fit, load_font
@@ -41,6 +41,7 @@ def write_overlay(
             fps=record.fps or FPS,
             container_format="mp4",
             options={"crf": "18"},
+            comment=MADE_BY,
         )
 
 

@@ -13,10 +13,10 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, PngImagePlugin
 
 from flowkit._cv2 import cv2
-from flowkit.documents import replacing
+from flowkit.documents import MADE_BY, replacing
 from flowkit.errors import UsageError
 from flowkit.fields import UNKNOWN_FLOW
 from flowkit.pictures.colors import (
@@ -174,12 +174,21 @@ def write_view(
         match out.suffix.lower():
             case ".png":
                 sheet = contact_sheet(record, look, moments=moments, columns=columns)
-                _image(sheet).save(part, "PNG", optimize=True)
+                mark = PngImagePlugin.PngInfo()
+                mark.add_text("Comment", MADE_BY)
+                _image(sheet).save(part, "PNG", optimize=True, pnginfo=mark)
             case ".gif":
                 _write_gif(part, video_pages(record, look), fps)
             case ".mp4":
                 pages = video_pages(record, look)
-                write_video(part, pages, fps=fps, container_format="mp4", options={"crf": "18"})
+                write_video(
+                    part,
+                    pages,
+                    fps=fps,
+                    container_format="mp4",
+                    options={"crf": "18"},
+                    comment=MADE_BY,
+                )
 
 
 def _moments(count: int, wanted: int) -> list[int]:
@@ -287,5 +296,12 @@ def _write_gif(path: Path, pages: Iterator[np.ndarray], fps: float) -> None:
     images = (image.quantize(palette=palette) for image in chain([first], map(_image, pages)))
     duration = max(GIF_SHORTEST_S, 1 / fps) * 1000
     next(images).save(
-        path, "GIF", save_all=True, append_images=images, duration=duration, loop=0, optimize=False
+        path,
+        "GIF",
+        save_all=True,
+        append_images=images,
+        duration=duration,
+        loop=0,
+        optimize=False,
+        comment=MADE_BY.encode(),
     )

@@ -293,14 +293,15 @@ def _own_places(path: Path) -> tuple[Path, ...]:
 def _stored_ranges(path: Path, count: int) -> np.ndarray:
     """The ranges (count, 2, 2), lo and hi of x and of y, in a file of little-endian floats."""
     try:
-        ranges = np.fromfile(path, "<f4").astype(np.float64)
+        data = read_plain_file(path, error=RecordError)
     except FileNotFoundError as error:
         raise RecordError(
             f"{path}: no ranges there; if the planes have a fixed bound, give it"
         ) from error
-    if ranges.size != 4 * count or not np.isfinite(ranges).all():
+    ranges = np.frombuffer(data[: len(data) // 4 * 4], "<f4").astype(np.float64)
+    if len(data) != 16 * count or not np.isfinite(ranges).all():
         raise RecordError(
-            f"{path}: expected 4 finite floats for each of {count} fields, got {ranges.size}"
+            f"{path}: expected 4 finite floats for each of {count} fields, got {len(data)} bytes"
         )
     return ranges.reshape(count, 2, 2)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from flowkit import quantize
 from flowkit._cv2 import cv2
+from flowkit.documents import NPY_ERRORS
 from flowkit.errors import RecordError
 from flowkit.fields import decode_flo, encode_flo
 from flowkit.video.image_folders import image_size
@@ -78,7 +79,7 @@ def decode_field(
         return cv2.merge([x, y])  # 5 times quicker than indexing the tables with NumPy
     try:
         field = decode_flo(files[0], where=where[0]) if format == "flo" else _decode_npy(files[0])
-    except ValueError as error:
+    except NPY_ERRORS as error:
         reason = str(error).partition("\n")[0]
         raise RecordError(f"{where[0]}: damaged {format} file ({reason})") from error
     if field.shape != (*size, 2):

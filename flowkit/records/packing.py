@@ -6,7 +6,7 @@ import math
 import os
 from pathlib import Path, PurePosixPath
 
-from flowkit.documents import listed, sync, sync_all
+from flowkit.documents import listed, read_plain_file, sync, sync_all
 from flowkit.errors import RecordError
 from flowkit.records import zips
 from flowkit.records.copies import scratch_folder
@@ -120,5 +120,5 @@ def _expect_alike(pack: Path, files: list[tuple[str, Path]]) -> None:
         raise RecordError(f"{pack}: is there already, with other files; move it away first")
     for name, file in files:
         [data] = zips.read_members(pack, [(name, members[name])])
-        if bytes(data) != file.read_bytes():
+        if data != read_plain_file(file, error=RecordError):
             raise RecordError(f"{pack}: is there already, with another {name}; move it away first")

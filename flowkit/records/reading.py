@@ -18,7 +18,15 @@ from typing import Any, overload
 import numpy as np
 
 from flowkit._cv2 import cv2
-from flowkit.documents import MOST_BYTES, SIDECAR, differences, is_record, read_plain_file
+from flowkit.documents import (
+    MOST_BYTES,
+    SIDECAR,
+    ZIP_ERRORS,
+    differences,
+    is_record,
+    read_plain_file,
+    read_start,
+)
 from flowkit.errors import RecordError
 from flowkit.records import formats, zips
 from flowkit.records.layout import FORMATS, first_number
@@ -312,11 +320,16 @@ def _find_records(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     here = os.path.realpath(folder)
     if here in above:
         return
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.endswith(".zip") and entry.is_file() and may_be_pack(Path(entry.path)):
-            yield Path(entry.path)
-        elif entry.is_dir() and not entry.name.startswith("."):
-            yield from _find_records(Path(entry.path), above | {here})
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:  # whatever it holds: who reads it says why it cannot be read
+        yield folder
+        return
+    for path in (folder / name for name in names):  # links to themselves are neither
+        if path.suffix == ".zip" and path.is_file() and may_be_pack(path):
+            yield path
+        elif path.is_dir() and not path.name.startswith("."):
+            yield from _find_records(path, above | {here})
 
 
 def _may_be_record(folder: Path) -> bool:
@@ -325,7 +338,7 @@ def _may_be_record(folder: Path) -> bool:
     if is_record(folder) or sidecar.is_dir() or not os.path.lexists(sidecar):
         return not sidecar.is_dir() and os.path.lexists(sidecar)
     try:
-        document = json.loads(sidecar.read_bytes()) if sidecar.is_file() else None
+        document = json.loads(read_start(sidecar)) if sidecar.is_file() else None
     except (ValueError, OSError, RecursionError):
         return True
     return not isinstance(document, dict) or len(KEYS & document.keys()) > len(KEYS) // 2
@@ -340,7 +353,7 @@ def may_be_pack(path: Path) -> bool:
                 return True
         with zipfile.ZipFile(path) as pack:
             return any(_differ_by(name, SIDECAR) <= 1 for name in pack.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, *ZIP_ERRORS):
         return True
 
 

@@ -11,6 +11,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,6 +103,8 @@ def _state(folder: Path) -> State:
             return "foreign"
         return "dead" if time.time() - folder.stat().st_mtime > DEAD_S else "in progress"
     try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return "foreign"
         if os.read(handle, len(MARK)) not in (MARK, b""):
             return "foreign"
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

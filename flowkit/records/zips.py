@@ -16,7 +16,13 @@ from typing import BinaryIO
 
 from zlib_ng.zlib_ng import crc32  # 10 times as fast as zlib's: checking cost LZ4 a quarter
 
-from flowkit.documents import MOST_BYTES, open_plain_file, raise_read_error
+from flowkit.documents import (
+    MOST_BYTES,
+    ZIP_ERRORS,
+    open_plain_file,
+    raise_read_error,
+    read_plain_file,
+)
 from flowkit.errors import RecordError
 from flowkit.stores.urls import Place as StoredPlace
 from flowkit.stores.urls import Url
@@ -65,7 +71,7 @@ def write_pack(path: Path, files: Iterable[tuple[str, Path]]) -> None:
     """Write `files`, pairs of member name and file, into a stored zip at `path`, in their order."""
     with closing(PackWriter(path)) as pack:
         for name, file in files:
-            pack.add(name, file.read_bytes())
+            pack.add(name, read_plain_file(file, error=RecordError))
         pack.finish()
 
 
@@ -139,7 +145,7 @@ def _read_directory(path: StoredPlace, file: BinaryIO) -> tuple[list[zipfile.Zip
     try:
         with zipfile.ZipFile(file) as pack:
             return pack.infolist(), pack.start_dir
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, OSError) as error:
+    except (*ZIP_ERRORS, OSError) as error:
         # EINVAL: a place before the start of the file
         if isinstance(error, OSError) and error.errno != errno.EINVAL:
             raise

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flowkit.documents import listed
 from flowkit.errors import ScoresError
 from flowkit.video.image_folders import MAX_FRAME_MPX
 
@@ -78,7 +79,7 @@ def read_curves(folder: str | os.PathLike[str]) -> dict[str, list[tuple[float, f
     except (OSError, ValueError, csv.Error) as error:
         raise ScoresError(f"{path}: expected the CSV file of a training ({error})") from error
     if "step" not in columns:
-        raise ScoresError(f"{path}: expected a column called step, got {', '.join(columns)}")
+        raise ScoresError(f"{path}: expected a column called step, got {listed(columns)}")
     names = [name for name in columns if any(measure in name for measure in MEASURES)]
     curves = {name: _thin(_points(path, rows, name)) for name in names}
     return {name: curve for name, curve in curves.items() if curve}

@@ -6,16 +6,25 @@ import io
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import numpy as np
 
-from flowkit.documents import listed, open_plain_file, parse_json, replacing, seal_zip
+from flowkit.documents import (
+    NPY_ERRORS,
+    ZIP_ERRORS,
+    listed,
+    open_plain_file,
+    parse_json,
+    replacing,
+    seal_zip,
+)
 from flowkit.errors import ReadError, ScoresError
 
 MAX_BYTES = 1 << 31  # bytes of all arrays of a file, unpacked: 4 million videos of 100 classes
+# A file that is larger than this unpacked is at most so many times as large as it is packed
+PACKED_BYTES, MOST_PACKED = 64 << 20, 50
 LAST_CODE = 0x10FFFF  # largest code of Unicode; NumPy crashes on what is above
 
 
@@ -60,24 +69,31 @@ def read_arrays(
                 refuse(f"expected arrays {', '.join(missing)}, which are missing; it has {there}")
             if unknown := sorted(members.keys() - kinds.keys()):
                 refuse(f"expected arrays {', '.join(kinds)}, got {listed(unknown)} as well")
-            size = sum(info.file_size for info in members.values())
-            if size > MAX_BYTES:
-                refuse(f"expected arrays of {MAX_BYTES:,} bytes at most, got {size:,}")
+            check_unpacked_size(archive, os.fstat(file.fileno()).st_size)
             arrays = {n: _parse_array(archive.read(i), n, kinds[n]) for n, i in members.items()}
     except FileNotFoundError:
         raise ScoresError(f"{path}: no such file: {maker} writes one", absent=True) from None
     except zipfile.BadZipFile as error:
         refuse(f"expected an .npz file ({error})")
-    except ReadError:
+    except (ReadError, ScoresError):
         raise
-    except (ValueError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, ScoresError):
-            raise
+    except ZIP_ERRORS as error:
         refuse(str(error).partition("\n")[0] or type(error).__name__)
     text = arrays.pop("meta")
     if text.shape != ():
         refuse(f"expected meta to be one JSON string, got an array {text.shape}")
     return arrays, parse_json(text.item(), where=str(path), what="meta", error=ScoresError)
+
+
+def check_unpacked_size(archive: zipfile.ZipFile, file_bytes: int) -> None:
+    """ValueError where the members of an .npz of so many bytes unpack to more than they may."""
+    size = sum(info.file_size for info in archive.infolist())
+    most = min(MAX_BYTES, max(PACKED_BYTES, MOST_PACKED * file_bytes))
+    if size > most:
+        raise ValueError(f"expected arrays of {most:,} bytes at most, got {size:,}")
+    packed = {info.compress_type for info in archive.infolist()}
+    if not packed <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise ValueError("expected arrays as numpy.savez writes them, got another compression")
 
 
 def _parse_array(data: bytes, name: str, kind: str) -> np.ndarray:
@@ -89,7 +105,7 @@ def _parse_array(data: bytes, name: str, kind: str) -> np.ndarray:
     try:
         array = np.lib.format.read_array(file, allow_pickle=False)
     # The text has several lines, with advice to unpickle
-    except (ValueError, MemoryError) as error:
+    except NPY_ERRORS as error:
         reason = str(error).partition("\n")[0]
         if "Object arrays" in reason and kind == "text":
             reason += "; save it as numpy.array(names, dtype=str)"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import importlib
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from flowkit.documents import replacing
-from flowkit.errors import InstallError
+from flowkit.documents import read_plain_file, replacing
+from flowkit.errors import CheckpointError, InstallError
 from flowkit.pictures.curves import draw_curves
 
 CSV_FILE, CURVES_FILE, TENSORBOARD_FOLDER = "log.csv", "curves.svg", "tensorboard"
@@ -101,13 +102,26 @@ class TrainingLog:
 
 
 def read_log(folder: Path) -> list[dict[str, str]]:
-    """The rows of the CSV file in `folder`, none where there is no such file yet."""
+    """The rows of the CSV file in `folder`, none where there is no such file yet.
+
+    CheckpointError where it is not that of a training.
+    """
     path = folder / CSV_FILE
     if not path.exists():
         return []
-    with path.open(newline="", encoding="ascii") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if None not in row.values()]  # a last row cut short
+    try:
+        text = read_plain_file(path, error=CheckpointError).decode("ascii")
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        rows = [row for row in rows if None not in row.values()]  # a last row cut short
+        for row in rows:
+            int(row["step"])
+    except (ValueError, KeyError, csv.Error) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(
+            f"{path}: expected the CSV file of a training ({error}): move it away to go on"
+        ) from error
+    return rows
 
 
 def draw_log(folder: Path) -> Path:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from av.video.stream import VideoStream
 
+from flowkit.documents import read_plain_file
 from flowkit.errors import VideoError
 from flowkit.video.containers import signs_of_loss
 from flowkit.video.decoding import Findings, check_size, decode_images, open_stream
@@ -198,7 +199,7 @@ def _read_images(
 
     undecodable = []
     for path in paths:
-        data = path.read_bytes()  # cv2.imread takes no name that is not UTF-8
+        data = read_plain_file(path, error=VideoError)  # cv2.imread takes no name beyond UTF-8
         image = None
         if (size := image_size(data)) is not None:
             check_size(path, size, max_frame_mpx)

@@ -19,17 +19,21 @@ def write_video(
     codec: str = "libx264",
     container_format: str | None = None,
     options: dict[str, str] = BIT_RATE,
+    comment: str = "",
 ) -> None:
     """Encode `frames`, each uint8 (H, W, 3) BGR of one even size, as a video file by PyAV.
 
     The container is the one that the name's ending asks for unless `container_format` names it;
-    `options` go to the encoder. The same frames give the same bytes, however many cores there are.
+    `options` go to the encoder, `comment` to the file's metadata. The same
+    frames give the same bytes, however many cores there are.
     """
     import av
 
     # an absolute path, for a relative one with a colon would be read as a protocol
     with av.open(os.path.abspath(path), "w", format=container_format) as container:
         rate = Fraction(fps).limit_denominator(65535)
+        if comment:
+            container.metadata["comment"] = comment
         if codec == "libx264":  # its output varies from run to run with macroblock trees
             options = {"mbtree": "0", **options}
         stream = container.add_stream(codec, rate=rate, options=options)

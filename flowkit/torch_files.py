@@ -1,0 +1,32 @@
+"""Files that torch.save wrote, read without executing anything and without unpacking bombs."""
+
+from __future__ import annotations
+
+import zipfile
+from typing import Any, BinaryIO
+
+from flowkit.errors import FlowkitError
+
+
+def read_torch_file(file: BinaryIO, *, where: str, error: type[FlowkitError]) -> Any:
+    """What a file of torch.save holds, on the CPU: tensors, numbers, texts and lists of them.
+
+    `error`, which names the file by `where`, for anything else.
+    """
+    import torch
+
+    try:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+                    raise ValueError("its members are compressed, which torch.save never does")
+        file.seek(0)
+        return torch.load(file, map_location="cpu", weights_only=True)
+    # torch's reader of pickles raises whatever the first odd byte leads to
+    except Exception as wrong:
+        if isinstance(wrong, OSError):
+            raise
+        reason = str(wrong).partition("\n")[0] or type(wrong).__name__
+        raise error(
+            f"{where}: expected a file of tensors alone, for nothing else is loaded ({reason})"
+        ) from wrong
