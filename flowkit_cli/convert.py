@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("records", metavar="RECORDS", type=click.Path(path_type=Path, exists=True))
+@click.argument("records", metavar="RECORDS", type=click.Path(path_type=Path))
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),

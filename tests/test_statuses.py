@@ -39,6 +39,7 @@ view flow/grow/v0 --out made.png
 view tracks/left/v_left_g01_c01.npz --video videos/left/v_left_g01_c01.avi --out made.mp4
 pack flow
 unpack packs
+convert flow --format lz4 --inexact --out made
 split make flow --by-video --folds 2 --heldout-folds 0 --out made.json
 split check runs/split.json --records flow
 split export runs/split.json --for tsn --records flow --out made
@@ -55,6 +56,7 @@ report
 export runs/temporal --out made.onnx
 fisher fit --split tracks.json --gaussians 2 --out made.npz
 fisher encode --codebook fisher/codebook.npz --out made -j 1
+fisher score --svm idt/svm.npz
 """.format(**globals())
 
 ABSENT = """
@@ -85,6 +87,7 @@ view nowhere.npz --video videos/left/v_left_g01_c01.avi --out made.mp4
 view tracks/left/v_left_g01_c01.npz --video nowhere.avi --out made.mp4
 pack nowhere
 unpack nowhere
+convert nowhere --format lz4 --out made
 split make nowhere --out made.json
 split make nowhere --kind ucf101 --out made.json
 split make nowhere --kind hmdb51 --out made.json
@@ -149,6 +152,9 @@ fisher fit --split nowhere.json --out made.npz
 fisher fit --runs nowhere --out made.npz
 fisher encode nowhere --codebook fisher/codebook.npz --out made
 fisher encode --codebook nowhere.npz --out made
+fisher score nowhere --svm idt/svm.npz
+fisher score --svm nowhere.npz
+fisher score --svm idt/svm.npz --split nowhere.json
 """.format(**globals())
 
 DAMAGED = """
@@ -170,6 +176,7 @@ view damaged/bad.npz --video videos/left/v_left_g01_c01.avi --out made.mp4
 view tracks/left/v_left_g01_c01.npz --video damaged/bad.mp4 --out made.mp4
 pack half/flow
 unpack half/packs
+convert half/flow --format lz4 --inexact --out made -j 1
 split make flow --kind list --test damaged/split.json --out made.json
 split check damaged/split.json
 split check runs/split.json --records half/flow
@@ -202,6 +209,8 @@ export damaged/run --out made.onnx
 fisher fit half/tracks --split tracks.json --out made.npz
 fisher encode half/tracks --codebook fisher/codebook.npz --out made -j 1
 fisher encode --codebook damaged/bad.npz --out made -j 1
+fisher score half/fisher --svm idt/svm.npz
+fisher score --svm damaged/bad.npz
 """.format(**globals())
 
 
@@ -246,6 +255,7 @@ def sound(tmp_path_factory):
     made("split make videos --folds 3 --heldout-folds 0 --out tracks.json")
     made("fisher fit --split tracks.json --gaussians 2")
     made("fisher encode -j 1")
+    made("train svm --split tracks.json --out idt")
     made(f"eval {SCORE}")
     damaged = root / "damaged"
     shutil.copytree(root / "flow", damaged / "flow")
