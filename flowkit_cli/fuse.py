@@ -13,7 +13,12 @@ from flowkit.documents import differences
 from flowkit.errors import UsageError
 from flowkit.scores.fusion import FUSIONS
 from flowkit_cli import output
-from flowkit_cli.options import choices_text, json_option, renamed_option
+from flowkit_cli.options import (
+    choices_text,
+    json_option,
+    renamed_option,
+    scored_runs_option,
+)
 
 if TYPE_CHECKING:
     from flowkit.scores.files import Scores
@@ -64,13 +69,7 @@ if TYPE_CHECKING:
     help="The SVM's and logistic's C.  [default: by cross-validation over source groups]",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of folds and solver.")
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default="runs",
-    show_default=True,
-    help="Folder of the runs, where no SCORES are given.",
-)
+@scored_runs_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -28,6 +28,13 @@ PREFIXES = {
 
 FILES = ("raft_weights",)  # parameters that name files
 
+scored_runs_option = click.option(
+    "--runs",
+    type=click.Path(path_type=Path),
+    default="runs",
+    show_default=True,
+    help="Folder of the runs, where no SCORES are given.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output.")
 workers_option = click.option(
     "-j",

@@ -8,18 +8,12 @@ import click
 
 from flowkit.errors import UsageError
 from flowkit_cli import output
-from flowkit_cli.options import json_option, max_frame_option
+from flowkit_cli.options import json_option, max_frame_option, scored_runs_option
 
 
 @click.command()
 @click.argument("scores", metavar="[SCORES]...", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "--runs",
-    type=click.Path(path_type=Path),
-    default="runs",
-    show_default=True,
-    help="Folder of the runs, where no SCORES are given.",
-)
+@scored_runs_option
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),

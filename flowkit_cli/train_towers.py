@@ -19,6 +19,7 @@ from flowkit_cli.train_options import (
     recipe_option,
     view_options,
 )
+from flowkit_cli.train_runs import heldout_of, read_numbers, run_job
 
 if TYPE_CHECKING:
     from flowkit.training.jobs import Job
@@ -127,7 +128,6 @@ def towers(
     flowkit train towers --frames 5 --gap 1-10 --over-time conv3d --keep temporal
     """
     from flowkit.training.tower_runs import read_towers
-    from flowkit_cli.train import run_job
 
     for name, reason in NOT_OF_TOWERS.items():
         if options[name] is not None:
@@ -159,7 +159,6 @@ def _make_job(runs: TowerRuns, towers: Towers, options: dict[str, Any]) -> Job:
     from flowkit.training.loop import SPLIT_FILE
     from flowkit.training.recipes import make_tower_recipe
     from flowkit.training.sampling import Task
-    from flowkit_cli.train import heldout_of, read_numbers
 
     tower_seams(runs.net, towers.seam)
     split = read_split(options["split_file"] or runs.folder / SPLIT_FILE)

@@ -290,7 +290,7 @@ def test_joined_towers_of_vgg16_become_convolutional_too(join):
         assert net(*given).shape == (1, 3)
 
 
-@pytest.mark.parametrize("format", ["torchscript", "onnx"])
+@pytest.mark.parametrize("format", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_joined_towers_are_exported(joined, tmp_path, format):
     if format == "onnx":
         pytest.importorskip("onnxscript")

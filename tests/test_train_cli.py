@@ -16,7 +16,7 @@ from flowkit._cv2 import cv2
 from flowkit.data.splits import read_split, write_split
 from flowkit.errors import FlowkitError, InstallError, RecordError, SplitError, UsageError
 from flowkit.networks.checkpoints import LAST, read_checkpoint, read_tensors
-from flowkit_cli import train as train_module
+from flowkit_cli import train_runs
 from flowkit_cli.train import train
 
 TINY = [
@@ -60,7 +60,7 @@ def flowkit_train(*arguments):
 def job_of(monkeypatch, place):
     """The job that options make, instead of training."""
     jobs = []
-    monkeypatch.setattr(train_module, "_run", lambda job, *_: jobs.append(job))
+    monkeypatch.setattr(train_runs, "_run", lambda job, *_: jobs.append(job))
 
     def make(*arguments):
         flowkit_train(*arguments)
