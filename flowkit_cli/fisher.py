@@ -226,7 +226,7 @@ def score(
             split.test, found, missing=missing, kind="Fisher vector", maker="flowkit fisher encode"
         )
     if out is not None:
-        output.check_out("--out", out, "flowkit's .npz", found.values())
+        output.check_out("--out", out, "an .npz", found.values())
         if out.exists():
             read_scores(out)  # an error where it is anything else
     rows = dict(_score_all(svms, found, as_json=as_json))

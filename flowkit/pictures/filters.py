@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from flowkit.documents import replacing
 from flowkit.pictures.colors import FAINT_INK, INK, PAPER
 from flowkit.pictures.lettering import fit, load_font
-from flowkit.pictures.sheets import MARGIN, PAGE_WIDTH, TEXT_PX, TITLE_PX
+from flowkit.pictures.sheets import MARGIN, PAGE_WIDTH, TEXT_PX, TITLE_PX, save_png
 
 TILE_PX = {1: 14, 3: 42}  # least side of a filter, by its number of color channels
 GAP = 2  # px between filters
@@ -69,4 +69,4 @@ def write_sheets(out: Path, sheets: Sequence[np.ndarray]) -> None:
         page.paste(Image.fromarray(sheet[..., ::-1]), (0, top))
         top += len(sheet)
     with replacing(out) as part:
-        page.save(part, "PNG", optimize=True)
+        save_png(page, part)

@@ -174,9 +174,7 @@ def write_view(
         match out.suffix.lower():
             case ".png":
                 sheet = contact_sheet(record, look, moments=moments, columns=columns)
-                mark = PngImagePlugin.PngInfo()
-                mark.add_text("Comment", MADE_BY)
-                _image(sheet).save(part, "PNG", optimize=True, pnginfo=mark)
+                save_png(_image(sheet), part)
             case ".gif":
                 _write_gif(part, video_pages(record, look), fps)
             case ".mp4":
@@ -189,6 +187,13 @@ def write_view(
                     options={"crf": "18"},
                     comment=MADE_BY,
                 )
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a .png that says that flowkit made it."""
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text("Comment", MADE_BY)
+    image.save(path, "PNG", optimize=True, pnginfo=mark)
 
 
 def _moments(count: int, wanted: int) -> list[int]:
