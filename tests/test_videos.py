@@ -927,7 +927,16 @@ def test_every_awkward_file_has_its_result(real_data):
     assert files == set(AWKWARD)
 
 
-@pytest.mark.parametrize("name", AWKWARD)
+QUICK_PX = 40e6  # pixels of all frames of a file that is decoded within about half a second
+
+
+def awkward_names():
+    for name, result in AWKWARD.items():
+        is_slow = not isinstance(result, str) and result[0] * np.prod(result[1]) > QUICK_PX
+        yield pytest.param(name, marks=pytest.mark.slow if is_slow else ())
+
+
+@pytest.mark.parametrize("name", list(awkward_names()))
 def test_awkward_file(real_data, name):
     wanted = AWKWARD[name]
     if isinstance(wanted, str):
