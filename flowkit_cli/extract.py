@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -182,6 +183,7 @@ def extract(
     Exit status: 0 all done, 1 some videos failed (the others are done), 2 usage, 75 stopped by
     SIGTERM, 130 interrupted.
     """
+    begun = time.monotonic()
     on_gpus = gpu or gpus is not None or method in GPU_METHODS.values()
     if on_gpus:
         method = _method_on_gpus(method)
@@ -214,7 +216,9 @@ def extract(
             processes = processes or stack.enter_context(_started(flow_method, storage, numbers))
             with _errors_of_gpus():
                 processes.wait()
-        totals = ExtractTotals(skipped=len(sources) - len(todo), todo=len(todo), workers=workers)
+        totals = ExtractTotals(
+            skipped=len(sources) - len(todo), todo=len(todo), workers=workers, begun=begun
+        )
         engine = stack.enter_context(engine_of(run, totals))
         outcomes = run_extraction(
             todo,

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 class ExtractTotals(Totals):
     """Those of `flowkit extract`: also the time of all workers by stage, and the GPUs' part."""
 
-    def __init__(self, *, skipped: int, todo: int, workers: int) -> None:
+    def __init__(self, *, skipped: int, todo: int, workers: int, begun: float) -> None:
         super().__init__("field", skipped=skipped, todo=todo, workers=workers)
         self.seconds: dict[str, float] = {}  # seconds of all workers, by stage
+        self.creating_s = 0.0
+        self.begun = begun  # time.monotonic() of the command's begin
         self.usages: dict[int, Usage] | None = None
         self.notes: list[str] = []
 
@@ -27,6 +29,7 @@ class ExtractTotals(Totals):
         """One more video is done or has failed."""
         super().add(outcome)
         if outcome.result is not None:
+            self.creating_s += outcome.result.creating_s
             for stage, seconds in outcome.result.seconds.items():
                 self.seconds[stage] = self.seconds.get(stage, 0) + seconds
 
@@ -85,4 +88,12 @@ class ExtractTotals(Totals):
             return None
         from flowkit.extraction.throughput import find_bottleneck
 
-        return find_bottleneck(self.frames, self.seconds, self.workers, self.usages)
+        return find_bottleneck(
+            self.frames,
+            self.seconds,
+            self.workers,
+            self.usages,
+            creating_s=self.creating_s,
+            start_s=self.start - self.begun,
+            work_s=self.elapsed,
+        )

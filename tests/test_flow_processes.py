@@ -23,7 +23,7 @@ from flowkit.extraction.flow_processes import FlowProcesses
 from flowkit.extraction.flow_server import Client, FlowServer, Solver
 from flowkit.extraction.messages import Usage, Work
 from flowkit.extraction.request import Request
-from flowkit.extraction.throughput import find_bottleneck
+from flowkit.extraction.throughput import FILES, LOCK, START, find_bottleneck
 from flowkit.flow.cuda import device
 from flowkit.flow.cuda.methods import CudaFarneback, CudaTVL1
 from flowkit.records.layout import Storage
@@ -365,6 +365,34 @@ def test_in_workers_the_slowest_stage_is_the_bottleneck():
     assert found.rates == {"decode": 400, "flow": 800, "encode": 200, "write": 800}
     assert (found.bottleneck, found.busy) == ("encode", None) and "--no-rgb" in found.advice
     assert find_bottleneck(1000, {**SECONDS, "flow": 90.0}, 4).bottleneck == "flow"
+
+
+def test_a_start_that_takes_longer_than_the_work_is_the_bottleneck():
+    found = find_bottleneck(1000, SECONDS, 4, start_s=6.0, work_s=5.0)
+    assert found.bottleneck == START and "more videos" in found.advice
+    assert find_bottleneck(1000, SECONDS, 4, start_s=4.0, work_s=5.0).bottleneck == "encode"
+
+
+def test_writing_is_told_apart_from_the_making_of_files():
+    seconds = {**SECONDS, "write": 30.0}
+    found = find_bottleneck(1000, seconds, 4, creating_s=20.0)
+    assert found.bottleneck == FILES and "--pack" in found.advice
+    found = find_bottleneck(1000, seconds, 4, creating_s=10.0)
+    assert found.bottleneck == "write" and "disk" in found.advice
+    assert find_bottleneck(1000, SECONDS, 4, creating_s=5.0).bottleneck == "encode"
+
+
+def test_a_flow_process_that_has_no_core_left_is_the_bottleneck():
+    locked = Usage(pairs=900, batches=10, span_s=10.0, busy_s=9.9, processor_s=9.0)
+    found = find_bottleneck(1000, SECONDS, 4, {0: locked})
+    assert found.bottleneck == LOCK and "--gpus" in found.advice
+    free = dataclasses.replace(locked, processor_s=6.0)
+    assert find_bottleneck(1000, SECONDS, 4, {0: free}).bottleneck == "flow"
+    idle = dataclasses.replace(free, busy_s=3.0)
+    slow = {**SECONDS, "decode": 40.0}
+    assert find_bottleneck(1000, slow, 4, {0: idle}).bottleneck == "decode"
+    slow = {**SECONDS, "write": 40.0}
+    assert find_bottleneck(1000, slow, 4, {0: idle}, creating_s=30.0).bottleneck == FILES
 
 
 def test_a_busy_gpu_is_the_bottleneck_and_an_idle_one_is_not():

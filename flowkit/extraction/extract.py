@@ -35,13 +35,17 @@ from flowkit.workers.pool import run_pool
 
 @dataclass(frozen=True)
 class Extracted:
-    """What became of one video: `seconds` by "decode", "flow", "encode" and "write"."""
+    """What became of one video: `seconds` by "decode", "flow", "encode" and "write".
+
+    `creating_s` of those that it took to write went into the names of new files.
+    """
 
     frames: int
     fields: int
     damage: str | None
     seconds: dict[str, float]
     written: bool  # False where another run had finished the record meanwhile
+    creating_s: float = 0.0
     retries: int = 0  # how often a store was asked again
 
 
@@ -153,7 +157,9 @@ def _extract_file(
         seconds |= writer.seconds
         seconds["flow"] = perf_counter() - start - sum(seconds.values())
         fields = sum(len(ranges) for ranges in writer.ranges.values())
-        return Extracted(writer.frame_count, fields, video.damage, seconds, written)
+        return Extracted(
+            writer.frame_count, fields, video.damage, seconds, written, writer.creating_s
+        )
 
 
 def extract(

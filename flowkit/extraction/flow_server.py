@@ -107,7 +107,7 @@ class FlowServer:
         self.size, self.room = (0, 0), 0  # of the latest batch: its frames, and pairs it might have
         self.most_px: float = float("inf")  # pixels of a batch, less after memory ran out
         self.usage = Usage()
-        self.at_work, self.first_at, self.began_at = 0, 0.0, 0.0
+        self.at_work, self.first_at, self.began_at, self.processor_s = 0, 0.0, 0.0, 0.0
 
     def say(self, message: Any) -> None:
         """To the parent, from any thread."""
@@ -123,7 +123,8 @@ class FlowServer:
             for number, first, second in pairs
         ]
         with self.changed:
-            self.first_at = self.first_at or now
+            if not self.first_at:
+                self.first_at, self.processor_s = now, time.process_time()
             self.waiting.setdefault(client.size, deque()).extend(asked)
             self.changed.notify()
 
@@ -151,6 +152,7 @@ class FlowServer:
                     now = time.monotonic()
                     self.at_work -= 1
                     self.usage.span_s = now - self.first_at
+                    self.usage.processor_s = time.process_time() - self.processor_s
                     if self.at_work == 0:
                         self.usage.busy_s += now - self.began_at
                     self.changed.notify()

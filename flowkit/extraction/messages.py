@@ -28,13 +28,14 @@ class Work:
 @dataclass
 class Usage:
     """What a flow process did: seconds are from the first pair to the last result (`span_s`), and
-    those of them in which it had a batch to work on.
+    those of them in which it had a batch to work on; and its processor time within `span_s`.
     """
 
     pairs: int = 0
     batches: int = 0
     span_s: float = 0.0
     busy_s: float = 0.0
+    processor_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class RecordWriter:
     """Writes one record: frames and fields as they come, then `commit`; a context manager.
 
     Until `commit` nothing is in the record's place; leaving the context removes what was written.
-    `seconds` adds up the time spent in "encode" and in "write". `owner`: see `WorkFolder`.
+    `seconds` adds up the time spent in "encode" and in "write", `creating_s` what of the latter
+    goes into the names of new files. `owner`: see `WorkFolder`.
 
     A pack is written as it comes, into one file: frame i, then field i of each series, whatever the
     order in which these are given; what comes too soon waits in memory. `out` may be an address in
@@ -73,6 +74,7 @@ class RecordWriter:
         self.frame_count = 0
         self.size: tuple[int, int] = (0, 0)
         self.seconds = {"encode": 0.0, "write": 0.0}
+        self.creating_s = 0.0
         self.work = WorkFolder(self.out, owner)
         self.temporary = self.work.path / "out"  # its files lie in it as they will below `out`
         self._root = os.fspath(self.temporary / self.folder)
@@ -284,7 +286,7 @@ class RecordWriter:
         start = perf_counter()
         if self.pack is None:
             for name, data in files:
-                _write_file(self._place(name), data)
+                self._write_file(self._place(name), data)
         else:
             self.waiting[index * (self.storage.rgb + len(self.series)) + kind] = files
             while self.turn in self.waiting:
@@ -294,13 +296,14 @@ class RecordWriter:
         self.work.beat()
         self.seconds["write"] += perf_counter() - start
 
-
-def _write_file(path: str, data: bytes) -> None:
-    """Write a new file, without the system calls of a buffer."""
-    with io.FileIO(path, "w") as file:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[file.write(rest) :]
+    def _write_file(self, path: str, data: bytes) -> None:
+        """Write a new file, without the system calls of a buffer."""
+        start = perf_counter()
+        with io.FileIO(path, "w") as file:
+            self.creating_s += perf_counter() - start
+            rest = memoryview(data)
+            while rest:
+                rest = rest[file.write(rest) :]
 
 
 def standing_record(place: Path) -> Path | None:
