@@ -1,8 +1,11 @@
 """Passes in pieces through kept memory: the same to the bit, and not overwritten while in use."""
 
+import math
 import multiprocessing
+import os
 import threading
 import time
+import types
 from contextlib import closing, contextmanager
 
 import pytest
@@ -18,7 +21,7 @@ from flowkit.training import loading
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Machine
 from flowkit.training.loading import Loader, PassesAhead, PassLoader
-from flowkit.training.trainer import prepare
+from flowkit.training.trainer import EVAL_CLIPS, prepare
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
@@ -159,6 +162,25 @@ def test_too_little_shared_memory_is_said_in_one_line(said):
         raise RuntimeError(f"DataLoader worker is killed by {said}")
     with pytest.raises(RuntimeError, match=r"^mat1 and mat2$"), Loader([1], 0).reading([]):
         raise RuntimeError("mat1 and mat2")
+
+
+def test_where_shared_memory_is_small_fewer_processes_load_and_a_line_says_so(
+    tmp_path, monkeypatch, caplog
+):
+    job = make_job(write_videos(tmp_path, per_class=4))
+    batch = 4 * math.prod(job.shapes[0]) * EVAL_CLIPS  # the larger one
+    found = []
+    for free, processes in ((10**9, 4), (2 * 3 * batch, 3), (64, 0)):
+        small = types.SimpleNamespace(f_frsize=1, f_bavail=free)
+        monkeypatch.setattr(os, "statvfs", lambda path, small=small: small)
+        caplog.clear()
+        with closing(prepare(job, ALONE, Machine(workers=2))) as training:
+            assert len(multiprocessing.active_children()) == processes
+            assert ("--shm-size" in caplog.text) == (processes < 4)
+            with training.loader() as passes:
+                found.append(training.take_step(passes))
+            found[-1] += training.ask_heldout(lambda: False)
+    assert found[0] == found[1] == found[2]
 
 
 def test_memory_is_given_back_when_the_gpu_has_used_it(monkeypatch):

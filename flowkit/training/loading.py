@@ -5,6 +5,8 @@ In pieces the first pass comes sooner, and workers need memory for a piece, not 
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,6 +21,9 @@ from flowkit.data.kept_memory import ALIGNMENT, MOST_BYTES, KeptMemory
 from flowkit.errors import FlowkitError
 from flowkit.stores.objects import close_stores
 from flowkit.training.sampling import MicroBatches, StepClips
+from flowkit.workers.machine import SHARED_MEMORY
+
+log = logging.getLogger(__name__)
 
 PIECE = 32  # samples that a worker reads at a time, at most
 PREFETCH = 2  # batches or pieces of each worker on their way
@@ -158,6 +163,24 @@ def _join(pieces: list[dict[str, Any]], memory: KeptMemory) -> dict[str, Any]:
 
 # In torch's errors of a loader whose worker found no room for a batch.
 NO_SHARED_MEMORY = ("Bus error", "shared memory", "unable to write to file </torch_")
+
+
+def affordable_workers(workers: int, batch_bytes: int) -> int:
+    """As many loader processes as /dev/shm has room for the batches of; a log line if not all.
+
+    Half of what is free there: a training and its held-out part each have their processes.
+    """
+    if not workers or not SHARED_MEMORY.is_dir():
+        return workers
+    stats = os.statvfs(SHARED_MEMORY)
+    free = stats.f_frsize * stats.f_bavail
+    fitting = free // (2 * (PREFETCH + 1) * batch_bytes)
+    if fitting < workers:
+        log.warning(
+            "%s has %d MB free: %d loader workers instead of %d (docker run --shm-size=8g)",
+            *(SHARED_MEMORY, free >> 20, fitting, workers),
+        )
+    return min(workers, fitting)
 
 
 class _Order:

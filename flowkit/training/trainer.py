@@ -32,7 +32,7 @@ from flowkit.networks.towers import Net, TowersNet
 from flowkit.training.descent import Descent, Group
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
-from flowkit.training.loading import Loader, PassesAhead, PassLoader
+from flowkit.training.loading import Loader, PassesAhead, PassLoader, affordable_workers
 from flowkit.training.micro_batch import fitting_micro_batch
 from flowkit.training.recipes import Recipe
 from flowkit.training.sampling import MicroBatches, StepClips, task_counts
@@ -57,11 +57,16 @@ class ClipLoaders:
         self.clips = clips
         self.heldout_clips: TestClips | None = None
         self.heldout: Loader | None = None
+        workers, samples = machine.workers, _share(job, ranks)
+        sample_bytes = 4 * sum(map(math.prod, job.shapes))  # of floats, in shared memory
         if job.tasks[0].split.heldout:
             self.heldout_clips = job.clips_of("heldout", moments=job.eval_moments)
-            self.heldout = Loader(self.heldout_clips, machine.workers)
-        samples = _share(job, ranks)
-        self.passes = PassLoader(clips, samples, ranks.device, machine.workers)
+            affordable = affordable_workers(workers, EVAL_CLIPS * sample_bytes)
+            self.heldout = Loader(self.heldout_clips, affordable)
+        if not clips.as_planes:  # which have memory of their own
+            most = min(samples, (machine.micro_batch or samples) * job.recipe.segments)
+            workers = affordable_workers(workers, most * sample_bytes)
+        self.passes = PassLoader(clips, samples, ranks.device, workers)
 
     def close(self) -> None:
         """End the processes."""
