@@ -394,3 +394,14 @@ def test_stats_says_what_it_took():
     assert re.match(
         r"12 records, 0 MB of sidecars: [\d.]+ s of wall clock, [\d.]+ s of proc", done.stdout
     )
+
+
+def test_stores_tells_the_memory_of_a_run_and_of_a_listing(tmp_path):
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'flowkit-video[s3]'")
+    pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
+    out = tmp_path / "stores.json"
+    done = run("stores.py", "--videos", 4, "--keys", 2500, "--json", out)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found["listed"]["keys"] == found["found"]["keys"] == 2500
+    assert max(client for client, _ in found["tenths"]) > 10  # MB

@@ -275,19 +275,22 @@ def test_streams_learn_score_and_predict_from_a_bucket_as_from_a_folder(store, t
         scores = read_scores(tmp_path / runs / "temporal/scores-test.npz")
         found[where] = (scores.videos, scores.values.tobytes())
     assert found["s3://flow/learn"] == found["flow"]
+    spatial = ("spatial", "--records", "s3://flow/learn", "--runs", "runs-1", *tiny[2:])
+    assert flowkit(store, "train", *spatial, cwd=tmp_path).returncode == 0
     clip = write_video(tmp_path / "a.mp4", moving_texture(6, size=(36, 44)))
     store.put("videos/predict/a.mp4", clip.read_bytes())
     told = [
         json.loads(
-            flowkit(store, "predict", video, "--runs", "runs-1", "--json", cwd=tmp_path).stdout
+            flowkit(
+                store, "predict", video, "--spatial", "runs-1/spatial", "--json", cwd=tmp_path
+            ).stdout
         )
         for video in ("s3://videos/predict/a.mp4", "a.mp4")
     ]
     assert [one.pop("video") for one in told] == ["s3://videos/predict/a.mp4", "a.mp4"]
     assert told[0] == told[1]
-    missing = flowkit(
-        store, "predict", "s3://videos/predict/b.mp4", "--runs", "runs-1", cwd=tmp_path
-    )
+    absent = ("predict", "s3://videos/predict/b.mp4", "--spatial", "runs-1/spatial")
+    missing = flowkit(store, *absent, cwd=tmp_path)
     assert missing.returncode == 1 and "no such object" in missing.stderr
 
 

@@ -11,7 +11,6 @@ from flowkit.records import zips
 from flowkit.records.copies import local_copy
 from flowkit.records.ownership import claim_of
 from flowkit.records.reading import read_sidecar
-from flowkit.stores.objects import CONDITIONAL, is_object, put_object
 from flowkit.stores.retries import retry_count
 from flowkit.stores.urls import Place, Url
 
@@ -22,6 +21,8 @@ def put_pack(pack: Path, target: Url, sidecar: dict[str, Any], *, overwrite: boo
     Returns False where another run has put the same record meanwhile: theirs stays. RecordError
     where theirs was asked for otherwise, or where what stands there is no record of flowkit's.
     """
+    from flowkit.stores.objects import CONDITIONAL, is_object, put_object
+
     for name, place in zips.list_members(pack).items():
         zips.read_members(pack, [(name, place)])
     if overwrite and is_object(target):
