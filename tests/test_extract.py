@@ -12,7 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from made_videos import moving_texture, write_images, write_video
+from made_videos import X264, moving_texture, write_images, write_motion_jpeg, write_video
 
 from flowkit.errors import FlowkitError, UsageError, VideoError
 from flowkit.extraction.extract import extract, extract_video, video_fields
@@ -412,3 +412,27 @@ def test_nothing_is_left_below_the_output_but_records(video, tmp_path):
     ]
     assert outcome.status == "done" and not (out / INCOMPLETE).exists()
     assert json.loads((out / "jump" / "a" / "record.json").read_text())["frames"] == 6
+
+
+@pytest.mark.parametrize("name", ["a.mjpeg", "a.h264", "frames"])
+def test_a_video_whose_size_changes_within_is_served_by_resize(tmp_path, name):
+    """Each frame at the size that --resize makes of the first one, whatever its own."""
+    frames = moving_texture(6, size=(48, 64))
+    frames[3:] = [cv2.resize(frame, (96, 60)) for frame in frames[3:]]
+    path = tmp_path / name
+    if name == "frames":
+        write_images(path, frames)
+    elif name == "a.mjpeg":
+        write_motion_jpeg(path, frames)
+    else:
+        codec = X264 or pytest.skip("FFmpeg was built without libx264")
+        parts = [write_video(tmp_path / f"{k}.h264", frames[k : k + 3], codec) for k in (0, 3)]
+        path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    with pytest.raises(VideoError, match=r"frame 3 is .* --resize makes them one"):
+        extract_video(Source(path, "plain"), tmp_path / "flow", Request(DIS))
+    extract_video(Source(path, "a"), tmp_path / "flow", Request(DIS, resize="24"))
+    record = open_record(tmp_path / "flow/a")
+    assert (record.size, record.frame_count, record.field_count()) == ((24, 32), 6, 5)
+    for index in (0, 5):
+        expected = cv2.resize(frames[index], (32, 24), interpolation=cv2.INTER_AREA)
+        assert np.abs(record.frame(index).astype(int) - expected).mean() < 14  # of a JPEG's colors

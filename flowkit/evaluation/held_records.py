@@ -234,7 +234,7 @@ def video_request(checkpoints: Iterable[Checkpoint]) -> Request:
 def hold_video(path: Path, request: Request, wanted: Wanted) -> HeldRecord:
     """The wanted frames and fields of a video as a record in memory; nothing else is computed."""
     storage, method = request.storage, request.method
-    stored = {one: _empty_series(path, request, one, wanted.count(one)) for one in wanted.fields}
+    stored = {one: empty_series(path, request, one, wanted.count(one)) for one in wanted.fields}
     files: dict[tuple[str, int], bytes] = {}
     with open_video(path, max_frame_mpx=request.max_frame_mpx) as video:
 
@@ -268,7 +268,7 @@ def hold_video(path: Path, request: Request, wanted: Wanted) -> HeldRecord:
         )
 
 
-def _empty_series(path: Path, request: Request, one: Series, count: int) -> StoredSeries:
+def empty_series(path: Path, request: Request, one: Series, count: int) -> StoredSeries:
     """A series of `count` fields with room for their ranges, where the format has some."""
     folder = PurePosixPath(path.name)
     files = field_templates(folder, request.storage, one, first_step=request.steps[0])
@@ -278,4 +278,5 @@ def _empty_series(path: Path, request: Request, one: Series, count: int) -> Stor
 
 def _count_frames(path: Path, request: Request) -> int:
     with open_video(path, max_frame_mpx=request.max_frame_mpx) as video:
-        return sum(1 for _ in request.sampling.frames(video))
+        any_size = request.resize is not None
+        return sum(1 for _ in request.sampling.frames(video, any_size=any_size))

@@ -112,8 +112,9 @@ def resized_frames(
 ) -> Iterator[np.ndarray]:
     """The frames of a video, uint8 (H, W, 3) BGR, at the size that `resize` asks for.
 
-    All of them, or those that `sampling` takes.
+    All of them, or those that `sampling` takes. Where the size changes within the video, every
+    frame has the size that `resize` makes of the first one; without `resize` that is a VideoError.
     """
     size = target_size(resize, video.size)
-    frames = (sampling or Sampling()).frames(video)
+    frames = (sampling or Sampling()).frames(video, any_size=resize is not None)
     return (resize_frame(frame, size) for frame in frames)

@@ -74,23 +74,23 @@ class Video:
         height, width = self.size
         return f"Video({os.fspath(self.path)!r}, {width}x{height}, fps={self.fps})"
 
-    def frames(self) -> Iterator[np.ndarray]:
+    def frames(self, *, any_size: bool = False) -> Iterator[np.ndarray]:
         """Every frame, uint8 (H, W, 3) BGR, contiguous and the caller's own, in order of display.
 
         At the end the account is made: VideoError if it shows damage, unless the video was opened
         with `keep_damaged`. VideoError also where a frame has another size than those before it,
-        and where the frames were taken before.
+        unless it may have `any_size`, and where the frames were taken before.
         """
         if self._frames is None:
             raise VideoError(f"{self.path}: its frames were taken already: open it again")
         frames, self._frames = self._frames, None
         decoded = 0
         for image in frames:
-            if image.shape[:2] != self.size:
+            if image.shape[:2] != self.size and not any_size:
                 raise VideoError(
                     f"{self.path}: expected frames of one size, but frame {decoded} is "
                     f"{image.shape[:2]} and those before it {self.size} (height, width): "
-                    "split or rescale the video"
+                    "--resize makes them one, or split the video"
                 )
             decoded += 1
             yield image

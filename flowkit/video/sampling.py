@@ -47,7 +47,7 @@ class Sampling:
                 f"to {stop:g} s"
             )
 
-    def frames(self, video: Video) -> Iterator[np.ndarray]:
+    def frames(self, video: Video, *, any_size: bool = False) -> Iterator[np.ndarray]:
         """The frames that are taken of a video, as `Video.frames` has them.
 
         Those before `start_s` are decoded, those from `stop_s` on are not, so that damage there is
@@ -62,7 +62,7 @@ class Sampling:
             end = math.ceil(self.stop_s * rate - ROUNDING)
         stride = float(self.every) if self.fps is None else rate / self.fps
         taken = index = 0
-        for index, frame in enumerate(video.frames()):
+        for index, frame in enumerate(video.frames(any_size=any_size)):
             if index >= end:
                 return
             if index == first + math.ceil(taken * stride - ROUNDING):
