@@ -191,6 +191,8 @@ KINDS: dict[str, Callable[[Path], bool]] = {
     "a .gif": _begins(b"gif8", mark=MADE_BY),
     "a .mp4": _begins(b"ftyp", at=4, mark=MADE_BY),
     "a list of failures": _is_failures,
+    "a table of windows (.csv)": _begins(b"start_s,end_s,"),
+    "a list of windows (.jsonl)": _begins(b'{"start_s": '),
     "a log": _is_log,
 }
 

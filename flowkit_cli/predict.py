@@ -18,6 +18,7 @@ from flowkit_cli import output
 from flowkit_cli.options import cores, json_option, max_frame_option, workers_option
 from flowkit_cli.scoring_options import scoring_options, test_views
 from flowkit_cli.store_options import PlacePath, store_access, store_options
+from flowkit_cli.timeline import check_timeline, tell_timeline
 
 if TYPE_CHECKING:
     from flowkit.evaluation.held_records import HeldRecord
@@ -69,6 +70,29 @@ log = logging.getLogger("flowkit")
     type=click.Path(path_type=Path, dir_okay=False),
     help="Of one VIDEO, write an .mp4 of its frames and flow with the prediction below.",
 )
+@click.option(
+    "--timeline",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Of one VIDEO of any length, write the probabilities of all classes in each window, as "
+    ".csv or .jsonl, and tell the segments of one most likely class.",
+)
+@click.option(
+    "--window",
+    "window_s",
+    type=click.FloatRange(0, min_open=True),
+    default=4.0,
+    show_default=True,
+    metavar="S",
+    help="With --timeline, the length of a window.",
+)
+@click.option(
+    "--stride",
+    "stride_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="S",
+    help="With --timeline, how far apart windows begin.  [default: half a window]",
+)
 @scoring_options
 @max_frame_option
 @workers_option
@@ -83,6 +107,9 @@ def predict(
     runs: Path,
     top: int,
     out: Path | None,
+    timeline: Path | None,
+    window_s: float,
+    stride_s: float | None,
     workers: int | None,
     as_json: bool,
     **options: Any,
@@ -95,10 +122,14 @@ def predict(
     are found. A video that fails, or that makes its worker crash, does not stop the rest. Of
     standard input one path is taken at a time, with -j as many as there are workers.
 
+    With --timeline one VIDEO is read once, in this process and in bounded memory, however long it
+    is: each window is predicted as a video of its length would be.
+
     \b
     flowkit predict a.mp4
     find videos -name '*.avi' | flowkit predict - --json
     flowkit predict a.mp4 --temporal runs/temporal --out overlay.mp4
+    flowkit predict long.mp4 --timeline long.csv --window 4 --out film.mp4
 
     Exit status: 0 all done, 1 some videos failed, 2 usage.
     """
@@ -109,14 +140,30 @@ def predict(
     if absent := [name for name in here if not os.path.lexists(name)]:
         raise UsageError(f"{absent[0]}: no such file or folder")
     asked = _find(videos)
-    if out is not None:
+    if out is not None or timeline is not None:
         asked = iter(named := list(asked))
+        option = "--out" if timeline is None else "--timeline"
         if len(named) != 1:
-            raise UsageError(f"--out shows one video, got {len(named)}")
+            raise UsageError(f"{option} shows one video, got {len(named)}")
         inputs = [str(path) for path in (*videos, named[0][0])]
-        output.check_out("--out", out, "a .mp4", inputs)
+        if out is not None:
+            output.check_out("--out", out, "a .mp4", inputs)
+        if timeline is not None:
+            check_timeline(timeline, inputs)
     found = _find_streams({"spatial": spatial, "temporal": temporal, "towers": towers}, runs)
     chosen = _read_fusion(fusion, runs, found)
+    if timeline is not None:
+        from flowkit.evaluation.timeline import Spans
+
+        [(path, problem)] = asked
+        spans = Spans(window_s, window_s / 2 if stride_s is None else stride_s)
+        if problem:
+            raise UsageError(problem)
+        if isinstance(path, Url):
+            raise UsageError(f"--timeline: expected a video of this machine, got {path}")
+        ready = _make_predictor(found, chosen, options)
+        tell_timeline(ready, path, spans, timeline, out, top, as_json=as_json)
+        return
     checkpoints = [one for _, one in found.values()]
     asked_at = [(one, test_views(options, one).moments) for one in checkpoints]
     looks = looks_of(asked_at, max_frame_mpx=options["max_frame_mpx"], whole=out is not None)

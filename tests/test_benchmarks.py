@@ -405,3 +405,10 @@ def test_stores_tells_the_memory_of_a_run_and_of_a_listing(tmp_path):
     found = json.loads(out.read_text())
     assert found["listed"]["keys"] == found["found"]["keys"] == 2500
     assert max(client for client, _ in found["tenths"]) > 10  # MB
+
+
+def test_the_memory_of_a_timeline_is_told():
+    done = run("timeline.py", "--minutes", 1.2)
+    assert done.returncode == 0, done.stderr
+    found = re.match(r"1\.2 min of video, 35 windows .*: ([-+][\d.]+)%", done.stdout)
+    assert found and abs(float(found[1])) < 20

@@ -129,8 +129,13 @@ def contact_sheet(
     return np.asarray(page)[..., ::-1].copy()
 
 
-def video_pages(record: Record, look: Look | None = None) -> Iterator[np.ndarray]:
-    """Every moment of a record, uint8 (H, W, 3) BGR of one even size: the frame, then its field."""
+def video_pages(
+    record: Record, look: Look | None = None, *, first: int = 0
+) -> Iterator[np.ndarray]:
+    """Every moment of a record, uint8 (H, W, 3) BGR of one even size: the frame, then its field.
+
+    Frames are numbered from `first`, that of a part of a video in the whole.
+    """
     look = look or Look()
     look = replace(look, max_px=full_scale(record, look))
     height, width = _panel_size(record.size, *VIDEO_SIDES)
@@ -144,7 +149,7 @@ def video_pages(record: Record, look: Look | None = None) -> Iterator[np.ndarray
         for number, panel in enumerate(panels):
             page.paste(_image(panel), (gap + number * (width + gap), gap))
         place = (gap, height + 2 * gap + VIDEO_LEGEND)
-        label = _label(record, look, index)
+        label = _label(record, look, index, first)
         ImageDraw.Draw(page).text(place, label, INK, load_font(TEXT_PX), anchor="ls")
         yield np.asarray(page)[..., ::-1]
 
@@ -250,9 +255,9 @@ def _endpoints(record: Record, look: Look, index: int) -> tuple[int, int]:
     return (index, later) if look.direction == "forward" else (later, index)
 
 
-def _label(record: Record, look: Look, index: int) -> str:
+def _label(record: Record, look: Look, index: int, first: int = 0) -> str:
     start, end = _endpoints(record, look, index)
-    return f"frame {start} to {end}"
+    return f"frame {first + start} to {first + end}"
 
 
 def _largest(field: np.ndarray) -> float:
