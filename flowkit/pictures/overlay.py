@@ -75,6 +75,7 @@ def write_film(
             fps=rate,
             container_format="mp4",
             options={"crf": "18"},
+            comment=MADE_BY,
         )
 
 
