@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import types
@@ -1025,3 +1026,16 @@ def test_a_training_tells_its_rate_and_draws_its_curves(tmp_path, records):
 
 def test_fields_and_moments_of_the_made_videos_fit(records):
     assert records.open(records.find()["grow/v0"]).field_count() == FIELDS
+
+
+def test_a_training_begins_without_the_compiler_of_torch():
+    """The compiler takes as long to import as torch does."""
+    program = (
+        "import sys, torch\n"
+        "from flowkit.networks.streams import build_stream\n"
+        "from flowkit.training.micro_batch import fitting_micro_batch\n"
+        "net = build_stream('cnn-m-2048', 'temporal', {'main': 3}, channels=4)\n"
+        "fitting_micro_batch(net, [(4, 224, 224)], 2, torch.device('cpu'), bf16=False)\n"
+        "assert 'torch._dynamo' not in sys.modules and 'torchvision' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -9,7 +9,7 @@ import torch
 
 from flowkit.errors import UsageError
 from flowkit.networks.streams import count_parameters
-from flowkit.networks.towers import Net
+from flowkit.networks.towers import Net, TowersNet
 from flowkit.workers.machine import free_bytes
 
 COPIES = 5  # copies of the weights, 4 bytes each: they, gradients, momentum, a checkpoint to write
@@ -19,7 +19,12 @@ SHARE = 0.6
 
 
 def activation_bytes(net: Net, shapes: Shapes) -> int:
-    """Bytes that the backward pass of one clip of `shapes` keeps; nothing is computed."""
+    """Bytes that the backward pass of one clip of `shapes` keeps.
+
+    Two clips are computed, but of towers, which see many frames: for meta tensors, which have no
+    values, torch imports its compiler, which takes longer (1.6 s of processor time). The network
+    and random numbers stay as they are.
+    """
     saved: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
@@ -29,10 +34,18 @@ def activation_bytes(net: Net, shapes: Shapes) -> int:
         return tensor
 
     kept: list[torch.Tensor] = []
-    meta = copy.deepcopy(net).to("meta")
-    weights = {parameter.untyped_storage()._cdata for parameter in meta.parameters()}
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        meta(*(torch.empty(2, *shape, device="meta") for shape in shapes))
+    if isinstance(net, TowersNet):
+        net = copy.deepcopy(net).to("meta")
+    device = next(net.parameters()).device
+    weights = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
+    buffers = {name: value.clone() for name, value in net.named_buffers()}
+    with (
+        torch.random.fork_rng(devices=()),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+    ):
+        net(*(torch.zeros(2, *shape, device=device) for shape in shapes))
+    for name, value in net.named_buffers():  # batch statistics have seen zeros
+        value.copy_(buffers[name])
     return sum(size for key, size in saved.items() if key not in weights) // 2
 
 
