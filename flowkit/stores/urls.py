@@ -47,7 +47,7 @@ class Access:
         return settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there is one of every key of a listing
 class State:
     """What tells one version of an object from another: bytes, and the store's mark or time."""
 
