@@ -89,6 +89,14 @@ def test_extract(data):
     assert sum(found["320x240"]["flowkit_share"].values()) == pytest.approx(1, abs=0.01)
 
 
+def test_cluster():
+    small = ("--seeds", 2, "--short", 10, "--rounds", 1, "--videos", 2, "--frames", 3)
+    found = figures(run("cluster.py", "kills", "cost", "memory", *small))
+    assert found["kills"]["same_bytes"] == found["kills"]["all_done"] == 2
+    assert found["cost"]["frames"] == 6 and 0 < found["cost"]["own_share_median"] < 1
+    assert found["memory"]["done"] == 10 and len(found["memory"]["rows_done_client_workers_mb"]) > 5
+
+
 def test_extract_gpu_with_the_processor_in_its_place():
     found = figures(run("extract_gpu.py", "--device", "cpu", "--cores", 2, "--frames", 40))
     assert found["clips"] == "synthetic" and found["frames_per_s"] > 0

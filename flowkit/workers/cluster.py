@@ -33,9 +33,7 @@ END_S = 5.0  # workers are told of the end of a run within this, those that answ
 AHEAD = 8  # items that wait at the scheduler beside one for each thread
 NOBODY_S = 15.0  # that there is no worker is said after so long
 SETTINGS = {
-    "distributed.comm.timeouts.connect": f"{CONNECT_S:g}s",
     "distributed.worker.profile.enabled": False,  # would look at every thread all 10 ms
-    "distributed.scheduler.allowed-failures": 3,
 }
 
 
