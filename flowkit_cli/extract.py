@@ -166,9 +166,9 @@ def extract(
     """Videos to flow records.
 
     INPUT is a video, a folder of videos (searched whole, class folders kept), a folder of frames
-    (img_00001.jpg ...), a list file (.txt, a path a line), or - for paths on standard input; and
-    any of these in a store (s3://..., gs://...), but for frames. Records in a store are packs. A
-    rerun does only what is missing.
+    (img_00001.jpg ...), a list file (.txt, one path per line), or - for paths on standard input;
+    and any of these in a store (s3://..., gs://...), but for frames. Records in a store are packs.
+    A rerun does only what is missing.
 
     \b
     flowkit extract videos/                         -> flow/<class>/<video>/

@@ -25,7 +25,7 @@ VECTORS = "fisher"  # the folder that the commands write and read unless told
 
 @click.group()
 def fisher() -> None:
-    """Fisher vectors of trajectories: first the codebook of a split, then a vector a video.
+    """Fisher vectors of trajectories: first the codebook of a split, then one vector per video.
 
     \b
     flowkit fisher fit tracks/ --split runs/split.json    -> fisher/codebook.npz

@@ -7,6 +7,8 @@ import importlib
 import logging
 import shlex
 import sys
+import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -22,7 +24,7 @@ COMMANDS = {
     "extract": "Videos to flow records: decode, compute flow, store it.",
     "plan": "Hours, gigabytes and files of an extraction, before it is begun.",
     "trajectories": "Videos to improved dense trajectories, the hand-made features.",
-    "fisher": "Fisher vectors of trajectories: a codebook, then a vector a video.",
+    "fisher": "Fisher vectors of trajectories: a codebook, then one vector per video.",
     "doctor": "What this machine can do, how fast, and what to fix.",
     "info": "What flow records hold, a line each.",
     "stats": "What all records below a folder hold together, and which are worth a look.",
@@ -43,6 +45,8 @@ COMMANDS = {
     "completion": "The script with which a shell completes commands and paths.",
 }
 
+HELP_COLUMNS = 120  # of a wider terminal, so that lines stay readable
+
 # What a command does when it is run again after a stop; one that is not here begins again.
 GOES_ON = "the same command goes on with what is left"
 AFTER_A_STOP = {
@@ -51,8 +55,44 @@ AFTER_A_STOP = {
 }
 
 
+class _HelpFormatter(click.HelpFormatter):
+    """Help that leaves room for the options' text in a narrow terminal, and breaks long choices."""
+
+    def write_heading(self, heading: str) -> None:
+        """As click does, but broken where it names many choices."""
+        super().write_heading(_break_choices(heading, self.width - self.current_indent - 1))
+
+    def write_dl(
+        self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
+    ) -> None:
+        """As click does, with at most a third of the width for names, none beyond the width."""
+        room = self.width - self.current_indent
+        broken = [(_break_choices(name, room), text) for name, text in rows]
+        super().write_dl(broken, min(col_max, self.width // 3), col_spacing)
+
+
+def _break_choices(name: str, width: int) -> str:
+    """An option's name and its [a|b|c] in lines of at most `width` columns, broken behind a |."""
+    lines = textwrap.wrap(
+        name.replace("|", "| "),
+        width,
+        subsequent_indent="      ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(line.replace("| ", "|") for line in lines)
+
+
+class _Context(click.Context):
+    """The context of every command, for its help."""
+
+    formatter_class = _HelpFormatter
+
+
 class LazyGroup(click.Group):
     """A group whose commands are imported when they are run."""
+
+    context_class = _Context
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The commands in the order of their use."""
@@ -126,16 +166,20 @@ def _level_options(*, hidden: bool) -> list[click.Option]:
 
 
 def _with_level(command: click.Command) -> click.Command:
-    """The command, which takes -q and -v as the group does; once, for it may be asked for again."""
+    """The command, with -q, -v and help as the group's; once, for it may be asked for again."""
     if not any(option.name == "log" for option in command.params):
         command.params += _level_options(hidden=True)
+    command.context_class = _Context
     if isinstance(command, click.Group):
         for one in command.commands.values():
             _with_level(one)
     return command
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_COLUMNS},
+)
 @click.version_option(flowkit.__version__, prog_name="flowkit")
 @click.pass_context
 def cli(context: click.Context) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -97,7 +98,8 @@ def _run(job: Job, folder: Path, ranks: Ranks, machine: Machine, start: Start) -
         if found := best.progress.get("best"):
             videos = output.count(len(job.tasks[0].split.heldout), "held-out video")
             text += f", {found['accuracy']:.1%} of {videos}"
-        output.result(f"{text}; next: flowkit eval")
+        run = "" if folder.parent == Path("runs") else f" {shlex.quote(str(folder))}"
+        output.result(f"{text}; next: flowkit eval{run}")
 
 
 def _line(progress: StepReport) -> str:

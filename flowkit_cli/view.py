@@ -85,7 +85,7 @@ def view(
     flowkit view flow/jump/a --out a.mp4
     flowkit view flow/jump/a --out a.png --moments 12 --style arrows
     flowkit view tracks/jump/a.npz --video videos/jump/a.avi --out a.mp4
-    flowkit view runs/temporal --out filters.png    (of a run: its first layer, a column a filter)
+    flowkit view runs/temporal --out filters.png    (of a run: its first filters, one per column)
     """
     if record.suffix == ".json" or (record / "best.json").exists():
         _view_filters(record, out)

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from flowkit.errors import UsageError
-from flowkit_cli.main import cli
+from flowkit_cli.main import HELP_COLUMNS, cli
 from flowkit_cli.options import read_bytes
 
 
@@ -59,3 +59,12 @@ def test_a_size_that_is_none_is_refused(size):
     assert f"--max-memory: expected a size such as 2GB or 500MB, got {size!r}" in str(
         result.exception
     )
+
+
+@pytest.mark.parametrize(("columns", "least", "most"), [(60, 55, 60), (160, 110, HELP_COLUMNS)])
+def test_help_uses_the_width_of_the_terminal(columns, least, most, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for path in (["extract"], ["train", "spatial"]):
+        cli([*path, "--help"], standalone_mode=False)
+        options = capsys.readouterr().out.partition("Options:")[2].splitlines()
+        assert least <= max(map(len, options)) <= most

@@ -69,6 +69,11 @@ def job_of(monkeypatch, place):
     return make
 
 
+def test_a_run_elsewhere_is_named_in_the_command_that_scores_it(place):
+    result = flowkit_train("temporal", *TINY, "--steps", 1, "--out", "other runs/a")
+    assert result.stdout.rstrip().endswith("next: flowkit eval 'other runs/a'")
+
+
 def test_both_streams_train_where_they_are_expected(place):
     result = flowkit_train("temporal", *TINY, "--steps", 4)
     assert result.stdout.startswith("runs/temporal: best at step ")

@@ -248,7 +248,7 @@ def test_truncated_mp4_says_how_many_frames_and_bytes_are_missing(tmp_path):
     assert video.damage is not None
     assert video.damage.startswith(f"{kept} of 50 frames decoded; 2,000 bytes missing at the end")
     assert_same(frames[: kept - 1], whole[: kept - 1])
-    with pytest.raises(VideoError, match=f"a.mp4: damaged: {kept} of 50 .* 2,000 .*keep_damaged"):
+    with pytest.raises(VideoError, match=f"a.mp4: damaged: {kept} of 50 .* 2,000 .*--keep-damaged"):
         read(path)
 
 
@@ -524,6 +524,12 @@ def test_file_that_is_no_video(tmp_path, data):
     path.write_bytes(data)
     with pytest.raises(VideoError, match=r"a.avi: expected a video"):
         open_video(path)
+
+
+def test_an_empty_file_is_called_empty(tmp_path):
+    (tmp_path / "a.avi").touch()
+    with pytest.raises(VideoError, match=r"a.avi: .*cannot be opened: the file is empty"):
+        open_video(tmp_path / "a.avi")
 
 
 def test_sound_is_no_video(tmp_path):
@@ -898,7 +904,7 @@ AWKWARD: dict[str, tuple[int, tuple[int, int], str] | str] = {
     "moviepy/chaplin.mp4": (241, (360, 640), ""),
     "moviepy/no_duration.webm": (74, (720, 1280), ""),
     "moviepy/pigs_in_a_polka.gif": (30, (273, 314), ""),
-    "moviepy/result_empty.webm": "cannot be opened: Invalid data",
+    "moviepy/result_empty.webm": "the file is empty",
     "moviepy/smpte-2997.mp4": (251, (1080, 1920), ""),
     "moviepy/transparent.webm": (150, (200, 200), ""),
     "moviepy/video_with_failing_audio.mp4": (280, (360, 640), ""),

@@ -37,6 +37,8 @@ def main() -> None:
         zipfile.ZipFile(wheel).extractall(folder)
         names = {path.name for path in Path(folder).iterdir()}
         assert {"flowkit", "flowkit_cli"} <= names and "tests" not in names, names
+        [page] = Path(folder).glob("*.data/data/share/man/man1/flowkit-extract.1")
+        assert page.read_text(encoding="utf-8").startswith(".TH"), page
         command = [sys.executable, "-c", USE, folder]
         sys.exit(subprocess.run(command, cwd=folder, check=False).returncode)
 

@@ -219,7 +219,7 @@ def _choose_c(
     if not judged.any():
         log.warning(
             "no class has two source groups to choose C by cross-validation: %s is fitted with "
-            "C=%g, another can be given",
+            "C=%g (--C gives another)",
             method,
             UNJUDGED_C,
         )

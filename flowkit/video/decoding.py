@@ -94,7 +94,8 @@ def open_stream(
                 f"{path}: expected a file that holds its own frames, but its format is "
                 f"{unfit[0]!r}: playlists, lists of files, streams and text are not opened"
             ) from error
-        reason = "; ".join([_words(error), *findings.damage])
+        words = "the file is empty" if path.stat().st_size == 0 else _words(error)
+        reason = "; ".join([words, *findings.damage])
         raise VideoError(f"{path}: expected a video, but it cannot be opened: {reason}") from error
     except VideoError:
         if container is not None:

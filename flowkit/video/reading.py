@@ -100,7 +100,8 @@ class Video:
         self.damage = _damage(self.account, self._findings.damage)
         if self.damage and not self._keep_damaged:
             raise VideoError(
-                f"{self.path}: damaged: {self.damage} (keep_damaged takes the frames there are)"
+                f"{self.path}: damaged: {self.damage} (extract --keep-damaged, in Python "
+                "keep_damaged=True, takes the frames there are)"
             )
 
     def close(self) -> None:
