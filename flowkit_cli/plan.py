@@ -119,7 +119,8 @@ def _show(found: Forecast, machine: int, workers: int) -> None:
         f"{width}x{height}{counted}"
     )
     kind = "made videos" if found.made else "of them"
-    output.result(f"measured in {output.duration(found.seconds)} on {found.sample} {kind}\n")
+    output.result(f"measured in {output.duration(found.seconds)} on {found.sample} {kind}")
+    output.result("")
     heads = [output.count(number, "worker") for number in places]
     _row("method", "device", "frames/s each", *heads)
     for one in found.methods:

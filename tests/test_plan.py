@@ -79,6 +79,7 @@ def test_text_names_videos_methods_and_formats(videos):
     done = run_here("plan", "videos", "--method", "dis", "--workers", "1000", cwd=videos)
     lines = done.stdout.decode().splitlines()
     assert lines[0] == "5 videos, 50 frames of 96x72, counted in 5 videos"
+    assert lines[1].endswith(" of them") and not lines[2]
     assert "1,000 workers" in done.stdout.decode() and "with --pack 5 files" in lines[-1]
     assert [line.split()[0] for line in lines if line][2:-1] == [
         *("method", "dis", "format"),
@@ -90,6 +91,12 @@ def test_a_video_that_cannot_be_read_is_passed_over(videos):
     (videos / "videos" / "a.avi").write_bytes(b"no video")
     plan = planned(videos, "videos")
     assert (plan["videos"], plan["frames"], plan["unreadable_videos"]) == (6, 50, 1)
+
+
+def test_a_video_of_one_frame_is_not_measured_but_another_one_is(videos):
+    write_video(videos / "videos" / "+first.avi", moving_texture(1))
+    plan = planned(videos, "videos")
+    assert (plan["videos"], plan["frames"]) == (6, 51)
 
 
 def test_a_method_that_cannot_compute_here_says_why():

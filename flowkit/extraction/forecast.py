@@ -120,10 +120,8 @@ def forecast(
     start = perf_counter()
     with tempfile.TemporaryDirectory(prefix="flowkit-plan-") as folder:
         work = Path(folder)
-        sample = _sample(sources) if sources else _made_sample(work / "made")
-        begun = process_time()
-        taken = [_first_frames(source, resize) for source in sample]
-        decode_s = (process_time() - begun) / sum(map(len, taken))
+        measured = _openable(sources) if sources else _made_sample(work / "made")
+        taken, decode_s = _decode_some(measured, resize)
         store_s, frame_bytes, formats = _time_records(work, taken)
         costs = tuple(_time_methods(methods, taken, decode_s + store_s))
         if videos is None or frames_per_video is None:
@@ -140,7 +138,7 @@ def forecast(
             costs,
             formats,
             frame_bytes,
-            len(sample),
+            len(taken),
             not sources,
             perf_counter() - start,
         )
@@ -152,8 +150,8 @@ def _spread(sources: Sequence[Source], count: int) -> Iterator[Source]:
     return (sources[int(number * step)] for number in range(min(count, len(sources))))
 
 
-def _sample(sources: Sequence[Source]) -> list[Source]:
-    """A few that can be opened; VideoError with the reason of the last where none can."""
+def _openable(sources: Sequence[Source]) -> list[Source]:
+    """Those that can be opened, of some; VideoError with the reason of the last where none can."""
     reason = ""
     found = []
     for source in _spread(sources, COUNTED):
@@ -164,7 +162,32 @@ def _sample(sources: Sequence[Source]) -> list[Source]:
             reason = str(error)
     if not found:
         raise VideoError(reason)
-    return list(_spread(found, SAMPLE))
+    return found
+
+
+def _decode_some(
+    sources: Sequence[Source], resize: str | None
+) -> tuple[list[list[np.ndarray]], float]:
+    """The first frames of a few videos, and the processor's seconds that one frame took.
+
+    A video of fewer than two frames is passed over for another one; VideoError where all are such.
+    """
+    reason = ""
+    taken: list[list[np.ndarray]] = []
+    seconds = 0.0
+    for source in dict.fromkeys([*_spread(sources, SAMPLE), *sources]):
+        begun = process_time()
+        try:
+            taken.append(_first_frames(source, resize))
+        except VideoError as error:
+            reason = str(error)
+            continue
+        seconds += process_time() - begun
+        if len(taken) == SAMPLE:
+            break
+    if not taken:
+        raise VideoError(reason)
+    return taken, seconds / sum(map(len, taken))
 
 
 def _local(source: Source) -> Path:
