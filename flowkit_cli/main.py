@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -113,6 +114,14 @@ class LazyGroup(click.Group):
         if close and args[0] not in COMMANDS and not ctx.resilient_parsing:
             ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(close)}?")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does, but an option that is missing is named with what it is for."""
+        try:
+            return super().invoke(ctx)
+        except click.MissingParameter as error:
+            purpose = getattr(error.param, "help", None)
+            raise click.MissingParameter(purpose, error.ctx, error.param) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands for --help, without importing any."""

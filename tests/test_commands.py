@@ -38,6 +38,19 @@ def test_an_option_that_has_another_name_now_says_so(command, new):
     assert "--weights " not in CliRunner().invoke(cli, [command, "--help"]).output.replace(new, "")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["view", "flow/a"], "Missing option '--out'. Where to: .mp4"),
+        (["split", "export", "split.json"], "Missing option '--out'. The folder"),
+        (["extract"], "Missing argument 'INPUT...'."),
+    ],
+)
+def test_an_option_that_is_missing_is_named_with_what_it_is_for(arguments, words):
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 2 and words in result.output
+
+
 @pytest.mark.parametrize("module", ["flowkit", "flowkit_cli"])
 def test_the_package_runs_as_the_command(module):
     done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True)
