@@ -142,7 +142,7 @@ def place(tmp_path, monkeypatch):
 def test_the_command_lines_of_the_docs_run(place):
     failed = []
     for line in lines_to_run():
-        if "idt.npz" in line:  # scores made elsewhere
+        if "idt.npz" in line and Path("runs/idt").exists():  # scores made elsewhere
             shutil.copy("runs/idt/scores-test.npz", "idt.npz")
         more = next((more for name, more in SHORTER.items() if line[8:].startswith(name)), "")
         result = CliRunner().invoke(cli, shlex.split(f"{line} {more}")[1:])
