@@ -315,7 +315,7 @@ def test_ranges_that_do_not_fit_are_refused(tmp_path):
     options = {"layout": "twostreamfusion", "bound": None}
     refused(path, "v_Run_g01_c01.bin: no ranges there", **options)
     write_ranges(tmp_path, count=4)
-    refused(path, "4 finite floats for each of 5 fields, got 16", **options)
+    refused(path, "4 finite floats for each of 5 fields, got 64 bytes", **options)
 
 
 def test_planes_too_large_are_refused_before_one_is_decoded(tmp_path, monkeypatch):

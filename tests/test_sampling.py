@@ -25,7 +25,7 @@ COUNT = 300
 
 
 def taken(sampling, fps=25.0, count=COUNT):
-    video = SimpleNamespace(path="v.mp4", fps=fps, frames=lambda: iter(range(count)))
+    video = SimpleNamespace(path="v.mp4", fps=fps, frames=lambda any_size: iter(range(count)))
     return list(sampling.frames(video))
 
 
