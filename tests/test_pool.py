@@ -42,10 +42,15 @@ def default_handlers():
         signal.signal(each, handler)
 
 
+OTHERS: set[int] = set()  # children that tests of other files have left
+
+
 @pytest.fixture(autouse=True)
 def no_process_left(monkeypatch):
     """Every process started in a test is gone after it, and reaped if it was started here."""
     mark = uuid.uuid4().hex
+    OTHERS.clear()
+    OTHERS.update(started(mark))
     monkeypatch.setenv(MARK, mark)
     yield
     assert started(mark) == []
@@ -62,8 +67,8 @@ def way(request, monkeypatch):
 def started(mark: str) -> list[int]:
     """The processes with `mark` in their environment, but this one, and this one's children.
 
-    Children that are dead and not reaped included; a forked one has the environment that this
-    process began with.
+    Not those of OTHERS. Children that are dead and not reaped included; a forked one has the
+    environment that this process began with.
     """
     found = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -74,7 +79,7 @@ def started(mark: str) -> list[int]:
             continue
         if parent == os.getpid() or f"{MARK}={mark}".encode() in environment.split(b"\0"):
             found.append(int(process.name))
-    return [process for process in found if process != os.getpid()]
+    return [process for process in found if process not in {os.getpid(), *OTHERS}]
 
 
 def outcomes_of(items, **options):
