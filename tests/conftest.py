@@ -1,6 +1,7 @@
 """What tests share: the folder of real clips, where there is one."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,12 @@ def forked_workers():
         )
         patch.setattr(children, "_count_threads", lambda: 1)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_process_of_joblib_stays():
+    """The workers that joblib keeps for later end with the tests of a file."""
+    yield
+    loky = sys.modules.get("joblib.externals.loky.reusable_executor")
+    if loky is not None and loky._executor is not None:
+        loky._executor.shutdown(wait=True)
