@@ -106,7 +106,7 @@ def write_ms(root: Path, frames: list[bytes], planes: list[list[bytes]], *, pack
                 writer.checks[writer.images].add(frame)
                 writer._write([(writer.images % (index + 1), frame)], index, 0)
                 if index:
-                    writer._add_files(FORWARD, planes[index % len(planes)], [(-BOUND, BOUND)] * 2)
+                    writer.add_files(FORWARD, planes[index % len(planes)], [(-BOUND, BOUND)] * 2)
             writer.commit({"fps": 25.0, "request": storage.identity()}, overwrite=True)
 
     return process_ms(write) / len(frames)
