@@ -1,7 +1,7 @@
 """The report as one HTML page that stands alone: no script, no network, light and dark.
 
-``page.html`` and ``sections.html`` are its Jinja templates, ``page.css`` is its style sheet, which
-``records.html``, the page of `flowkit.report.records_page`, shares.
+``page.html`` and ``sections.html`` are its Jinja templates; it shares ``head.html`` and the style
+sheet ``page.css`` with ``records.html``, the page of `flowkit.report.records_page`.
 """
 
 from __future__ import annotations

@@ -108,10 +108,7 @@ def has_old_moments(meta: Mapping[str, Any]) -> bool | None:
 def softmax(scores: Scores) -> np.ndarray:
     """The scores as probabilities, float64 (N, K): as they are, or the softmax of logits."""
     values = scores.values.astype(np.float64)
-    if scores.meta["kind"] == "softmax":
-        return values
-    powers = np.exp(values - values.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    return values if scores.meta["kind"] == "softmax" else softmax_rows(values)
 
 
 def log_softmax(scores: Scores) -> np.ndarray:
@@ -122,7 +119,18 @@ def log_softmax(scores: Scores) -> np.ndarray:
     values = scores.values.astype(np.float64)
     if scores.meta["kind"] == "softmax":
         return np.log(np.maximum(values, LEAST))
-    values -= values.max(axis=1, keepdims=True)
+    return log_softmax_rows(values)
+
+
+def softmax_rows(values: np.ndarray) -> np.ndarray:
+    """The softmax of each row of logits, float64 (N, K)."""
+    powers = np.exp(values - values.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def log_softmax_rows(values: np.ndarray) -> np.ndarray:
+    """The logarithm of the softmax of each row of logits, float64 (N, K)."""
+    values = values - values.max(axis=1, keepdims=True)
     return values - np.log(np.exp(values).sum(axis=1, keepdims=True))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from flowkit.data.splits import source_group
 from flowkit.documents import listed
 from flowkit.errors import ScoresError, UsageError
-from flowkit.scores.files import LEAST, Scores, align, log_softmax, softmax
+from flowkit.scores.files import LEAST, Scores, align, log_softmax, log_softmax_rows, softmax
 from flowkit.scores.fusion import FUSIONS, Fusion, On, features
 
 if TYPE_CHECKING:
@@ -72,9 +72,7 @@ def _most_likely(
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weights = flat.reshape(shape)
-        values = (weights[:, None] * stacked).sum(axis=0)
-        values -= values.max(axis=1, keepdims=True)
-        values -= np.log(np.exp(values).sum(axis=1, keepdims=True))
+        values = log_softmax_rows((weights[:, None] * stacked).sum(axis=0))
         slope = ((np.exp(values) - truth) * stacked).sum(axis=1)  # (S, K)
         slope = slope if by_class else slope.sum(axis=1, keepdims=True)
         away = 0.0 if equal is None else weights - equal
@@ -97,14 +95,12 @@ def fit_weights(
     softmax_k(sum_s w_s log p_s(k | i))[label_i]. Rows as `fit_linear` takes them.
     """
     aligned, labels = _fitting_rows(streams, test_videos)
-    if on == "logits":
-        stacked = np.stack([log_softmax(aligned[name]) for name in sorted(aligned)])
-        found = dict(
-            zip(sorted(aligned), _most_likely(stacked, labels)[:, 0].tolist(), strict=True)
-        )
-        return Fusion("weighted", found, fit={"rows": len(labels)}, on=on)
-    rows = np.arange(len(labels))
     names = sorted(aligned)
+    if on == "logits":
+        found = _most_likely(np.stack([log_softmax(aligned[name]) for name in names]), labels)[:, 0]
+        given = dict(zip(names, found.tolist(), strict=True))
+        return Fusion("weighted", given, fit={"rows": len(labels)}, on=on)
+    rows = np.arange(len(labels))
     likely = np.stack([softmax(aligned[name])[rows, labels] for name in names], axis=1)  # (N, S)
     likely = np.maximum(likely, LEAST)
     weights = np.full(len(names), 1 / len(names))

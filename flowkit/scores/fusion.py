@@ -15,7 +15,7 @@ import numpy as np
 
 from flowkit.documents import check_version, listed
 from flowkit.errors import ScoresError, UsageError
-from flowkit.scores.files import Scores, align, log_softmax, softmax
+from flowkit.scores.files import Scores, align, log_softmax, softmax, softmax_rows
 from flowkit.scores.npz import read_arrays, write_arrays
 
 On = Literal["softmax", "logits"]
@@ -119,25 +119,14 @@ def fuse(streams: Mapping[str, Scores], fusion: Fusion) -> Scores:
     else:
         if fusion.method == "weighted":
             _expect_streams(fusion.weights, streams)
-        names, classes = sorted(aligned), first.classes  # sums of floats depend on the order
+        names = sorted(aligned)  # sums of floats depend on the order
         if fusion.method == "class-weighted":
-            _expect_streams(fusion.streams, streams)
-            _expect_classes(fusion.classes, classes)
-            columns = [fusion.classes.index(name) for name in classes]
-            rows = [fusion.streams.index(name) for name in names]
-            assert fusion.coefficients is not None
-            fusion = replace(
-                fusion,
-                streams=tuple(names),
-                classes=classes,
-                coefficients=fusion.coefficients[np.ix_(rows, columns)],
-            )
+            fusion = _in_order(fusion, names, first.classes)
         scores = log_softmax if fusion.on == "logits" else softmax
         stacked = np.stack([scores(aligned[name]) for name in names])  # (S, N, K)
         values = rule.combine(stacked, fusion, names)
         if fusion.on == "logits":
-            powers = np.exp(values - values.max(axis=1, keepdims=True))
-            values = powers / powers.sum(axis=1, keepdims=True)
+            values = softmax_rows(values)
     weights = {"weights": fusion.weights} if fusion.weights else {}
     meta: dict[str, Any] = {
         "kind": "logits" if rule.is_linear else "softmax",
@@ -157,6 +146,17 @@ def fuse(streams: Mapping[str, Scores], fusion: Fusion) -> Scores:
         known = [scores.meta[key] for scores in aligned.values() if scores.meta.get(key)]
         meta |= {key: known[0]} if known else {}
     return replace(first, values=values, meta=meta)
+
+
+def _in_order(fusion: Fusion, names: list[str], classes: tuple[str, ...]) -> Fusion:
+    """The same class weights, for streams and classes in this order."""
+    _expect_streams(fusion.streams, names)
+    _expect_classes(fusion.classes, classes)
+    assert fusion.coefficients is not None
+    rows = [fusion.streams.index(name) for name in names]
+    columns = [fusion.classes.index(name) for name in classes]
+    weights = fusion.coefficients[np.ix_(rows, columns)]
+    return replace(fusion, streams=tuple(names), classes=classes, coefficients=weights)
 
 
 def describe(fusion: Fusion, streams: Collection[str]) -> str:
