@@ -1,7 +1,8 @@
-"""What the benchmarks share: the real clips, how accuracy is told, and how they end in error."""
+"""What the benchmarks share: real clips, how accuracy is told and JSON written, their errors."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -39,6 +40,12 @@ def accuracy(scores: Scores) -> dict[str, Any]:
         "right": right,
         "videos": len(scores.labels),
     }
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write `value` to `file`, whose folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(value, indent=1) + "\n")
 
 
 def run_benchmark(main: Callable[[], None]) -> None:
