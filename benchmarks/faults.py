@@ -26,7 +26,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from hostile_files import KINDS, Kind, tried
+from hostile_files import KINDS
+from hostile_tries import Kind, tried
 
 from flowkit import documents
 from flowkit._cv2 import cv2

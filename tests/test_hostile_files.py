@@ -17,7 +17,8 @@ from flowkit.scores.files import read_scores
 from flowkit.scores.npz import write_arrays
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from hostile_files import KINDS, tried
+from hostile_files import KINDS
+from hostile_tries import tried
 
 EXAMPLES = 8
 
