@@ -344,13 +344,13 @@ def test_mutation_without_coverage_says_so_and_writes_nothing(tmp_path, monkeypa
 
 
 def test_mutation_draws_by_its_seed_over_all_operators_and_parts():
-    import mutation
+    import mutation_edits
 
-    drawn = mutation.draw(ROOT, 1, 100)
-    assert drawn == mutation.draw(ROOT, 1, 150)[:100]
-    assert drawn != mutation.draw(ROOT, 2, 100)
+    drawn = mutation_edits.draw(ROOT, 1, 100)
+    assert drawn == mutation_edits.draw(ROOT, 1, 150)[:100]
+    assert drawn != mutation_edits.draw(ROOT, 2, 100)
     assert len({mutant.name for mutant in drawn}) == 100
-    assert {mutant.part for mutant in drawn} == set(mutation.PARTS)
+    assert {mutant.part for mutant in drawn} == set(mutation_edits.PARTS)
     operators = Counter(mutant.operator for mutant in drawn)
     assert len(operators) == 14 and max(operators.values()) - min(operators.values()) <= 1
 
@@ -359,12 +359,12 @@ PROBE = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import mutation
+import mutation, mutation_edits, mutation_forks, mutation_reach
 work = Path(sys.argv[2])
 mutation.own_tree(work)
-mutation.TEST_S = 15.0
-tests = mutation.tests_of(work)
-for mutant in mutation.find_mutants("records", work / "tree/flowkit/records/part.py"):
+mutation_forks.TEST_S = 15.0
+tests = mutation_reach.tests_of(work)
+for mutant in mutation_edits.find_mutants("records", work / "tree/flowkit/records/part.py"):
     found = mutation.judge(work, mutant, tests, 40.0)
     print(mutant.old, mutant.text, found["how"] or "survived", sep=" -> ")
 """
