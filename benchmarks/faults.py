@@ -406,10 +406,12 @@ def tried_apart(kind: Kind, place: Path) -> list[bool]:
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2)  # what decoders print of damaged images
+        printed = place / "printed"
+        os.dup2(os.open(printed, os.O_WRONLY | os.O_CREAT), 2)
         with os.fdopen(writing, "w") as pipe:
             found = tried(kind, place, HOSTILE)
+            if lines := printed.read_text(errors="replace").splitlines():  # a decoder's own words
+                found[-1] = found[-1] or f"printed {lines[0]}"
             pipe.write("\n".join(found) + "\n")
         os._exit(0)
     os.close(writing)

@@ -15,7 +15,7 @@ MODULES = {
 # The packages and single modules of flowkit/, the lowest first: imports run downwards only. A file
 # of a package that may use more than the rest of it stands for itself.
 ORDER = (
-    "errors", "series", "documents", "torch_files", "_cv2", "fields", "quantize",
+    "errors", "series", "documents", "torch_files", "image_files", "_cv2", "fields", "quantize",
     "workers", "stores", "video", "synthetic",
     "flow", "flow/cuda", "flow/methods", "doctor",
     "records", "pictures", "extraction",

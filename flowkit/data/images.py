@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from flowkit._cv2 import cv2
 from flowkit.documents import read_plain_file
 from flowkit.errors import RecordError
-from flowkit.records.formats import decode_image
+from flowkit.image_files import image_size
+from flowkit.records.formats import decode_picture
 from flowkit.records.reading import check_frame_size
-from flowkit.video.image_folders import MAX_FRAME_MPX, image_size
+from flowkit.video.image_folders import MAX_FRAME_MPX
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp")
 
@@ -53,8 +53,9 @@ class ImageRecord:
         """The image, uint8 (H, W, 3) BGR, as stored: without the camera's orientation."""
         if index:
             raise RecordError(f"{self.path}: expected frame 0 of an image, asked for {index}")
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        return decode_image(self._data(), self.size, flags, where=str(self.path))
+        where = str(self.path)
+        # Of photographs of the web some end early or have bytes too many: pictures all the same.
+        return decode_picture(self._data(), self.size, damaged=True, where=where)
 
     def _data(self) -> bytes:
         return read_plain_file(self.path, error=RecordError)

@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from flowkit._cv2 import cv2
 from flowkit.documents import is_record, read_plain_file
 from flowkit.errors import RecordError, UsageError
+from flowkit.image_files import image_size
 from flowkit.quantize import CODES
+from flowkit.records import formats
 from flowkit.records.layout import LAYOUTS, Layout, read_layouts
 from flowkit.records.reading import Record, StoredSeries, check_frame_size
 from flowkit.series import Direction
-from flowkit.video.image_folders import MAX_FRAME_MPX, image_size
+from flowkit.video.image_folders import MAX_FRAME_MPX
 
 ZERO = CODES / 2  # the zero of tools that round: theirs lies between two codes
 COLOR_LEVELS = 4  # largest difference between the channels of a gray plane saved in color
@@ -311,10 +312,8 @@ def _size(path: Path, max_frame_mpx: float) -> tuple[int, int]:
     data = read_plain_file(path, error=RecordError)
     if (declared := image_size(data)) is not None:
         check_frame_size(str(path), declared, max_frame_mpx)
-    plane = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if declared else None
-    if plane is None:
-        raise RecordError(f"{path}: damaged image")
-    if plane.ndim == 3 and np.ptp(plane[..., :3], axis=2).max() > COLOR_LEVELS:
+    plane = formats.decode_picture(data, declared or (0, 0), where=str(path))
+    if np.ptp(plane, axis=2).max() > COLOR_LEVELS:
         raise RecordError(
             f"{path}: expected a gray plane of one component, got a color image: flow in the "
             "channels of one image is not read"

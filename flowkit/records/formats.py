@@ -13,7 +13,7 @@ from flowkit._cv2 import cv2
 from flowkit.documents import NPY_ERRORS
 from flowkit.errors import RecordError
 from flowkit.fields import decode_flo, encode_flo
-from flowkit.video.image_folders import image_size
+from flowkit.image_files import decode_image, image_size
 
 LZ4_LEVEL = 3  # the lowest of the high compression coder: 9 takes 7 times as long for -10 % bytes
 LZ4_BLOCK = 1 << 22  # bytes, BLOCKSIZE_MAX4MB
@@ -110,7 +110,7 @@ def decode_planes(
     if format == "lz4":
         return list(_decompress(files[0], size, where[0]))
     return [
-        decode_image(data, size, cv2.IMREAD_GRAYSCALE, where=name)
+        decode_picture(data, size, gray=True, where=name)
         for data, name in zip(files, where, strict=True)
     ]
 
@@ -146,15 +146,21 @@ def encode_image(image: np.ndarray, format: str, quality: int) -> bytes:
     return data.tobytes()
 
 
-def decode_image(data: Data, size: tuple[int, int], flags: int, *, where: str) -> np.ndarray:
-    """The uint8 image of `size` in a JPEG or PNG file; `flags` as cv2.imread takes them."""
+def decode_picture(
+    data: Data, size: tuple[int, int], *, gray: bool = False, damaged: bool = False, where: str
+) -> np.ndarray:
+    """The uint8 image of `size` in a JPEG or PNG file, as `image_files.decode_image` has it.
+
+    RecordError says `where`.
+    """
     declared = image_size(data)
     if declared is not None and declared[0] * declared[1] != size[0] * size[1]:
         raise RecordError(f"{where}: expected an image of {size}, got {declared}")
-    # What declares no size may declare any to OpenCV.
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags) if declared else None
-    if image is None:
-        raise RecordError(f"{where}: damaged or truncated image of {len(data)} bytes")
+    try:
+        # What declares no size may declare any to a decoder.
+        image = decode_image(data if declared else b"", gray=gray, damaged=damaged)
+    except ValueError as error:
+        raise RecordError(f"{where}: damaged image of {len(data)} bytes ({error})") from error
     if image.shape[:2] != size:
         raise RecordError(f"{where}: expected an image of {size}, got {image.shape[:2]}")
     return image

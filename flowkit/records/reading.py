@@ -17,7 +17,6 @@ from typing import Any, overload
 
 import numpy as np
 
-from flowkit._cv2 import cv2
 from flowkit.documents import (
     MOST_BYTES,
     SIDECAR,
@@ -181,7 +180,7 @@ class Record:
             )
         where = f"{self.path}: {self.file_name(self.images, index)}"
         [data] = self.read([(self.images, index)])
-        return formats.decode_image(data, self.size, cv2.IMREAD_COLOR, where=where)
+        return formats.decode_picture(data, self.size, where=where)
 
     def file_name(self, template: str, index: int) -> str:
         """The name of file `index`, from 0, of a template."""

@@ -14,7 +14,6 @@ import joblib
 import numpy as np
 from zlib_ng.zlib_ng import crc32
 
-from flowkit._cv2 import cv2
 from flowkit.documents import SIDECAR, is_sealed, read_plain_file
 from flowkit.errors import FlowkitError, ReadError, RecordError
 from flowkit.records import formats, zips
@@ -254,7 +253,7 @@ def _damage(record: Record, checks: dict[str, Checks] | None) -> Iterator[str]:
         try:
             files = record.read([(record.images, index)])
             _compare(files, [record.images], index, checks, where)
-            formats.decode_image(files[0], record.size, cv2.IMREAD_COLOR, where=where[0])
+            formats.decode_picture(files[0], record.size, where=where[0])
         except RecordError as error:
             yield str(error)
 

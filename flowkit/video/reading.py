@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from itertools import chain, pairwise
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from av.video.stream import VideoStream
 
 from flowkit.documents import read_plain_file
 from flowkit.errors import VideoError
+from flowkit.image_files import decode_image, image_size
 from flowkit.video.containers import signs_of_loss
 from flowkit.video.decoding import Findings, check_size, decode_images, open_stream
 from flowkit.video.image_folders import (
@@ -25,7 +27,6 @@ from flowkit.video.image_folders import (
     describe_groups,
     frame_files,
     image_groups,
-    image_size,
 )
 
 MOST_FPS = 1000.0  # believed of an average: that of raw DV comes out as 60,000
@@ -195,26 +196,34 @@ def _open_folder(folder: Path, keep_damaged: bool, max_frame_mpx: float) -> Vide
 def _read_images(
     paths: list[Path], findings: Findings, keep_damaged: bool, max_frame_mpx: float
 ) -> Generator[np.ndarray, None, None]:
-    """The images at `paths`, uint8 (H, W, 3) BGR; VideoError names the one that is none."""
-    from flowkit._cv2 import cv2
-
-    undecodable = []
+    """The images at `paths`, uint8 (H, W, 3) BGR; VideoError names the one that is damaged."""
+    problems = []
     for path in paths:
         data = read_plain_file(path, error=VideoError)  # cv2.imread takes no name beyond UTF-8
-        image = None
+        image, problem = None, "no JPEG, PNG or BMP"
         if (size := image_size(data)) is not None:
             check_size(path, size, max_frame_mpx)
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            image, problem = _image_as_far_as_it_goes(data)
+        if problem and not keep_damaged:
+            raise VideoError(
+                f"{path}: expected an image, but it cannot be decoded: {problem} "
+                "(--keep-damaged takes what there is)"
+            )
+        if problem:
+            problems.append(f"{path.name}: {problem}")
         if image is not None:
             yield image
-        elif keep_damaged:
-            undecodable.append(path.name)
-        else:
-            raise VideoError(
-                f"{path}: expected an image, but it cannot be decoded as JPEG, PNG or BMP"
-            )
-    if undecodable:
-        findings.damage.append(
-            f"images that cannot be decoded: {len(undecodable):,} (first: {undecodable[0]})"
-        )
+    if problems:
+        findings.damage.append(f"damaged images: {len(problems):,} (first: {problems[0]})")
     findings.complete = True
+
+
+def _image_as_far_as_it_goes(data: bytes) -> tuple[np.ndarray | None, str]:
+    """The pixels that an image file has, if it has any, and what is wrong with it, or ""."""
+    try:
+        return decode_image(data, upright=True), ""
+    except ValueError as error:
+        problem = str(error)
+    with suppress(ValueError):
+        return decode_image(data, damaged=True, upright=True), problem
+    return None, problem
