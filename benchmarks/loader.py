@@ -39,7 +39,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from flowkit._cv2 import cv2
 from flowkit.data.datasets import TrainingClips, collate, start_worker
-from flowkit.data.plane_batches import PlaneClip, read_planes, stack_planes
+from flowkit.data.plane_batches import PlaneSample, read_planes, stack_planes
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import Split, Video
 from flowkit.data.stacks import StackForm
@@ -160,7 +160,7 @@ def read_alone(clips: Dataset[Any], draws: range, spare: list[np.ndarray]) -> No
     for draw in draws:
         sample = clips[draw]
         if isinstance(sample, dict):
-            [address] = cast(list[PlaneClip], sample["temporal"])
+            [address] = cast(PlaneSample, sample["temporal"]).clips
             if not spare:
                 spare += [np.empty((1, LENGTH, 2, *address.record.size), np.uint8)]
                 spare += [np.empty((1, LENGTH, 2, 2), np.float32)]
@@ -197,11 +197,11 @@ def device_part(root: Path, device: str, batch: int) -> dict[str, float]:
     """Milliseconds a clip that a device takes to make flow stacks of planes, by mode."""
     clips, _ = open_clips(root, "lz4 pack")
     batch = batch if device == "cuda" else min(batch, 32)
-    groups = collate([clips[draw] for draw in range(batch)])["temporal"]
+    planes = collate([clips[draw] for draw in range(batch)])["temporal"]
     times = {}
     for mode in ("flow", "trajectory"):
         form = StackForm(LENGTH, mode)
-        make = partial(stack_planes, groups, form=form, size=(CROP, CROP), device=device)
+        make = partial(stack_planes, planes, form=form, size=(CROP, CROP), device=device)
         times[mode] = 1000 / batch * median_seconds(make, device)
     return times
 

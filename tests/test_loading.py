@@ -14,13 +14,13 @@ from made_training import make_job, write_videos
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowkit.data.kept_memory import Kept, KeptMemory
-from flowkit.data.plane_batches import read_groups, stack_planes
+from flowkit.data.plane_batches import read_batch, stack_planes
 from flowkit.data.stacks import StackForm
 from flowkit.errors import FlowkitError
 from flowkit.training import loading
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Machine
-from flowkit.training.loading import Loader, PassesAhead, PassLoader
+from flowkit.training.loading import Given, Loader, PassesAhead, PassLoader
 from flowkit.training.trainer import EVAL_CLIPS, prepare
 
 CPU = torch.device("cpu")
@@ -60,7 +60,7 @@ def test_passes_are_the_same_to_the_bit_however_many_workers_and_pieces(training
         with reading(training, workers) as passes:
             for _ in range(4):
                 batch = next(passes)
-                groups = [len(group.places) for group in batch["temporal"]]
+                groups = [len(group.places) for group in batch["temporal"].groups]
                 assert max(groups) <= piece and sum(groups) == len(batch["label"])
                 found[-1] += [stacks(training, batch), batch["label"], batch["task"]]
     for one in found[1:]:
@@ -78,9 +78,9 @@ def test_planes_stay_until_the_next_but_one_pass_is_asked_for(training, monkeypa
             batch = next(passes)
             time.sleep(0.03)  # in which workers read what may follow
             if former is not None:
-                for group, expected in zip(former["temporal"], codes, strict=True):
+                for group, expected in zip(former["temporal"].groups, codes, strict=True):
                     assert torch.equal(group.codes, expected)
-            former, codes = batch, [group.codes.clone() for group in batch["temporal"]]
+            former, codes = batch, [group.codes.clone() for group in batch["temporal"].groups]
 
 
 def test_planes_travel_in_kept_memory(training, monkeypatch):
@@ -92,7 +92,7 @@ def test_planes_travel_in_kept_memory(training, monkeypatch):
         for _ in range(3):
             batch = next(passes)
     assert len(opened) >= 3 and all(isinstance(one, Kept) for one in opened)
-    assert not any(group.codes.is_shared() for group in batch["temporal"])
+    assert not any(group.codes.is_shared() for group in batch["temporal"].groups)
 
 
 def test_memory_is_planned_for_what_is_on_its_way():
@@ -139,12 +139,12 @@ def test_the_next_pass_is_fetched_while_one_is_computed(tmp_path):
 
 def test_what_fails_while_it_is_fetched_ends_the_step_that_wants_it():
     def passes():
-        yield [], [torch.tensor([1])]
+        yield Given([], [torch.tensor([1])])
         raise FlowkitError("v7: is damaged")
 
     batches = PassesAhead(passes(), CPU)
     batches.fetch()
-    assert next(batches)[1] == [1]
+    assert next(batches).labels == [1]
     batches.fetch()
     with pytest.raises(FlowkitError, match="v7"):
         next(batches)
@@ -255,9 +255,9 @@ def test_no_copy_to_the_device_is_waited_for(training, mean, monkeypatch):
     # Values given to a device are waited for
     monkeypatch.setattr(torch, "tensor", lambda values, dtype=None: tensor(values, dtype=dtype))
     form = StackForm(2, mean_subtract=mean)
-    clips = [training.clips[number]["temporal"][0]._replace(form=form) for number in range(4)]
+    clips = [training.clips[number]["temporal"].clips[0]._replace(form=form) for number in range(4)]
     with Copies() as copies:
-        made = stack_planes(read_groups(clips), form=form, size=(32, 32), device="meta")
+        made = stack_planes(read_batch(clips), form=form, size=(32, 32), device="meta")
     assert made.shape == (4, 4, 32, 32)
     assert len(copies.waits) >= 4 and not any(copies.waits)
 
@@ -285,7 +285,7 @@ def test_the_next_inputs_are_made_in_a_stream_of_their_own(monkeypatch):
     def passes():
         for number in range(2):
             happened.append(f"pass {number} in {current[0]}")
-            yield [Tensor()], [Tensor()]
+            yield Given([Tensor()], [Tensor()])
 
     monkeypatch.setattr("torch.cuda.Stream", lambda device: Stream("side"))
     monkeypatch.setattr("torch.cuda.stream", inside)

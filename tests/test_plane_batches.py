@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from flowkit.data.augment import Augmentation
 from flowkit.data.clips import Clip, View
 from flowkit.data.datasets import TrainingClips, collate, start_worker
-from flowkit.data.plane_batches import PlaneClip, read_groups, stack_planes
+from flowkit.data.plane_batches import PlaneClip, read_batch, stack_planes
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import Split, Video
 from flowkit.data.stacks import StackForm, flow_stack
@@ -41,8 +41,8 @@ def folder(request, tmp_path_factory):
 
 def both_ways(record, clip, view, form, size):
     expected = flow_stack(record, clip, view, form=form, size=size)
-    groups = read_groups([PlaneClip(record, clip, view, form)])
-    return stack_planes(groups, form=form, size=size, device="cpu")[0].numpy(), expected
+    planes = read_batch([PlaneClip(record, clip, view, form)])
+    return stack_planes(planes, form=form, size=size, device="cpu")[0].numpy(), expected
 
 
 FORMS = [
@@ -92,8 +92,8 @@ def test_loader_of_planes_gives_the_batches_of_the_loader_of_stacks(folder, crop
     )
     sizes = 0
     for one, other in zip(plain, bytes_, strict=True):
-        groups = other["temporal"]
-        found = stack_planes(groups, form=StackForm(4), size=(24, 24), device="cpu")
+        groups = other["temporal"].groups
+        found = stack_planes(other["temporal"], form=StackForm(4), size=(24, 24), device="cpu")
         assert torch.equal(one["label"], other["label"])
         assert all(group.codes.dtype == torch.uint8 for group in groups)
         assert all(group.codes.is_shared() for group in groups)  # nothing is copied on the way
@@ -115,7 +115,7 @@ def test_still_pixels_stay_exactly_still(folder, tmp_path):
 def test_records_of_floats_are_refused(tmp_path):
     record = write_record(tmp_path, "a", smooth(4, (8, 8), 0))
     with pytest.raises(RecordError, match="only 8-bit planes travel as bytes"):
-        read_groups([PlaneClip(record, Clip("", 0, 4), View((8, 8), 0, 0, 8, 8), StackForm(4))])
+        read_batch([PlaneClip(record, Clip("", 0, 4), View((8, 8), 0, 0, 8, 8), StackForm(4))])
 
 
 @pytest.mark.slow
@@ -167,7 +167,7 @@ def test_only_the_planes_of_a_clip_are_read(tmp_path, monkeypatch, step):
 
     monkeypatch.setattr(os, "pread", spy)
     handles = os.listdir("/proc/self/fd")
-    read_groups([PlaneClip(made, clip, View((32, 40), 0, 0, 24, 24), form)])
+    read_batch([PlaneClip(made, clip, View((32, 40), 0, 0, 24, 24), form)])
     assert sum(read) == sum(end - begin for begin, end, _, _ in wanted)
     assert os.listdir("/proc/self/fd") == handles  # nothing for a fork to share
     assert len(read) == 4  # in a pack, the fields of one time are neighbors
@@ -177,5 +177,5 @@ def test_neighbors_in_a_pack_are_one_read(tmp_path, monkeypatch):
     made = write_record(tmp_path, "a", smooth(24, (32, 40), 0), format="lz4", pack=True)
     read, pread = [], os.pread
     monkeypatch.setattr(os, "pread", lambda *args: read.append(args) or pread(*args))
-    read_groups([PlaneClip(made, Clip("", 4, 4, 1), View((32, 40), 0, 0, 24, 24), StackForm(4))])
+    read_batch([PlaneClip(made, Clip("", 4, 4, 1), View((32, 40), 0, 0, 24, 24), StackForm(4))])
     assert len(read) == 1

@@ -29,7 +29,7 @@ from flowkit.data.clips import (
 from flowkit.data.inputs import TEMPORAL, Inputs, check_inputs, spaced_places
 from flowkit.data.kept_memory import KeptMemory
 from flowkit.data.moments import Moments
-from flowkit.data.plane_batches import PlaneClip, read_groups
+from flowkit.data.plane_batches import PlaneClip, PlaneSample, read_batch
 from flowkit.data.record_folders import Missing, RecordFolder, match_records
 from flowkit.data.splits import Split, Video
 from flowkit.data.stacks import StackForm, flow_stack, flow_stacks
@@ -51,6 +51,9 @@ class TrainingClips(Dataset[dict[str, Any]]):
 
     With several `segments`, draw `d` is the samples ``d * segments`` to ``(d + 1) * segments - 1``:
     a clip out of each equal part of one video, in order, all changed alike.
+
+    With `as_planes`, ``"temporal"`` is a `PlaneSample`: `collate` reads those of a batch as 8-bit
+    planes, a `PlaneBatch`, of which `stack_planes` makes the stacks on a device.
 
     SplitError where the part has no video with a record or (``missing="error"``) one lacks its
     record; RecordError where a record lacks the frames or fields that `inputs` are made of.
@@ -110,7 +113,8 @@ class TrainingClips(Dataset[dict[str, Any]]):
             images = [frame_input(record.frame(one), view, size, color) for one in frames]
             sample["spatial"] = self._of_moments(images)
         if form is not None and self.as_planes:
-            sample["temporal"] = [PlaneClip(record, clip, view, form) for clip in clips]
+            planes = [PlaneClip(record, clip, view, form) for clip in clips]
+            sample["temporal"] = PlaneSample(planes)
         elif form is not None:
             stacks = [flow_stack(record, clip, view, form=form, size=size) for clip in clips]
             sample["temporal"] = self._of_moments(stacks)
@@ -212,11 +216,11 @@ class Collate:
 
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """The batch."""
-        if not isinstance(samples[0].get("temporal"), list):
+        if not isinstance(samples[0].get("temporal"), PlaneSample):
             return default_collate(samples)
-        clips = [clip for sample in samples for clip in sample["temporal"]]
+        clips = [clip for sample in samples for clip in sample["temporal"].clips]
         others = [{k: v for k, v in sample.items() if k != "temporal"} for sample in samples]
-        return default_collate(others) | {"temporal": read_groups(clips, self.memory)}
+        return default_collate(others) | {"temporal": read_batch(clips, self.memory)}
 
 
 collate = Collate()

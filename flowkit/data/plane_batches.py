@@ -49,7 +49,27 @@ class PlaneGroup(NamedTuple):
     means: torch.Tensor | None = None  # float64 (n, halves, fields, 2): of the codes
 
 
-def read_groups(clips: list[PlaneClip], memory: KeptMemory | None = None) -> list[PlaneGroup]:
+class PlaneSample(NamedTuple):
+    """The clips of one sample, to be read as planes with those of its batch; no pixels."""
+
+    clips: list[PlaneClip]
+
+
+class PlaneBatch(NamedTuple):
+    """The flow of a batch as planes, where others have a tensor of stacks: `stack_planes` makes it.
+
+    Its rows are the clips of the samples in turn, each in one of the groups.
+    """
+
+    groups: list[PlaneGroup]
+
+    @property
+    def rows(self) -> int:
+        """The number of clips."""
+        return sum(len(group.places) for group in self.groups)
+
+
+def read_batch(clips: list[PlaneClip], memory: KeptMemory | None = None) -> PlaneBatch:
     """Read the clips of a batch, by frame size and crop size, which may differ among videos.
 
     Planes are decoded into kept `memory`, or, without room there, into the new one that a worker's
@@ -61,7 +81,21 @@ def read_groups(clips: list[PlaneClip], memory: KeptMemory | None = None) -> lis
     for place, (record, _, view, form) in enumerate(clips):
         key = (record.size, form, view.frame, view.height, view.width)
         alike.setdefault(key, []).append(place)
-    return [_read_group(clips, places, memory) for places in alike.values()]
+    return PlaneBatch([_read_group(clips, places, memory) for places in alike.values()])
+
+
+def join_batches(parts: list[PlaneBatch], memory: KeptMemory) -> PlaneBatch:
+    """One batch of several, the rows in their order; planes stay where they are in `memory`."""
+    groups, first = [], 0
+    for part in parts:
+        for group in part.groups:
+            codes = group.codes
+            if not isinstance(codes, torch.Tensor):
+                codes = memory.open(codes)
+            places = [first + place for place in group.places]
+            groups.append(group._replace(places=places, codes=codes))
+        first += part.rows
+    return PlaneBatch(groups)
 
 
 def _read_group(clips: list[PlaneClip], places: list[int], memory: KeptMemory | None) -> PlaneGroup:
@@ -125,7 +159,7 @@ def _empty_bytes(shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def stack_planes(
-    groups: list[PlaneGroup],
+    planes: PlaneBatch,
     *,
     form: StackForm,
     size: tuple[int, int],
@@ -135,9 +169,8 @@ def stack_planes(
 
     Equal to `flowkit.data.stacks.flow_stack` of each clip, to rounding (where nothing is rescaled).
     """
-    batch = sum(len(group.places) for group in groups)
-    stacked = torch.empty((batch, form.channels, *size), device=device)
-    for group in groups:
+    stacked = torch.empty((planes.rows, form.channels, *size), device=device)
+    for group in planes.groups:
         assert isinstance(group.codes, torch.Tensor), "kept memory is opened before"
         codes = group.codes.to(device, non_blocking=True)
         if group.means is None:

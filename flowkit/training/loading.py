@@ -10,14 +10,14 @@ import os
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
 
 from flowkit.data.datasets import Collate, start_worker
 from flowkit.data.kept_memory import ALIGNMENT, MOST_BYTES, KeptMemory
+from flowkit.data.plane_batches import PlaneBatch, join_batches
 from flowkit.errors import FlowkitError
 from flowkit.stores.objects import close_stores
 from flowkit.training.sampling import MicroBatches, StepClips
@@ -45,20 +45,27 @@ class Pieces:
                 yield samples[start : start + self.size]
 
 
+class Given(NamedTuple):
+    """What a network is given in one pass, on its device."""
+
+    inputs: list[torch.Tensor]  # of each stream, float32 (B K, C, h, w) of K segments
+    labels: list[torch.Tensor]  # for each task's head, int64 (B,)
+
+
 class PassesAhead:
     """Passes of which the next is loaded and made into inputs while a GPU computes one.
 
-    An iterator like the one it is made of, of tuples of lists of tensors; `fetch` is for the moment
-    after the work of a pass has been handed to the GPU. What makes the next has a stream of its
-    own, so that the GPU does not wait for this process between two passes.
+    An iterator like the one it is made of; `fetch` is for the moment after the work of a pass has
+    been handed to the GPU. What makes the next has a stream of its own, so that the GPU does not
+    wait for this process between two passes.
     """
 
-    def __init__(self, passes: Iterator[Any], device: torch.device) -> None:
+    def __init__(self, passes: Iterator[Given], device: torch.device) -> None:
         self._passes, self._device = passes, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._fetched: list[Any] = []
+        self._fetched: list[Given | Exception] = []
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Given]:
         return self
 
     def fetch(self) -> None:
@@ -69,7 +76,7 @@ class PassesAhead:
         except Exception as error:  # StopIteration, too
             self._fetched.append(error)
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Given:
         if not self._fetched:
             self.fetch()
         found = self._fetched.pop()
@@ -78,7 +85,7 @@ class PassesAhead:
         if self._stream is not None:
             current = torch.cuda.current_stream(self._device)
             current.wait_stream(self._stream)
-            for tensor in chain(*found):
+            for tensor in (*found.inputs, *found.labels):
                 tensor.record_stream(current)
         return found
 
@@ -148,17 +155,12 @@ def _joined(
 
 def _join(pieces: list[dict[str, Any]], memory: KeptMemory) -> dict[str, Any]:
     """One batch of several; the planes stay where they are."""
-    groups, first = [], 0
-    for piece in pieces:
-        for group in piece.pop("temporal"):
-            codes = (
-                group.codes if isinstance(group.codes, torch.Tensor) else memory.open(group.codes)
-            )
-            places = [first + place for place in group.places]
-            groups.append(group._replace(places=places, codes=codes))
-        first = sum(len(group.places) for group in groups)
-    joined: dict[str, Any] = {key: torch.cat([one[key] for one in pieces]) for key in pieces[0]}
-    return joined | {"temporal": groups}
+    joined: dict[str, Any] = {}
+    for key, first in pieces[0].items():
+        parts = [piece[key] for piece in pieces]
+        is_planes = isinstance(first, PlaneBatch)
+        joined[key] = join_batches(parts, memory) if is_planes else torch.cat(parts)
+    return joined
 
 
 # In torch's errors of a loader whose worker found no room for a batch.

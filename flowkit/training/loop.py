@@ -30,9 +30,10 @@ from flowkit.errors import FlowkitError, UsageError
 from flowkit.networks.checkpoints import BEST, LAST, read_checkpoint
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
+from flowkit.training.loading import Given
 from flowkit.training.log import CSV_FILE, CURVES_FILE, StepReport, TrainingLog, draw_log
 from flowkit.training.sampling import Task, task_counts
-from flowkit.training.trainer import Given, Training, prepare
+from flowkit.training.trainer import Training, prepare
 from flowkit.workers.signals import EXIT_STATUS, Stopped
 
 STOPPED_FILE = "stopped"  # there where a signal stopped the run: torchrun's exit status tells not

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flowkit.data.datasets import TestClips
 from flowkit.data.origins import Origin
-from flowkit.data.plane_batches import stack_planes
+from flowkit.data.plane_batches import PlaneBatch, stack_planes
 from flowkit.documents import differences
 from flowkit.errors import (
     CheckpointError,
@@ -32,7 +32,7 @@ from flowkit.networks.towers import Net, TowersNet
 from flowkit.training.descent import Descent, Group
 from flowkit.training.distributed import Ranks
 from flowkit.training.jobs import Job, Machine
-from flowkit.training.loading import Loader, PassesAhead, PassLoader, affordable_workers
+from flowkit.training.loading import Given, Loader, PassesAhead, PassLoader, affordable_workers
 from flowkit.training.micro_batch import fitting_micro_batch
 from flowkit.training.recipes import Recipe
 from flowkit.training.sampling import MicroBatches, StepClips, task_counts
@@ -42,9 +42,6 @@ log = logging.getLogger(__name__)
 
 EVAL_CLIPS = 32  # held-out clips of a pass
 OTHER_TASK = -100  # label of a clip for the heads of other tasks: cross_entropy leaves it out
-
-# A pass on its device: inputs (B K, C, h, w) of K segments, and labels (B,) for each task's head
-Given = tuple[list[torch.Tensor], list[torch.Tensor]]
 
 
 class ClipLoaders:
@@ -148,7 +145,7 @@ class Training:
         told = torch.zeros(2, len(tasks), dtype=torch.float64, device=ranks.device)
         passes = self.batches.passes(self.step)
         for number in range(passes):
-            told += self._take_pass(*_next_pass(batches), counts, is_last=number == passes - 1)
+            told += self._take_pass(_next_pass(batches), counts, is_last=number == passes - 1)
             if isinstance(batches, PassesAhead):
                 batches.fetch()  # while the device computes what it was given
         sums_told, right = ranks.sum(told).tolist()
@@ -165,19 +162,13 @@ class Training:
         self.step += 1
         return losses, [int(n) for n in right]
 
-    def _take_pass(
-        self,
-        inputs: list[torch.Tensor],
-        labels: list[torch.Tensor],
-        counts: list[int],
-        *,
-        is_last: bool,
-    ) -> torch.Tensor:
+    def _take_pass(self, given: Given, counts: list[int], *, is_last: bool) -> torch.Tensor:
         """Add the gradients of some clips of a step; the last of its passes shares them all.
 
         The sum of the losses and the number of right answers of each task, float64 (2, T); `counts`
         are the tasks' videos in the whole step.
         """
+        inputs, labels = given
         is_shared = isinstance(self.model, DistributedDataParallel)
         with self.model.no_sync() if is_shared and not is_last else nullcontext():  # type: ignore[operator]
             with self._autocast():
@@ -306,13 +297,13 @@ class Training:
         size = (self.job.augmentation.crop, self.job.augmentation.crop)
         inputs = []
         for stream, form in self.job.inputs.items():
-            given = batch[stream]
-            if form is not None and isinstance(given, list):
-                given = stack_planes(given, form=form, size=size, device=device)
+            seen = batch[stream]
+            if form is not None and isinstance(seen, PlaneBatch):
+                seen = stack_planes(seen, form=form, size=size, device=device)
                 if self.job.towers is not None:
-                    given = given.unflatten(0, (-1, self.job.towers.frames))
-            inputs.append(self._place(given))
-        return inputs, labels
+                    seen = seen.unflatten(0, (-1, self.job.towers.frames))
+            inputs.append(self._place(seen))
+        return Given(inputs, labels)
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
         is_last = self.machine.channels_last and tensor.ndim == 4  # towers take (B, T, C, h, w)
