@@ -18,7 +18,13 @@ from flowkit_cli.scoring_options import scoring_options, test_views
 
 @click.command()
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--layer", required=True, help="Name of the layer, such as full7, layer4 or pool.")
+@click.option(
+    "--layer",
+    default="trunk",
+    show_default=True,
+    help="Name of the layer: full7 or full6 of the paper's network, layer4 of a ResNet. trunk is "
+    "what the layer of the classes sees of any network of one stream.",
+)
 @click.option(
     "--per",
     type=click.Choice(["clip", "video"]),
@@ -65,9 +71,9 @@ def features(
     the moments, as frames from 0 and in seconds. What was written before in the same way is kept.
 
     \b
-    flowkit features runs/temporal --layer full7 --out features
-    flowkit features runs/spatial --layer pool --per video --format hdf5 --out features
-    flowkit features runs/temporal --layer full7 --views center --moments 50 --out features
+    flowkit features runs/temporal --out features
+    flowkit features runs/spatial --per video --format hdf5 --out features
+    flowkit features runs/temporal --layer full6 --views center --moments 50 --out features
 
     Exit status: 0 all done, 1 some videos failed, 2 usage.
     """

@@ -157,11 +157,11 @@ def encode(
             progress.finished(failed=bool(one.reason))
             if one.reason:
                 failed.append(one)
-                progress.line(f"failed: {records[one.id]}: {one.reason}")
+                output.error(f"failed: {records[one.id]}: {one.reason}")
                 told.add(records[one.id], one.reason)
             elif not one.tracks:
                 empty += 1
-                progress.line(f"zero vector: {records[one.id]}: no tracks")
+                output.error(f"zero vector: {records[one.id]}: no tracks")
             if as_json:
                 status = {"status": "failed", "reason": one.reason} if one.reason else {
                     "status": "done", "tracks": one.tracks,

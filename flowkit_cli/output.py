@@ -12,6 +12,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -34,6 +35,7 @@ ESCAPED = {
 ESCAPED_BUT_LINES = {code: text for code, text in ESCAPED.items() if code != ord("\n")}
 
 END_BYTES = 1 << 20  # of a file, that hold its mark
+ENDING = re.compile(r"\.\w+")  # in the name of a kind of file
 LOG_LINE = re.compile(rb"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ")  # how each line of a log begins
 
 quiet, verbose = 0, 0  # how often -q and -v were given: errors only, and more
@@ -86,11 +88,18 @@ def note(text: str) -> None:
         error(f"flowkit: warning: --log {path}: {problem.strerror}; nothing more is added")
 
 
+def _echo(text: str, *, err: bool = False) -> None:
+    """Write a line; a bar that stands on the terminal makes room for it."""
+    bars = sys.modules.get("tqdm")
+    with bars.tqdm.external_write_mode() if bars else nullcontext():
+        click.echo(text, err=err)
+
+
 def say(text: str) -> None:
     """A line for the person at the terminal, on standard error; not with -q."""
     if not quiet:
         note(text.translate(ESCAPED))
-        click.echo(text.translate(ESCAPED), err=True)
+        _echo(text.translate(ESCAPED), err=True)
 
 
 def detail(text: str) -> None:
@@ -102,7 +111,7 @@ def detail(text: str) -> None:
 def error(text: str) -> None:
     """One line, whatever names are in it, of what has failed, on standard error."""
     note(text.translate(ESCAPED))
-    click.echo(text.translate(ESCAPED), err=True)
+    _echo(text.translate(ESCAPED), err=True)
 
 
 def result(text: str, **style: Any) -> None:
@@ -114,7 +123,7 @@ def result_lines(text: str, **style: Any) -> None:
     """A text of several lines, in which no name has a line end, as `result` writes one."""
     text = text.translate(ESCAPED_BUT_LINES)
     note(text)
-    click.echo(click.style(text, **style) if style else text)
+    _echo(click.style(text, **style) if style else text)
 
 
 def wrote(text: str) -> None:
@@ -126,7 +135,7 @@ def wrote(text: str) -> None:
 def json_line(value: dict[str, Any]) -> None:
     """One JSON object on a line of standard output, at once, so that a pipeline can follow."""
     note(json.dumps(value))
-    click.echo(json.dumps(value))
+    _echo(json.dumps(value))
     sys.stdout.flush()
 
 
@@ -200,7 +209,8 @@ KINDS: dict[str, Callable[[Path], bool]] = {
 def check_out(option: str, out: Path, kind: str, inputs: Iterable[str | Path] = ()) -> None:
     """UsageError where writing `out` would replace an input, or a file that is not of this kind.
 
-    Or put a file into a flow record, which is flowkit's as long as there is nothing else in it.
+    Or put a file into a flow record, which is flowkit's as long as there is nothing else in it, or
+    write one whose name does not end as its kind does, by which other commands find it.
     """
     if out.is_file():
         status = out.stat()
@@ -215,6 +225,8 @@ def check_out(option: str, out: Path, kind: str, inputs: Iterable[str | Path] = 
     elif out.exists() and not out.is_char_device():  # a pipe would wait for its reader
         got = kind_of_file(out.stat().st_mode)
         raise UsageError(f"{option} {out}: expected the name of a file, got {got}")
+    elif not out.exists() and (ending := ENDING.search(kind)) and out.suffix.lower() != ending[0]:
+        raise UsageError(f"{option} {out}: expected a name that ends in {ending[0]}")
     if is_record(out.parent):
         raise UsageError(f"{option} {out}: lies in a flow record, which holds its own files only")
 
@@ -270,10 +282,11 @@ class Failures:
 class ProgressBar:
     """Progress over videos on standard error: a bar on a terminal, else a line now and then.
 
-    Where the things counted are no videos, `noun` says what they are.
+    Where the things counted are no videos, `noun` says what they are. Of a `total` that is not
+    known, None, no time left is told.
     """
 
-    def __init__(self, total: int, noun: str = "video") -> None:
+    def __init__(self, total: int | None, noun: str = "video") -> None:
         from tqdm import tqdm
 
         tqdm.monitor_interval = 0  # no thread beside this one: workers are forked
@@ -303,11 +316,6 @@ class ProgressBar:
         self.bar.update()
         self._show()
 
-    def line(self, text: str) -> None:
-        """A line that does not tear the bar."""
-        note(text.translate(ESCAPED))
-        self.bar.write(text.translate(ESCAPED), file=sys.stderr)
-
     def _show(self) -> None:
         elapsed = time.monotonic() - self.start
         rate = f"{self.frames / max(elapsed, 1e-9):.0f} frames/s, " if self.frames else ""
@@ -315,8 +323,11 @@ class ProgressBar:
         if self.quiet or not self.bar.disable or time.monotonic() - self.last_line < QUIET_LINE_S:
             return
         self.last_line = time.monotonic()
+        if self.total is None:
+            say(f"{count(self.videos, self.noun)}, {rate}{self.failed} failed")
+            return
         left = elapsed / self.videos * (self.total - self.videos) if self.videos else None
-        self.line(
+        say(
             f"{self.videos:,} of {count(self.total, self.noun)}, {rate}{self.failed} failed"
             + (f", {duration(left)} left" if left is not None else "")
         )

@@ -85,7 +85,7 @@ def convert_all(paths: Sequence[Path], convert: Callable[[Path], Path], what: st
                 convert(path)
             except FlowkitError as error:
                 failed += 1
-                progress.line(f"failed: {error}")
+                output.error(f"failed: {error}")
             progress.finished(failed=False)
     output.say(
         f"{output.count(len(paths) - failed, 'record')} {what}"

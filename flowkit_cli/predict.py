@@ -171,13 +171,19 @@ def predict(
     if facts.one_worker or facts.runs_on == "cuda" or (workers is None and "-" in videos):
         workers = 1
     predictor, failed = None, 0
-    with closing(hold_videos(looks, asked, workers=workers or cores())) as events:
+    asked, total = (asked, None) if "-" in videos else (iter(named := list(asked)), len(named))
+    with (
+        closing(hold_videos(looks, asked, workers=workers or cores())) as events,
+        output.ProgressBar(total) as progress,
+    ):
         for event in events:
             predictor = predictor or _make_predictor(found, chosen, options)  # while they work
             if event.record is not None:
+                progress.frames_of(event.path, event.record.frame_count)
                 reason = _answer(predictor, event.path, event.record, top, out, as_json=as_json)
             elif not (reason := event.reason):
                 continue
+            progress.finished(failed=bool(reason))
             if reason:
                 failed += 1
                 output.error(f"failed: {event.path}: {reason}")

@@ -290,11 +290,11 @@ def follow(
             path = outcome.source.path
             if outcome.status == "failed":
                 failures.add(path, outcome.reason)
-                progress.line(f"failed: {path}: {outcome.reason}")
+                output.error(f"failed: {path}: {outcome.reason}")
             elif outcome.result is not None and outcome.result.damage:
-                progress.line(f"damaged: {path}: {outcome.result.damage}")
+                output.error(f"damaged: {path}: {outcome.result.damage}")
             elif line := note(outcome):
-                progress.line(line)
+                output.error(line)
             else:
                 output.detail(f"done: {path} ({outcome.frames:,} frames)")
             if run.as_json:

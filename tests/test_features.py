@@ -25,7 +25,7 @@ from flowkit.networks.towers import make_net
 from flowkit.records.reading import open_record
 
 IDS = ("jump/a.b", "jump/c", "run/d")
-LAYERS = ("block3", "block4.conv", "pool", "flatten", "trunk.block2.relu")
+LAYERS = ("block3", "block4.conv", "pool", "flatten", "trunk.block2.relu", "trunk")
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_joined_towers_give_the_mean_over_the_moments_of_a_sample(tmp_path):
 def command(place, *more):
     run = place / "runs/temporal"
     return run_here(
-        "features", run, "--layer", "flatten", "--records", place / "flow", "--moments", "2",
+        "features", run, "--records", place / "flow", "--moments", "2",
         "--views", "center", *more, cwd=place,
     )  # fmt: skip
 
@@ -132,7 +132,7 @@ def command(place, *more):
 @pytest.fixture(scope="module")
 def expected(place):
     scorer = Scorer(place / "runs/temporal", views=TestViews(moments=2, crops="center"))
-    return {id: record_features(scorer, one(), "flatten") for id, one in opened(place / "flow")}
+    return {id: record_features(scorer, one(), "trunk") for id, one in opened(place / "flow")}
 
 
 def test_the_command_writes_npz_and_keeps_what_is_there(place, tmp_path, expected):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def make_scores(path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_of_another_kind_is_not_replaced(tmp_path, kind):
-    out = tmp_path / "out"
+    out = tmp_path / "".join(["out", *output.ENDING.findall(kind)])
     check_out("--out", out, kind)
     out.write_bytes(b"")
     check_out("--out", out, kind)
@@ -54,6 +55,14 @@ def test_a_file_of_another_kind_is_not_replaced(tmp_path, kind):
         out.write_bytes(text)
         with pytest.raises(UsageError, match="there is a file that is not"):
             check_out("--out", out, kind)
+
+
+def test_a_name_ends_as_its_kind_does():
+    check_out("--out", Path("a.HTML"), "a page (.html)")
+    check_out("--out", Path("/dev/null"), "an .npz")
+    for kind, ending in (("an .npz", "npz"), ("a page (.html)", "html")):
+        with pytest.raises(UsageError, match=f"expected a name that ends in .{ending}"):
+            check_out("--out", Path("fused"), kind)
 
 
 @pytest.mark.parametrize("ending", [".png", ".gif", ".mp4"])
@@ -151,6 +160,17 @@ def test_progress_tells_what_it_counts_and_no_rate_of_frames_that_there_are_not(
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("1 of 3 records, 0 failed, ") and "frames/s" not in first
     assert "frames/s, 0 failed" in second
+
+
+def test_a_line_does_not_tear_the_bar(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with output.ProgressBar(2) as progress:
+        assert not progress.bar.disable
+        capsys.readouterr()
+        output.result("an answer")
+        out, err = capsys.readouterr()
+    assert out == "an answer\n"
+    assert err.startswith("\r ") and " 0/2 " in err, "cleared, and shown again"
 
 
 # --- failures -------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,6 +39,7 @@ from flowkit.scores.files import read_scores, softmax
 from flowkit.scores.fusion import Fusion, write_fusion
 from flowkit.series import Series
 from flowkit.video.sources import Source
+from flowkit_cli import output
 from flowkit_cli.predict import predict as predict_command
 
 CLASSES = ("grow", "shrink", "spin")
@@ -272,7 +274,8 @@ def test_frames_too_large_are_refused_without_loss_to_the_rest(project, video):
     assert "got 0.01382 (96x144 px): --max-frame-mpx" in result.stderr
 
 
-def test_a_bad_video_stops_nothing(project, video):
+def test_a_bad_video_stops_nothing(project, video, monkeypatch):
+    monkeypatch.setattr(output, "QUIET_LINE_S", 0)
     bad = project / "bad.mp4"
     bad.write_bytes(b"no video")
     cut = project / "cut.mp4"
@@ -291,6 +294,7 @@ def test_a_bad_video_stops_nothing(project, video):
     assert "cannot be opened" in told[0]["reason"]
     assert "no such file" in told[2]["reason"]
     assert f"failed: {bad}: expected a video" in result.stderr
+    assert re.search(r"^5 videos, \d+ frames/s, 3 failed$", result.stderr, re.M)
 
 
 @dataclass(frozen=True)
@@ -326,13 +330,15 @@ def test_a_reason_names_the_video_once(project):
     assert last.reason.startswith("expected a video")
 
 
-def test_folders_of_videos_and_of_frames_are_taken(project):
+def test_folders_of_videos_and_of_frames_are_taken(project, monkeypatch):
     frames = moving_texture(5)
     write_video(project / "v.mp4", frames)
     (project / "videos").mkdir()
     write_video(project / "videos/b.mp4", frames)
     write_images(project / "videos2/c", frames)
-    told = lines(run("videos", "videos2/c", "v.mp4", "--json"))
+    monkeypatch.setattr(output, "QUIET_LINE_S", 0)
+    told = lines(result := run("videos", "videos2/c", "v.mp4", "--json"))
+    assert re.search(r"2 of 3 videos, \d+ frames/s, 0 failed, [\d.]+ s left", result.stderr)
     assert {one["video"].removeprefix(f"{project}/") for one in told} == {
         "videos/b.mp4",
         "videos2/c",

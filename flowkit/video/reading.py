@@ -127,7 +127,8 @@ def _damage(account: Account, signs: list[str]) -> str | None:
     if expected in (None, decoded) and not signs:
         return None
     of_expected = "" if expected is None else f" of {expected}"
-    return "; ".join([f"{decoded}{of_expected} frames decoded", *signs])
+    noun = "frame" if expected is None and decoded == 1 else "frames"
+    return "; ".join([f"{decoded}{of_expected} {noun} decoded", *signs])
 
 
 def open_video(
