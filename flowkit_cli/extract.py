@@ -14,6 +14,7 @@ import click
 
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.flow.methods import METHODS
+from flowkit.flow.stabilized import CAMERA_MATCHES, MOTIONS, Stabilization
 from flowkit.records.layout import FORMATS, LAYOUTS, written_layouts
 from flowkit.stores.urls import Place, Url
 from flowkit_cli.extract_totals import ExtractTotals
@@ -66,6 +67,19 @@ def _read_time(context: click.Context, option: click.Parameter, text: str | None
     help="Fields from every frame t to t + STEP; may be given several times.",
 )
 @click.option("--backward", is_flag=True, help="Also the fields from t + STEP back to t, computed.")
+@click.option(
+    "--stabilize",
+    type=click.Choice(MOTIONS),
+    help="Take the camera's motion off: find it as this, then compute the flow again, to the "
+    "second frame as the first one's camera would see it. Where too few matches agree, the "
+    "plain flow stays, and is counted.",
+)
+@click.option(
+    "--matches",
+    type=click.Choice(CAMERA_MATCHES),
+    help="With --stabilize, the points that tell the camera's motion: along the flow, or those and "
+    "SIFT's.  [default: flow]",
+)
 @click.option(
     "--resize",
     metavar="SIZE",
@@ -175,6 +189,7 @@ def extract(
     flowkit extract videos/ --bound 20 --resize 340x256
     find videos -name '*.avi' | flowkit extract - --root videos --json
     flowkit extract videos/ --fps 5 --from 1:30 --to 2:00
+    flowkit extract videos/ --stabilize homography  the camera's motion taken off
     flowkit extract videos/ --shard slurm           in a SLURM array job
     flowkit extract videos/ --dask tcp://head:8786  on a Dask cluster
     flowkit extract videos/ --gpus all              on NVIDIA GPUs
@@ -195,11 +210,13 @@ def extract(
     numbers = _read_gpus(gpus)
     flow_method = chosen_method(method, preset, options)
     storage = _read_storage(run.out, options)
+    options["stabilize"] = _read_stabilization(options["stabilize"], options["matches"])
+    quantized = options["stabilize"] is None
     with ExitStack() as stack:
         processes = None
         if on_gpus and numbers is not None and not run.dry_run:
             # Before all else: they open their GPUs while this process gets ready.
-            processes = stack.enter_context(_started(flow_method, storage, numbers))
+            processes = stack.enter_context(_started(flow_method, storage, numbers, quantized))
 
         from flowkit.extraction.extract import extract as run_extraction
         from flowkit.extraction.plan import plan
@@ -213,7 +230,9 @@ def extract(
         if run.dry_run:
             return
         if on_gpus and todo:
-            processes = processes or stack.enter_context(_started(flow_method, storage, numbers))
+            processes = processes or stack.enter_context(
+                _started(flow_method, storage, numbers, quantized)
+            )
             with _errors_of_gpus():
                 processes.wait()
         totals = ExtractTotals(
@@ -257,13 +276,20 @@ def _read_storage(out: Place, options: dict[str, Any]) -> Storage:
     return Storage(**{name: options[name] for name in stored})
 
 
+def _read_stabilization(motion: Any, matches: Any) -> Stabilization | None:
+    """What --stabilize and --matches ask for; UsageError for matches without a use."""
+    if motion is None and matches is not None:
+        raise UsageError(f"--matches {matches} goes with --stabilize {' or '.join(MOTIONS)}")
+    return None if motion is None else Stabilization(motion, matches or "flow")
+
+
 def _read_request(method: FlowMethod, storage: Storage, options: dict[str, Any]) -> Request:
     """What the options ask for of every video."""
     from flowkit.extraction.request import Request
     from flowkit.video.sampling import Sampling
 
     sampling = Sampling(**{name: options[name] for name in ("every", "fps", "start_s", "stop_s")})
-    asked = ("steps", "backward", "resize", "keep_damaged", "max_frame_mpx")
+    asked = ("steps", "backward", "resize", "keep_damaged", "max_frame_mpx", "stabilize")
     return Request(
         method, storage=storage, sampling=sampling, **{name: options[name] for name in asked}
     )
@@ -295,7 +321,7 @@ def _read_gpus(gpus: str | None) -> list[int] | None:
 
 @contextmanager
 def _started(
-    method: FlowMethod, storage: Storage, gpus: list[int] | None
+    method: FlowMethod, storage: Storage, gpus: list[int] | None, quantized: bool
 ) -> Iterator[FlowProcesses]:
     """The processes of --gpu, which have not been waited for; their errors say so."""
     from flowkit.extraction.flow_processes import FlowProcesses, count_gpus_apart
@@ -303,7 +329,7 @@ def _started(
     with ExitStack() as stack:
         with _errors_of_gpus():
             gpus = list(range(count_gpus_apart())) if gpus is None else gpus
-            processes = FlowProcesses(method, storage, gpus=gpus)
+            processes = FlowProcesses(method, storage, gpus=gpus, quantized=quantized)
             stack.callback(processes.close)
             processes.start()
         yield processes
@@ -319,9 +345,11 @@ def _errors_of_gpus() -> Iterator[None]:
 
 def _figures(extracted: Extracted) -> dict[str, Any]:
     """What --json tells of a video that is done."""
+    plain = extracted.plain_fields
     return {
         "frames": extracted.frames,
         "fields": extracted.fields,
         "damage": extracted.damage,
         "seconds": {stage: round(s, 4) for stage, s in extracted.seconds.items()},
+        **({} if plain is None else {"plain_fields": plain}),
     }

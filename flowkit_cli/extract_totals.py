@@ -21,6 +21,7 @@ class ExtractTotals(Totals):
         super().__init__("field", skipped=skipped, todo=todo, workers=workers)
         self.seconds: dict[str, float] = {}  # seconds of all workers, by stage
         self.creating_s = 0.0
+        self.plain_fields: int | None = None  # of flow that is stabilized
         self.begun = begun  # time.monotonic() of the command's begin
         self.usages: dict[int, Usage] | None = None
         self.notes: list[str] = []
@@ -30,6 +31,8 @@ class ExtractTotals(Totals):
         super().add(outcome)
         if outcome.result is not None:
             self.creating_s += outcome.result.creating_s
+            if outcome.result.plain_fields is not None:
+                self.plain_fields = (self.plain_fields or 0) + outcome.result.plain_fields
             for stage, seconds in outcome.result.seconds.items():
                 self.seconds[stage] = self.seconds.get(stage, 0) + seconds
 
@@ -50,6 +53,11 @@ class ExtractTotals(Totals):
             )
             text += f" ({shares})"
         lines = [text, *self.notes]
+        if self.plain_fields is not None:
+            lines.append(
+                f"the camera's motion was not found for {self.plain_fields:,} of {self.made:,} "
+                "fields: these are plain flow"
+            )
         throughput = self._throughput()
         if throughput is not None:
             rates = ", ".join(f"{stage} {rate:,.0f}" for stage, rate in throughput.rates.items())
@@ -63,6 +71,8 @@ class ExtractTotals(Totals):
     def event(self) -> dict[str, Any]:
         """The last line of --json."""
         event = super().event()
+        if self.plain_fields is not None:
+            event["plain_fields"] = self.plain_fields
         throughput = self._throughput()
         if throughput is not None:
             event |= {

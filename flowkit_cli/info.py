@@ -85,6 +85,14 @@ def _line(record: Record) -> str:
         f"{record.path}: {record.frame_count} frames {record.size[1]}x{record.size[0]}"
         + (f" at {record.fps:.4g} fps" if record.fps else "")
         + f"; {fields} fields; {method['name']}, {request['format']}, {scale}"
+        + (f"; {_camera(sidecar)}" if "stabilize" in request else "")
         + ("" if record.has_frames else "; no frames stored")
         + (f"; damaged source: {damage}" if damage else "")
     )
+
+
+def _camera(sidecar: dict[str, Any]) -> str:
+    """What became of the camera's motion in a record of stabilized flow."""
+    text = f"camera's motion taken off by {sidecar['request']['stabilize']['name']}"
+    plain = sidecar.get("plain_fields", 0)
+    return text + (f", but of {output.count(plain, 'field')}" if plain else "")

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowkit.idt.parameters import MATCHES, TrackParameters
+from flowkit.flow.parameters import MATCHES
+from flowkit.idt.parameters import TrackParameters
 from flowkit_cli import output
 from flowkit_cli.options import cores
 from flowkit_cli.video_runs import (

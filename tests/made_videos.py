@@ -37,6 +37,18 @@ def moving_texture(
     return frames
 
 
+def pasted_disc(frames, *, radius, step):
+    """The frames with a disc of another texture that moves by `step` px, and its centers (x, y)."""
+    height, width = frames[0].shape[:2]
+    texture = moving_texture(1, size=(height, width), seed=3)[0]
+    centers = np.array([width // 3, height // 3]) + np.outer(np.arange(len(frames)), step)
+    made = []
+    for frame, (x, y) in zip(frames, centers.tolist(), strict=True):
+        disc = cv2.circle(np.zeros((height, width), np.uint8), (x, y), radius, 255, -1)
+        made.append(np.where(disc[..., None] > 0, np.roll(texture, (y, x), axis=(0, 1)), frame))
+    return made, centers
+
+
 def write_video(
     path: Path,
     frames: Sequence[np.ndarray],

@@ -174,6 +174,16 @@ def test_stacks():
     assert figures(run("stacks.py", "--batch", 1))
 
 
+def test_stabilize(videos, tmp_path):
+    out = tmp_path / "stabilize.json"
+    [clip, *_] = sorted(videos.rglob("*.*"))
+    done = run("stabilize.py", clip, "--pairs", 1, "--rounds", 1, "--resize", "64", "--json", out)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads(out.read_text())
+    assert {"tvl1", "dis"} < {row["method"] for row in rows}
+    assert all(min(row["ms_per_pair"].values()) > 0 for row in rows)
+
+
 def test_training():
     options = ("--device", "cpu", "--net", "small", "--batch", 2, "--steps", 1)
     assert figures(run("training.py", *options))["clips_a_second"]["together"] > 0

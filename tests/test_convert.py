@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +20,14 @@ from flowkit.extraction.extract import extract_video
 from flowkit.extraction.plan import plan
 from flowkit.extraction.request import Request
 from flowkit.flow.methods import make_method
+from flowkit.flow.stabilized import Stabilization
 from flowkit.records.layout import Storage
 from flowkit.records.reading import flow_of, open_record
 from flowkit.records.verify import verify_record
 from flowkit.video.sources import Source
 
 ID = "jump/a"
+DIS = make_method("dis")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def extracted(video, tmp_path_factory):
 
 
 def request_for(storage):
-    return Request(make_method("dis"), steps=(1, 2), backward=True, storage=storage)
+    return Request(DIS, steps=(1, 2), backward=True, storage=storage)
 
 
 def tree(folder):
@@ -133,6 +136,14 @@ def test_planes_kept_without_loss_are_the_flow_of_their_source(extracted, tmp_pa
         place = {"direction": one.direction, "step": one.step}
         assert np.array_equal(old.fields(0, one.count, **place), new.fields(0, one.count, **place))
     assert flow_of(new) == flow_of(old)
+
+
+def test_a_record_of_stabilized_flow_stays_one(video, tmp_path):
+    request = Request(DIS, storage=Storage("flo"), stabilize=Stabilization())
+    extract_video(Source(video, ID), tmp_path / "flow", request)
+    convert(tmp_path / "flow", tmp_path / "new", format="png")
+    extract_video(Source(video, ID), tmp_path / "png", replace(request, storage=Storage("png")))
+    assert tree(tmp_path / "new") == tree(tmp_path / "png")
 
 
 def test_a_network_trained_on_flow_converted_with_a_loss_predicts_no_video(extracted, tmp_path):

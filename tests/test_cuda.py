@@ -31,6 +31,8 @@ from flowkit.flow.cuda import images as cuda_images
 from flowkit.flow.cuda import tvl1 as cuda_tvl1
 from flowkit.flow.cuda.methods import CudaFarneback, CudaTVL1
 from flowkit.flow.methods import describe_method
+from flowkit.flow.pairs import consecutive
+from flowkit.flow.stabilized import Stabilization, StabilizedFlow
 from flowkit.flow.tvl1 import TVL1
 
 SOLVERS = {CudaTVL1: cuda_tvl1.TVL1Batch, CudaFarneback: cuda_farneback.FarnebackBatch}
@@ -115,6 +117,21 @@ def test_it_stops_after_the_cpu_methods_very_iteration(emulated, parameters):
     assert emulated.slots[0].solver.work(1) == [cpu_work(same, first, second)]
     [expected] = same.fields([(first, second)])
     assert np.abs(field - expected).max() < 2e-3  # rounding, where a pixel hangs in the balance
+
+
+def test_the_camera_is_taken_off_on_top_of_batches(emulated):
+    frames = [texture(64, 80)]
+    frames += [shifted(frames[0], 2 * t, t) for t in (1, 2, 3)]
+    method = QUICK[CudaFarneback]
+    flow = StabilizedFlow(lambda pairs: emulated(method, pairs), Stabilization())
+    plain, fields = (
+        list(one(consecutive(frames))) for one in (partial(emulated, method), flow.fields)
+    )
+    inside = np.s_[16:-16, 16:-16]
+    assert len(plain) == len(fields) == 3 and flow.plain == 0
+    for before, after in zip(plain, fields, strict=True):
+        assert np.abs(before[inside].mean((0, 1)) - (2, 1)).max() < 0.3
+        assert np.abs(after[inside].mean((0, 1))).max() < 0.1
 
 
 def test_shared_memory_for_the_next_tile_changes_no_bit(place):

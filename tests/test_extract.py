@@ -20,6 +20,7 @@ from flowkit.extraction.plan import plan, slurm_shard, take_shard
 from flowkit.extraction.request import Request, resize_frame, target_size
 from flowkit.flow.methods import make_method
 from flowkit.flow.pairs import to_gray
+from flowkit.flow.stabilized import Stabilization
 from flowkit.records.layout import Storage
 from flowkit.records.reading import open_record
 from flowkit.records.unfinished import INCOMPLETE
@@ -203,6 +204,7 @@ def test_planning_leaves_out_what_is_finished_as_asked(video, tmp_path):
         (Request(make_method("dis", patch_size=12)), r"method.patch_size: 8 on disk, 12 asked for"),
         (Request(DIS, steps=(1, 2)), r"steps: \[1\] on disk, \[1, 2\] asked for"),
         (Request(DIS, storage=Storage(pack=True)), "a folder on disk: flowkit pack"),
+        (Request(DIS, stabilize=Stabilization()), 'stabilize: null on disk, "homography" asked'),
     ],
 )
 def test_records_of_other_parameters_are_an_error_before_any_work(

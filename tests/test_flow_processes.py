@@ -26,6 +26,7 @@ from flowkit.extraction.request import Request
 from flowkit.extraction.throughput import FILES, LOCK, START, find_bottleneck
 from flowkit.flow.cuda import device
 from flowkit.flow.cuda.methods import CudaFarneback, CudaTVL1
+from flowkit.flow.stabilized import Stabilization
 from flowkit.records.layout import Storage
 from flowkit.records.reading import open_record
 from flowkit.video.sources import Source
@@ -94,7 +95,8 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 def run(sources, out, request, *, gpus=(0,), workers=2, **options):
     """What became of each video, by its id, and the processes thereafter."""
-    with FlowProcesses(request.method, request.storage, gpus=gpus) as processes:
+    whole = {"gpus": gpus, "quantized": request.stabilize is None}
+    with FlowProcesses(request.method, request.storage, **whole) as processes:
         outcomes = extract(sources, out, request, workers=workers, processes=processes, **options)
         ended = {one.source.id: one for one in outcomes if one.status != "running"}
         return ended, processes, processes.usages()
@@ -107,14 +109,15 @@ def run(sources, out, request, *, gpus=(0,), workers=2, **options):
         (Quantizing(), {"storage": Storage(bound=2.5, format="png")}),
         (Plain(), {"storage": Storage(format="lz4", rgb=False), "steps": (7, 1)}),
         (Quantizing(), {"storage": FLOATS, "steps": (1, 2), "backward": True, "resize": "40x30"}),
+        (Quantizing(), {"stabilize": Stabilization(), "backward": True}),
     ],
-    ids=["planes", "bound", "fields", "floats"],
+    ids=["planes", "bound", "fields", "floats", "stabilized"],
 )
 def test_records_are_those_of_the_workers_byte_for_byte(
     videos, tmp_path, monkeypatch, method, options
 ):
     monkeypatch.setattr(
-        "flowkit.extraction.extract.prepare_method", lambda method: None
+        "flowkit.extraction.request.prepare_method", lambda method: None
     )  # opens no GPU
     request = Request(method, **options)
     for one in extract(videos, tmp_path / "workers", request, workers=1):
@@ -123,9 +126,18 @@ def test_records_are_those_of_the_workers_byte_for_byte(
     assert {one.status for one in ended.values()} == {"done"}
     assert tree(tmp_path / "process") == tree(tmp_path / "workers")
     assert len(tree(tmp_path / "process")) > 120
-    usage = usages[0]
-    assert usage.pairs == sum(one.result.fields for one in ended.values())
+    usage, passes = usages[0], 1 if request.stabilize is None else 2
+    assert usage.pairs == passes * sum(one.result.fields for one in ended.values())
     assert 0 < usage.busy_s <= usage.span_s and usage.batches < usage.pairs
+
+
+def test_flow_that_is_quantized_far_away_cannot_be_stabilized(videos, tmp_path):
+    request = Request(Quantizing(), stabilize=Stabilization())
+    with (
+        FlowProcesses(request.method, request.storage, gpus=[0]) as processes,
+        pytest.raises(UsageError, match="quantized=False"),
+    ):
+        list(extract(videos, tmp_path, request, workers=1, processes=processes))
 
 
 @pytest.mark.gpu

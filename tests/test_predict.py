@@ -32,6 +32,7 @@ from flowkit.evaluation.scoring import Scorer, TestViews, score_part
 from flowkit.extraction.extract import extract_video
 from flowkit.extraction.request import Request
 from flowkit.flow.methods import make_method
+from flowkit.flow.stabilized import Stabilization
 from flowkit.networks.joining import Towers
 from flowkit.records.layout import Storage
 from flowkit.records.reading import flow_of, open_record
@@ -97,6 +98,7 @@ def lines(result):
         (StackForm(4, bidirectional=True), Request(DIS, backward=True, storage=Storage("png"))),
         (StackForm(2, step=3), Request(DIS, steps=(1, 3), storage=Storage("flo"))),
         (StackForm(20), Request(make_method("farneback", levels=2), storage=Storage("lz4"))),
+        (StackForm(2), Request(DIS, stabilize=Stabilization(matches="flow+sift"))),
         (None, Request(DIS)),
     ],
 )

@@ -124,6 +124,23 @@ def test_a_source_that_is_no_object_is_refused(tmp_path, whole):
         parse_sidecar(data, record.path)
 
 
+@pytest.mark.parametrize("value", [-1, "none", [3], None])
+def test_a_count_of_plain_fields_that_is_none_is_refused(tmp_path, value):
+    record = made(tmp_path)
+    data = json.dumps(record.sidecar | {"plain_fields": value}).encode()
+    with pytest.raises(RecordError, match="plain_fields cannot be"):
+        parse_sidecar(data, record.path)
+
+
+@pytest.mark.parametrize("value", ["homography", {"matches": "flow"}, {"name": 3}, None])
+def test_a_way_to_stabilize_without_a_name_is_refused(tmp_path, value):
+    record = made(tmp_path)
+    request = record.sidecar["request"] | {"stabilize": value}
+    data = json.dumps(record.sidecar | {"request": request}).encode()
+    with pytest.raises(RecordError, match="stabilize cannot be"):
+        parse_sidecar(data, record.path)
+
+
 @pytest.mark.parametrize("change", [lambda ranges: ranges[:-1], lambda ranges: ranges * 2])
 def test_ranges_of_another_number_of_fields_are_refused(tmp_path, change):
     record = made(tmp_path, format="jpg")

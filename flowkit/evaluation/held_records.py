@@ -25,8 +25,9 @@ from flowkit.documents import differences
 from flowkit.errors import UsageError, VideoError
 from flowkit.extraction.request import Request, resized_frames, target_size
 from flowkit.flow.method import takes_color
-from flowkit.flow.methods import make_method, method_of, prepare_method
+from flowkit.flow.methods import make_method, method_of
 from flowkit.flow.pairs import series_fields
+from flowkit.flow.stabilized import Stabilization
 from flowkit.records import formats
 from flowkit.records.copies import local_copy
 from flowkit.records.layout import FORMATS, Storage, field_templates
@@ -106,7 +107,7 @@ def hold_videos(
     caller that has not imported torch before has workers that start at once
     (`flowkit.workers.children`).
     """
-    prepare_method(looks.request.method)
+    looks.request.prepare()
     paths: list[str] = []
 
     def supply() -> Iterator[tuple[str | Url, str]]:
@@ -228,6 +229,7 @@ def video_request(checkpoints: Iterable[Checkpoint]) -> Request:
         resize=flow["resize"],
         storage=Storage(stored, bound=flow["bound"], **quality),
         sampling=Sampling(**flow.get("sampling", {})),
+        stabilize=Stabilization(**flow["stabilize"]) if "stabilize" in flow else None,
     )
 
 
@@ -246,7 +248,7 @@ def hold_video(path: Path, request: Request, wanted: Wanted) -> HeldRecord:
                 yield frame
 
         for one, index, field in series_fields(
-            frames(), stored, method.fields, color=takes_color(method), wanted=wanted.fields
+            frames(), stored, request.fields, color=takes_color(method), wanted=wanted.fields
         ):
             encoded, own = formats.encode_field(
                 field, storage.format, bound=storage.bound, quality=storage.quality

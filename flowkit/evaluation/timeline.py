@@ -131,7 +131,7 @@ class _Held:
             yield from (None for _ in self._keep(frames))
             return
         for one, index, field in series_fields(
-            self._keep(frames), self.fields, method.fields, color=takes_color(method)
+            self._keep(frames), self.fields, self.request.fields, color=takes_color(method)
         ):
             self.fields[one][index] = formats.encode_field(
                 field, storage.format, bound=storage.bound, quality=storage.quality

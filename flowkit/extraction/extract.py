@@ -14,14 +14,15 @@ import numpy as np
 
 import flowkit
 from flowkit._cv2 import cv2
-from flowkit.errors import FlowkitError, VideoError
+from flowkit.errors import FlowkitError, UsageError, VideoError
 from flowkit.extraction.flow_client import RemoteFlow
 from flowkit.extraction.flow_processes import FlowProcesses
 from flowkit.extraction.outcomes import Outcome, run_videos
 from flowkit.extraction.request import Request, resized_frames
 from flowkit.flow.method import FlowMethod, takes_color
-from flowkit.flow.methods import device_of, prepare_method
+from flowkit.flow.methods import device_of
 from flowkit.flow.pairs import consecutive, series_fields
+from flowkit.flow.stabilized import Stabilization, StabilizedFlow
 from flowkit.records.copies import Copy, local_copy
 from flowkit.records.writing import RecordWriter
 from flowkit.stores.retries import retry_count
@@ -37,7 +38,8 @@ from flowkit.workers.pool import run_pool
 class Extracted:
     """What became of one video: `seconds` by "decode", "flow", "encode" and "write".
 
-    `creating_s` of those that it took to write went into the names of new files.
+    `creating_s` of those that it took to write went into the names of new files. `plain_fields`: of
+    flow that is stabilized, the fields that are not, since their camera was not found; else None.
     """
 
     frames: int
@@ -47,20 +49,27 @@ class Extracted:
     written: bool  # False where another run had finished the record meanwhile
     creating_s: float = 0.0
     retries: int = 0  # how often a store was asked again
+    plain_fields: int | None = None
 
 
 def video_fields(
-    path: str | Path, method: FlowMethod, *, resize: str | None = None
+    path: str | Path,
+    method: FlowMethod,
+    *,
+    resize: str | None = None,
+    stabilize: Stabilization | None = None,
 ) -> Iterator[np.ndarray]:
     """The fields of a video from frame to frame, lazily: float32 (H, W, 2) px, n - 1 of n frames.
 
     `resize` is "256" (short side, px), "340x256" (width x height) or "50%", else UsageError.
+    `stabilize`: the camera's motion is taken off; a pair whose camera is not found has plain flow.
     VideoError where it cannot be opened and, at the end, if it did not give every frame that its
     file promises.
     """
     with open_video(Path(path)) as video:
         frames = resized_frames(video, resize)
-        yield from method.fields(consecutive(frames, color=takes_color(method)))
+        request = Request(method, resize=resize, stabilize=stabilize)
+        yield from request.fields(consecutive(frames, color=takes_color(method)))
 
 
 def extract_video(
@@ -126,6 +135,10 @@ def _extract_file(
     seconds = {"decode": perf_counter() - start}
     stamp = source_stamp(path)
     compute = request.method.fields if remote is None else remote.compute
+    stabilized = None
+    if request.stabilize is not None:
+        stabilized = StabilizedFlow(compute, request.stabilize)
+        compute = stabilized.fields
     with (
         open_video(
             path,
@@ -153,12 +166,21 @@ def _extract_file(
         if stamp != source_stamp(path):
             raise VideoError(f"{source.path}: changed while it was read")
         description = _describe(source, video, request, state)
+        plain_fields = None if stabilized is None else stabilized.plain
+        if plain_fields is not None:
+            description["plain_fields"] = plain_fields
         written = writer.commit(description, overwrite=overwrite or source.redo)
         seconds |= writer.seconds
         seconds["flow"] = perf_counter() - start - sum(seconds.values())
         fields = sum(len(ranges) for ranges in writer.ranges.values())
         return Extracted(
-            writer.frame_count, fields, video.damage, seconds, written, writer.creating_s
+            writer.frame_count,
+            fields,
+            video.damage,
+            seconds,
+            written,
+            writer.creating_s,
+            plain_fields=plain_fields,
         )
 
 
@@ -180,12 +202,18 @@ def extract(
     the same method and storage. A video that fails, takes longer than `timeout_s` or more than
     `memory_bytes`, or kills its worker costs itself only: its outcome has the reason. After a full
     disk, or where flow processes die again and again, no further video is begun: those have no
-    outcome. UsageError where a worker cannot import the method.
+    outcome. UsageError where a worker cannot import the method, and where flow that the processes
+    quantize is to be stabilized.
     """
     if processes is not None:
+        if request.stabilize is not None and processes.quantized:
+            raise UsageError(
+                "flow that is stabilized is computed from fields: expected FlowProcesses with "
+                "quantized=False"
+            )
         engine = _with_flow(processes, engine)
-    elif sources:
-        prepare_method(request.method)
+    if sources:
+        request.prepare(method=processes is None)
     owner = secrets.token_hex(8)
     task = _Task(out, request, overwrite, owner)
     yield from run_videos(

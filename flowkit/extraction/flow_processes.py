@@ -74,18 +74,21 @@ class _Seat:
 class FlowProcesses:
     """One process for each GPU that computes `method` for all workers; a context manager.
 
-    `storage` says whether flow is quantized there already. `gpus` are numbers among those that
-    this process may use (``CUDA_VISIBLE_DEVICES``); a method of the CPU may be computed so, too.
+    `storage` says whether flow is quantized there already, unless `quantized` is False. `gpus` are
+    numbers among those that this process may use (``CUDA_VISIBLE_DEVICES``); a method of the CPU
+    may be computed so, too.
     Entering starts the processes and waits for them: UsageError says why one cannot compute. They
     end with the block, and with the thread that entered it. Between `start` and `wait`, which it
     calls, there may be other work; `close` is its end.
     """
 
-    def __init__(self, method: FlowMethod, storage: Storage, *, gpus: Sequence[int]) -> None:
+    def __init__(
+        self, method: FlowMethod, storage: Storage, *, gpus: Sequence[int], quantized: bool = True
+    ) -> None:
         if not gpus or len(set(gpus)) < len(gpus):
             raise UsageError(f"expected distinct GPUs such as 0,1, got {list(gpus)}")
         refuse_script_import()
-        self.quantized = storage.is_planes and hasattr(method, "planes")
+        self.quantized = quantized and storage.is_planes and hasattr(method, "planes")
         self.work = Work(method, self.quantized, storage.bound)
         self.seats = [_Seat(gpu) for gpu in gpus]
         self.environments = {gpu: _environment(gpu) for gpu in gpus}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,15 @@ import numpy as np
 from flowkit._cv2 import cv2
 from flowkit.errors import UsageError
 from flowkit.flow.method import FlowMethod
-from flowkit.flow.methods import describe_method
+from flowkit.flow.methods import describe_method, prepare_method
+from flowkit.flow.pairs import Pair
+from flowkit.flow.stabilized import Stabilization, StabilizedFlow
 from flowkit.records.layout import Storage
 from flowkit.series import Series
 from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit.video.sampling import Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from flowkit.video.reading import Video
 
 
@@ -30,7 +31,8 @@ class Request:
     `sampling` says which frames are taken, and all else counts those. `steps`: fields from every
     frame t to t + step, a series each; `backward`: also those from t + step to t, computed.
     `resize` as `target_size` takes it. `keep_damaged` makes a record of the frames that a damaged
-    video still gives, and says so in the sidecar. A video with frames of more than `max_frame_mpx`
+    video still gives, and says so in the sidecar. `stabilize`: the camera's motion is taken off, as
+    that says. A video with frames of more than `max_frame_mpx`
     megapixels fails; the limit is no part of the identity. UsageError for steps that are not
     distinct and at least 1, and for a size that is none.
     """
@@ -43,6 +45,7 @@ class Request:
     keep_damaged: bool = False
     max_frame_mpx: float = MAX_FRAME_MPX
     sampling: Sampling = field(default_factory=Sampling)
+    stabilize: Stabilization | None = None
 
     def __post_init__(self) -> None:
         if not self.steps or min(self.steps) < 1 or len(set(self.steps)) < len(self.steps):
@@ -55,9 +58,27 @@ class Request:
         forward = [Series("forward", step) for step in self.steps]
         return (*forward, *(Series("backward", step) for step in self.steps if self.backward))
 
+    def fields(self, pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
+        """The field of each pair, in order, as the method computes it, stabilized if so asked."""
+        if self.stabilize is None:
+            return self.method.fields(pairs)
+        return StabilizedFlow(self.method.fields, self.stabilize).fields(pairs)
+
+    def prepare(self, *, method: bool = True) -> None:
+        """Compile or load, once for all, what every worker would otherwise do for itself.
+
+        But the `method`, as `prepare_method` does it, if other processes compute the flow.
+        """
+        if method:
+            prepare_method(self.method)
+        if self.stabilize is not None:
+            from flowkit.flow import camera
+
+            camera.warm_up()
+
     def identity(self) -> dict[str, Any]:
         """What the sidecar keeps of the request, and a rerun compares; JSON values only."""
-        sampling = self.sampling.identity()
+        sampling, camera = self.sampling.identity(), self.stabilize
         return json.loads(
             json.dumps(
                 {
@@ -68,6 +89,7 @@ class Request:
                     **self.storage.identity(),
                     "keep_damaged": self.keep_damaged,
                     **({"sampling": sampling} if sampling else {}),
+                    **({"stabilize": camera.identity()} if camera else {}),
                 }
             )
         )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from flowkit.flow.method import parameter
+
+# The points that tell the camera's motion: along the flow, those and SIFT's, or none at all
+Matches = Literal["flow", "flow+sift", "none"]
+MATCHES: tuple[Matches, ...] = get_args(Matches)
 
 
 @dataclass(frozen=True)

@@ -433,23 +433,6 @@ def resize(image, width, factor, small, columns):
         mix_down(columns, mixed, above, below, down, factor, small, np.uintp(y))
 
 
-@whole
-def keep_previous(warped, previous, homography, margin):
-    """Put the previous frame where the homography does not lead well inside the current one."""
-    height, width = warped.shape
-    h = homography
-    for y in range(height):
-        for x in range(width):
-            w = h[2, 0] * x + h[2, 1] * y + h[2, 2]
-            inverse = 1.0 / w if w != 0.0 else 0.0
-            to_x = (h[0, 0] * x + h[0, 1] * y + h[0, 2]) * inverse
-            to_y = (h[1, 0] * x + h[1, 1] * y + h[1, 2]) * inverse
-            inside_x = margin < to_x < width - 1 - margin
-            inside_y = margin < to_y < height - 1 - margin
-            if not (inside_x and inside_y):
-                warped[y, x] = previous[y, x]
-
-
 _gray = types.uint8[:, ::1]
 _slots = types.int32[::1]
 _line = types.float32[::1]
@@ -464,7 +447,6 @@ DESCRIBE = (
 FINISH = (_slots, _n, _slots, _cube, _cube, _cube, _f, types.float32[::1], _plane, _plane, _cube)
 SAMPLE = (_slots, _n, _slots, _cube, _cube, _plane, types.float64, _n)
 RESIZE = (_plane, _n, _f, _plane, _n)
-KEEP_PREVIOUS = (_gray, _gray, types.float64[:, ::1], types.float64)
 # The functions that are called from outside, and the types they are compiled for.
 ENTRIES = {
     "integral_row": INTEGRAL_ROW,
@@ -473,5 +455,4 @@ ENTRIES = {
     "finish": FINISH,
     "sample": SAMPLE,
     "resize": RESIZE,
-    "keep_previous": KEEP_PREVIOUS,
 }

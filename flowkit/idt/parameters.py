@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from flowkit.errors import UsageError
 from flowkit.flow.method import parameter
-
-Matches = Literal["flow", "flow+sift", "none"]
-MATCHES: tuple[Matches, ...] = get_args(Matches)
+from flowkit.flow.parameters import MATCHES, Matches
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ import numpy as np
 
 from flowkit._cv2 import cv2
 from flowkit.errors import FlowkitError
-from flowkit.flow import farneback
+from flowkit.flow import camera, farneback
+from flowkit.flow.camera import Camera, warp_back
 from flowkit.flow.compiled import ensure_compiled
 from flowkit.flow.pairs import to_gray
 from flowkit.idt import kernels
 from flowkit.idt.boxes import Boxes, box_mask
-from flowkit.idt.camera import Camera, warp_back
 from flowkit.idt.flow import STRIDE, Size, expand, solve
 from flowkit.idt.parameters import TrackParameters
 
@@ -109,6 +109,7 @@ def track_frames(
 def ensure_compiled_kernels() -> None:
     """Compile, or load from disk, what tracking runs: once in a parent, before its workers."""
     farneback.warm_up()
+    camera.warm_up()
     for name in kernels.ENTRIES:
         ensure_compiled(
             getattr(kernels, name),

@@ -279,7 +279,8 @@ def _write_title(
         f"{width}x{height}",
         f"{record.frame_count} frames",
         *([f"{record.fps:.4g} fps"] if record.fps else []),
-        request.get("method", {"name": "unknown method"})["name"],
+        request.get("method", {"name": "unknown method"})["name"]
+        + (" stabilized" if "stabilize" in request else ""),
         f"{series.direction} step {series.step}",
         record.format + (f" within ±{request['bound']:g} px" if request.get("bound") else ""),
     ]

@@ -419,7 +419,10 @@ def flow_of(record: Record) -> dict[str, Any]:
         flow["quality"] = None
     sampling = sidecar["request"].get("sampling", {})
     interval = {key: sampling[key] for key in ("every", "fps") if key in sampling}
-    return flow | ({"sampling": interval} if interval else {})
+    camera = sidecar["request"].get("stabilize")
+    return flow | (
+        ({"sampling": interval} if interval else {}) | ({"stabilize": camera} if camera else {})
+    )
 
 
 def is_lossless(stored: Mapping[str, Any], source: Mapping[str, Any]) -> bool:

@@ -97,6 +97,8 @@ class _Check:
         self.path, self.sidecar = path, sidecar
         for name, check in (("frames", _is_count), ("size", _is_size), ("fps", _is_rate)):
             self.expect(name, check(self.get(name)), self.get(name))
+        plain = sidecar.get("plain_fields", 0)
+        self.expect("plain_fields", _is_count(plain), plain)
         self.check_source()
         storage = self.check_request()
         series = self.check_series()
@@ -127,6 +129,9 @@ class _Check:
         method = request.get("method", {"name": ""})
         named = isinstance(method, dict) and isinstance(method.get("name"), str)
         self.expect("request.method", named, method)
+        camera = request.get("stabilize", {"name": ""})
+        named = isinstance(camera, dict) and isinstance(camera.get("name"), str)
+        self.expect("request.stabilize", named, camera)
         options = {
             key: request[key]
             for key in ("format", "quality", "bound", "rgb_quality", "layout")

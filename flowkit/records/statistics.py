@@ -112,7 +112,8 @@ def record_facts(
         fields=forward["fields"],
         fps=sidecar["fps"],
         size=(sidecar["size"][0], sidecar["size"][1]),
-        method=request.get("method", {"name": "unknown"})["name"],
+        method=request.get("method", {"name": "unknown"})["name"]
+        + (", stabilized" if "stabilize" in request else ""),
         stored=f"{request['format']}{scale}" + (", packed" if packed else ""),
         bytes=_bytes(path, sidecar),
         inodes=1 if packed else files + 2,  # the sidecar and the folder

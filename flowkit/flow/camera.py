@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from flowkit._cv2 import cv2
-from flowkit.idt import kernels
-from flowkit.idt.parameters import Matches
+from flowkit.flow.parameters import Matches
 
 CORNERS = 1000  # most corners in a frame
 CORNER_QUALITY = 0.001  # least eigenvalue against the frame's largest
@@ -18,8 +17,6 @@ SIFT_WINDOW = 25.0  # px along x and along y within which keypoints are matched
 LEAST_MATCHES, LEAST_INLIERS = 51, 26  # fewest of each for a homography to be believed
 INLIER = 1.0  # px
 MARGIN = 5.0  # px inside the frame that a warped pixel must come from
-
-log = logging.getLogger(__name__)
 
 
 class Keypoints(NamedTuple):
@@ -65,29 +62,44 @@ def matches_of_keypoints(previous: Keypoints, current: Keypoints) -> tuple[np.nd
     return before, current.points[[pair.queryIdx for pair in pairs]].reshape(-1, 2)
 
 
-def find_homography(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+def find_homography(before: np.ndarray, after: np.ndarray) -> np.ndarray | None:
     """The homography that takes points `before` to points `after`, float64 (3, 3).
 
-    By RANSAC, the same for the same points; the identity where too few agree.
+    By RANSAC, the same for the same points; None where too few agree.
     """
     if len(before) < LEAST_MATCHES:
-        return np.eye(3)
+        return None
     homography, inliers = cv2.findHomography(before, after, cv2.RANSAC, INLIER)
     if homography is None or np.count_nonzero(inliers) < LEAST_INLIERS:
-        return np.eye(3)
+        return None
     return homography
 
 
 def warp_back(previous: np.ndarray, current: np.ndarray, homography: np.ndarray) -> np.ndarray:
-    """The current frame as the previous camera would see it, uint8 (H, W).
+    """The current frame as the previous camera would see it, uint8 (H, W) or (H, W, 3) as it is.
 
     Pixels that do not come from well inside the current frame are the previous frame's.
     """
-    height, width = current.shape
+    height, width = current.shape[:2]
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     warped = cv2.warpPerspective(current, homography, (width, height), flags=flags)
-    kernels.keep_previous(warped, previous, homography, MARGIN)
+    channels = current.size // (height * width)
+    rows = [np.ascontiguousarray(frame).reshape(height, -1) for frame in (warped, previous)]
+    _compiled()(*rows, channels, homography, MARGIN)
     return warped
+
+
+def warm_up() -> None:
+    """Compile, or load from disk, what `warp_back` runs: once in a parent, before its workers."""
+    _compiled()
+
+
+def _compiled() -> Callable[..., None]:
+    from flowkit.flow import camera_kernels as kernels
+    from flowkit.flow.compiled import ensure_compiled
+
+    ensure_compiled(kernels.keep_previous, kernels.KEEP_PREVIOUS, title="warped borders", seconds=1)
+    return kernels.keep_previous
 
 
 class Camera:
@@ -107,6 +119,7 @@ class Camera:
     ) -> np.ndarray:
         """The homography from the previous frame to the current one, whose flow is `field`.
 
+        The identity where it is not found.
         The current frame's mask keeps corners and keypoints off people, as in the authors' program.
         """
         if self.matches == "none":
@@ -117,4 +130,5 @@ class Camera:
             more = matches_of_keypoints(self._keypoints, current_keypoints)
             before, after = np.concatenate([before, more[0]]), np.concatenate([after, more[1]])
             self._keypoints = current_keypoints
-        return find_homography(before, after)
+        found = find_homography(before, after)
+        return np.eye(3) if found is None else found
