@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from typing import Any, BinaryIO
 
@@ -21,7 +22,8 @@ def read_torch_file(file: BinaryIO, *, where: str, error: type[FlowkitError]) ->
                 if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
                     raise ValueError("its members are compressed, which torch.save never does")
         file.seek(0)
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of protocols that odd bytes stand for
+            return torch.load(file, map_location="cpu", weights_only=True)
     # torch's reader of pickles raises whatever the first odd byte leads to
     except Exception as wrong:
         if isinstance(wrong, OSError):

@@ -6,6 +6,8 @@ import struct
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterable
+from pathlib import Path
 
 import cv2
 import lz4.frame
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flowkit.documents import differences
+from flowkit.documents import SIDECAR, differences
 from flowkit.errors import RecordError, UsageError
 from flowkit.records import formats, zips
 from flowkit.records.layout import Storage
@@ -241,6 +243,94 @@ def test_a_pack_that_another_tool_zipped_is_complete(tmp_path):
         for name, data in members.items():
             new.writestr(name, data)
     assert verify_record(pack).kind == "complete"
+
+
+def zip_with(place: Path, names: Iterable[str]) -> Path:
+    with zipfile.ZipFile(place, "w") as pack:
+        for name in names:
+            pack.writestr(name, b"")
+    return place
+
+
+def test_a_pack_of_more_members_than_16_bits_count_is_read(tmp_path):
+    """Its directory as it is written, behind a hole where empty members would be."""
+    names = [SIDECAR, *map(str, range(0x10000))]
+    start = sum(zips.LOCAL_HEADER.size + len(name) for name in names)
+    with (tmp_path / "a.zip").open("wb") as file:
+        file.seek(start)
+        file.write(zips._directory((name, 0, 0) for name in names))
+    members = zips.list_members(tmp_path / "a.zip")
+    assert list(members) == names
+    assert members["65535"] == (start - zips.LOCAL_HEADER.size - 5, start, 0, 0)
+
+
+def test_a_pack_of_more_than_4_gb_is_read(tmp_path):
+    """Made as it is written, but for the data of a member, which is a hole."""
+    path = tmp_path / "a.zip"
+    pack = zips.PackWriter(path)
+    pack.add("a", b"data")
+    pack._members.append(("hole", 0, 5 << 30))
+    pack._size += len(zips._stored_member("hole", 0, 5 << 30, 0).FileHeader()) + (5 << 30)
+    pack._file.seek(pack._size)
+    pack.add(SIDECAR, b"{}")
+    pack.finish()
+    with zipfile.ZipFile(path) as other:
+        assert other.read(SIDECAR) == b"{}"
+    members = zips.list_members(path)
+    assert members["hole"][2] == 5 << 30 < members[SIDECAR][0]
+    assert zips.read_members(path, [(name, members[name]) for name in ("a", SIDECAR)]) == [
+        b"data", b"{}"
+    ]  # fmt: skip
+
+
+def test_what_the_end_of_a_zip_counts_is_held_to_a_limit_before_anything_is_read(
+    tmp_path, monkeypatch
+):
+    pack = pack_record(write_record(tmp_path))
+    data, count = pack.read_bytes(), len(zips.list_members(pack))
+    monkeypatch.setattr(zips, "MOST_MEMBERS", count)
+    assert len(zips.list_members(pack)) == count
+    monkeypatch.setattr(zips, "_read_entries", None)
+    for field, at, number in (
+        ("<H", -12, 0xFFFF),  # how many members
+        ("<L", -10, 1 << 31),  # bytes of the directory
+        ("<L", -6, 0xFFFFFFF0),  # where it begins
+    ):
+        changed = bytearray(data)
+        struct.pack_into(field, changed, len(data) + at, number)
+        pack.write_bytes(changed)
+        with pytest.raises(RecordError, match=r"expected a stored zip \((no room|it has 65,535)"):
+            zips.list_members(pack)
+    pack.write_bytes(data)
+    monkeypatch.setattr(zips, "MOST_MEMBERS", count - 1)
+    with pytest.raises(RecordError, match=f"it has {count} members, expected at most {count - 1}"):
+        zips.list_members(pack)
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_zip_that_counts_other_members_than_it_has_is_refused(tmp_path, change):
+    pack = pack_record(write_record(tmp_path))
+    data, count = bytearray(pack.read_bytes()), len(zips.list_members(pack))
+    struct.pack_into("<H", data, len(data) - 12, count + change)
+    pack.write_bytes(data)
+    with pytest.raises(RecordError, match="expected a stored zip"):
+        zips.list_members(pack)
+
+
+def test_a_zip_of_many_members_is_refused_before_they_are_read(tmp_path, monkeypatch):
+    place = zip_with(tmp_path / "a.zip", map(str, range(100)))
+    monkeypatch.setattr(zips, "_read_entries", None)
+    assert not list(find_records(tmp_path))
+    assert verify_record(place).problems == (
+        f"{place}: expected a pack with record.json, which is missing",
+    )
+
+
+def test_a_writer_of_packs_keeps_to_what_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(zips, "MOST_MEMBERS", 9)
+    with pytest.raises(RecordError, match="at most 9 files in a pack"):
+        pack_record(write_record(tmp_path))
+    assert verify_record(tmp_path / "jump" / "a").kind == "sound"
 
 
 def test_a_truncated_plane_is_named(tmp_path):

@@ -299,12 +299,12 @@ def _stored_ranges(path: Path, count: int) -> np.ndarray:
         raise RecordError(
             f"{path}: no ranges there; if the planes have a fixed bound, give it"
         ) from error
-    ranges = np.frombuffer(data[: len(data) // 4 * 4], "<f4").astype(np.float64)
+    ranges = np.frombuffer(data[: len(data) // 4 * 4], "<f4")
     if len(data) != 16 * count or not np.isfinite(ranges).all():
         raise RecordError(
             f"{path}: expected 4 finite floats for each of {count} fields, got {len(data)} bytes"
         )
-    return ranges.reshape(count, 2, 2)
+    return ranges.astype(np.float64).reshape(count, 2, 2)
 
 
 def _size(path: Path, max_frame_mpx: float) -> tuple[int, int]:

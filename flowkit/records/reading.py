@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,6 @@ import numpy as np
 from flowkit.documents import (
     MOST_BYTES,
     SIDECAR,
-    ZIP_ERRORS,
     differences,
     is_record,
     read_plain_file,
@@ -35,7 +33,6 @@ from flowkit.stores.urls import Place, Url, as_place
 from flowkit.video.image_folders import MAX_FRAME_MPX
 
 KEYS = {"format", "version", "size", "frames", "fps", "request", "series"}  # keys of every sidecar
-END_OF_ZIP = 22  # bytes behind the names of the members: no comment
 # Most bytes per px of a record's file: floats have 8, colors as JPEG 6 at most
 MOST_BYTES_PER_PX = 16
 MOST_HEADER = 1 << 16  # bytes of a file before its pixels
@@ -325,7 +322,7 @@ def _find_records(folder: Path, above: frozenset[str]) -> Iterator[Path]:
         yield folder
         return
     for path in (folder / name for name in names):  # links to themselves are neither
-        if path.suffix == ".zip" and path.is_file() and may_be_pack(path):
+        if path.suffix == ".zip" and path.is_file() and zips.may_be_pack(path):
             yield path
         elif path.is_dir() and not path.name.startswith("."):
             yield from _find_records(path, above | {here})
@@ -341,26 +338,6 @@ def _may_be_record(folder: Path) -> bool:
     except (ValueError, OSError, RecursionError):
         return True
     return not isinstance(document, dict) or len(KEYS & document.keys()) > len(KEYS) // 2
-
-
-def may_be_pack(path: Path) -> bool:
-    """Whether a zip has a sidecar, one bit of whose name may be wrong, or cannot be read."""
-    try:
-        with path.open("rb") as file:
-            file.seek(-min(path.stat().st_size, len(SIDECAR) + END_OF_ZIP), os.SEEK_END)
-            if file.read().startswith(SIDECAR.encode()):
-                return True
-        with zipfile.ZipFile(path) as pack:
-            return any(_differ_by(name, SIDECAR) <= 1 for name in pack.namelist())
-    except (OSError, *ZIP_ERRORS):
-        return True
-
-
-def _differ_by(one: str, other: str) -> int:
-    """The number of letters that differ, all of them where the lengths do."""
-    if len(one) != len(other):
-        return max(len(one), len(other))
-    return sum(a != b for a, b in zip(one, other, strict=True))
 
 
 def _sidecar_bytes(path: Place, members: dict[str, zips.Place] | None) -> bytes:

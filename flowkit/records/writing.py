@@ -33,7 +33,7 @@ from flowkit.records.ownership import (
     readable_claim,
     take_mark_away,
 )
-from flowkit.records.reading import SIDECAR, may_be_pack, read_sidecar
+from flowkit.records.reading import SIDECAR, read_sidecar
 from flowkit.records.remote import expect_same, put_pack
 from flowkit.records.sidecar import Checks, sidecar_bytes
 from flowkit.records.unfinished import WorkFolder
@@ -314,4 +314,4 @@ def standing_record(place: Path) -> Path | None:
     pack = place.with_name(place.name + ".zip")
     if (place / SIDECAR).exists():
         return place
-    return pack if pack.is_file() and may_be_pack(pack) else None
+    return pack if pack.is_file() and zips.may_be_pack(pack) else None
