@@ -9,7 +9,7 @@ in a circle needs itself. Arrows that run up go against ORDER of tests/test_hous
 
 from __future__ import annotations
 
-from test_house import IMPORTS, floor_of, reachable
+from test_house import floor_of, graph, reachable
 
 Graph = dict[str, set[str]]
 
@@ -59,7 +59,7 @@ def counts(graph: Graph) -> str:
 
 
 def main() -> None:
-    modules = {name: found for name, found in IMPORTS.items() if not name.endswith("__init__")}
+    modules = {name: found for name, found in graph().items() if not name.endswith("__init__")}
     modules = {name: found & modules.keys() for name, found in modules.items()}
     rooms = packages(modules)
     up = sum(floor_of(one) > floor_of(name) for name in modules for one in modules[name])

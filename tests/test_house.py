@@ -1,9 +1,8 @@
 """The rules of docs/design.md that a machine can check."""
 
 import ast
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
@@ -47,20 +46,32 @@ def floor_of(module: str) -> int:
     return ORDER.index(module)
 
 
-def imports(path: Path) -> set[str]:
-    """The modules of flowkit that a file imports anywhere in it, as paths below flowkit/.
+@cache
+def nodes(module: str) -> list[ast.AST]:
+    """Every node of a module's syntax tree, the module itself first."""
+    return list(ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))))
 
-    Imports for types count as well. A package counts where a name is taken from itself.
-    """
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+
+def imported(module: str) -> list[tuple[str, str]]:
+    """What a module imports anywhere in it, for types as well: (module, name in it or "")."""
+    found = []
+    for node in nodes(module):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                full = f"{node.module}.{alias.name}"
-                found.add(full if as_path(full) in MODULES else node.module)
-    below = {as_path(name) for name in found}
+            found += [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [(node.module or "", alias.name) for alias in node.names]
+    return found
+
+
+def imports(module: str) -> set[str]:
+    """The modules of flowkit that a module imports, as paths below flowkit/.
+
+    A package counts where a name is taken from itself.
+    """
+    below = set()
+    for taken, name in imported(module):
+        inner = as_path(f"{taken}.{name}")
+        below.add(inner if inner in MODULES else as_path(taken))
     return {name if name in MODULES else f"{name}/__init__" for name in below} & set(MODULES)
 
 
@@ -69,13 +80,19 @@ def as_path(name: str) -> str:
     return name.removeprefix("flowkit").lstrip(".").replace(".", "/")
 
 
-IMPORTS = {module: imports(path) - {"__init__"} for module, path in MODULES.items()}
+@cache
+def graph() -> dict[str, set[str]]:
+    """The modules of flowkit that each of them imports, but the public door."""
+    return {module: imports(module) - {"__init__"} for module in MODULES}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "__init__"])
-def test_a_module_imports_from_its_own_and_lower_packages_only(module):
-    for imported in IMPORTS[module]:
-        assert floor_of(imported) <= floor_of(module), f"{module} imports {imported}"
+def test_modules_import_from_their_own_and_lower_packages_only():
+    assert [
+        f"{module} imports {one}"
+        for module, found in graph().items()
+        for one in sorted(found)
+        if module != "__init__" and floor_of(one) > floor_of(module)
+    ] == []
 
 
 def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
@@ -90,67 +107,66 @@ def reachable(graph: dict[str, set[str]], start: str) -> set[str]:
     return reached
 
 
-@pytest.mark.parametrize("module", list(MODULES))
-def test_no_module_is_needed_by_what_it_needs(module):
-    assert module not in reachable(IMPORTS, module)
+def test_no_module_is_needed_by_what_it_needs():
+    assert [module for module in MODULES if module in reachable(graph(), module)] == []
 
 
-@pytest.mark.parametrize("room", DOORS)
-def test_rooms_meet_at_their_doors_only(room):
-    inside = [name for name in MODULES if name == room or name.startswith(f"{room}/")]
-    for module in inside:
-        for imported in IMPORTS[module]:
-            known = {imported, imported.split("/")[0]}
-            assert imported in inside or known & DOORS[room], f"{module} imports {imported}"
+def test_rooms_meet_at_their_doors_only():
+    passed = []
+    for room, known in DOORS.items():
+        inside = [name for name in MODULES if name == room or name.startswith(f"{room}/")]
+        assert inside
+        for module in inside:
+            for one in graph()[module] - set(inside):
+                if not {one, one.split("/")[0]} & known:
+                    passed.append(f"{module} imports {one}")
+    assert passed == []
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name.endswith("__init__")])
-def test_importing_a_package_costs_nothing(module):
-    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    typing_only = [n for n in tree.body if isinstance(n, ast.If)]  # if TYPE_CHECKING
-    at_once = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
-    assert all(isinstance(n.test, ast.Name) and n.test.id == "TYPE_CHECKING" for n in typing_only)
-    for node in at_once:
-        assert isinstance(node, ast.ImportFrom)
-        assert node.module in ("__future__", "importlib", "typing"), ast.unparse(node)
+def test_importing_a_package_costs_nothing():
+    packages = [name for name in MODULES if name.endswith("__init__")]
+    assert len(packages) > 10
+    for module in packages:
+        tree = nodes(module)[0]
+        assert isinstance(tree, ast.Module)
+        for node in tree.body:
+            if isinstance(node, ast.If):
+                assert ast.unparse(node.test) == "TYPE_CHECKING", module
+            elif isinstance(node, ast.Import | ast.ImportFrom):
+                assert isinstance(node, ast.ImportFrom), f"{module}: {ast.unparse(node)}"
+                light = node.module in ("__future__", "importlib", "typing")
+                assert light, f"{module}: {ast.unparse(node)}"
 
 
-@pytest.mark.parametrize("module", list(MODULES))
-def test_the_library_is_silent_and_knows_no_command_line(module):
-    source = MODULES[module].read_text(encoding="utf-8")
-    tree = ast.parse(source)
-    called = {
-        node.func.id
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
-    main = source.partition('\nif __name__ == "__main__":')[2]
-    assert "print" not in called or "print(" in main
-    assert not {"click", "flowkit_cli"} & {
-        name.split(".")[0]
-        for node in ast.walk(tree)
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or ""]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    }
+def test_the_library_is_silent_and_knows_no_command_line():
+    for module, path in MODULES.items():
+        called = {
+            node.func.id
+            for node in nodes(module)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        main = path.read_text(encoding="utf-8").partition('\nif __name__ == "__main__":')[2]
+        assert "print" not in called or "print(" in main, module
+        assert not {"click", "flowkit_cli"} & {
+            taken.split(".")[0] for taken, _ in imported(module)
+        }, module
 
 
-@pytest.mark.parametrize("module", list(MODULES))
-def test_a_module_opens_with_one_sentence(module):
-    docstring = ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
-    assert docstring and docstring.splitlines()[0].endswith((".", ":"))
+def test_modules_open_with_one_sentence():
+    for module in MODULES:
+        tree = nodes(module)[0]
+        assert isinstance(tree, ast.Module)
+        docstring = ast.get_docstring(tree)
+        assert docstring and docstring.splitlines()[0].endswith((".", ":")), module
 
 
-@pytest.mark.parametrize("module", sorted(set(MODULES) - READ_DIRECTLY))
-def test_files_are_read_by_the_one_door_that_asks_what_they_are(module):
+def test_files_are_read_by_the_one_door_that_asks_what_they_are():
     """`documents.read_plain_file` and `open_plain_file`: a pipe would hang, a device never ends."""
-    calls = [
-        node.func.attr
-        for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-    ]
-    assert not READERS & set(calls)
+    assert set(MODULES) >= READ_DIRECTLY
+    for module in set(MODULES) - READ_DIRECTLY:
+        called = {
+            node.func.attr
+            for node in nodes(module)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        }
+        assert not READERS & called, f"{module}: {READERS & called}"

@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import is_dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -44,15 +45,16 @@ def test_type_checkers_and_users_see_the_same_names():
     assert (ROOT / "flowkit/py.typed").exists()
 
 
-@pytest.mark.parametrize("name", flowkit.__all__)
-def test_every_public_name_is_there_and_documented(name):
-    value = getattr(flowkit, name)
-    assert value.__doc__ and value.__doc__.splitlines()[0].rstrip().endswith((".", ":", ";"))
+def test_every_public_name_is_there_and_documented():
+    for name in flowkit.__all__:
+        about = getattr(flowkit, name).__doc__
+        assert about and about.splitlines()[0].rstrip().endswith((".", ":", ";")), name
 
 
 REFERENCE = [name for names in library_reference.SECTIONS.values() for name in names]
 
 
+@cache
 def callables(name: str) -> dict[str, tuple[Callable | None, dict[str, object], str]]:
     """A name and its public methods: where it is written, its annotations, its docstring.
 
@@ -83,9 +85,9 @@ def test_the_reference_is_up_to_date_and_has_every_public_name():
     assert {name for name in REFERENCE if ":" not in name} == set(flowkit.__all__)
 
 
-@pytest.mark.parametrize("name", REFERENCE)
-def test_what_takes_or_gives_arrays_says_shape_dtype_and_unit(name):
-    for where, (_, annotations, text) in callables(name).items():
+def test_what_takes_or_gives_arrays_says_shape_dtype_and_unit():
+    every = [found for name in REFERENCE for found in callables(name).items()]
+    for where, (_, annotations, text) in every:
         if not any(re.search(r"ndarray|Tensor", str(one)) for one in annotations.values()):
             continue
         assert re.search(r"\([^()]*\b[A-Z]\b[^()]*\)", text), f"{where}: no shape"
@@ -94,10 +96,10 @@ def test_what_takes_or_gives_arrays_says_shape_dtype_and_unit(name):
             assert re.search(r"\bpx\b", text), f"{where}: no unit"
 
 
-@pytest.mark.parametrize("name", REFERENCE)
-def test_what_refuses_names_its_errors(name):
+def test_what_refuses_names_its_errors():
     """Each error that is raised in a function itself; public functions name at least one."""
-    for where, (function, _, text) in callables(name).items():
+    every = [(name, *found) for name in REFERENCE for found in callables(name).items()]
+    for name, where, (function, _, text) in every:
         source = inspect.getsource(function) if function else ""
         tree = ast.parse(textwrap.dedent(source))
         raised = {
