@@ -107,6 +107,19 @@ def test_the_seed_and_nothing_else_decides_the_fresh_weights():
     assert not torch.equal(first["trunk.block1.conv.weight"], other["trunk.block1.conv.weight"])
 
 
+def test_all_fresh_weights_of_the_2014_network_are_normal_and_its_biases_zero():
+    weights = build_stream("cnn-m-2048", "temporal", {"main": 2}, channels=4).trunk.state_dict()
+    for name, layer in weights.items():
+        if name.endswith("bias"):
+            assert not layer.any()
+        else:
+            deviation = math.sqrt(0.8 / layer[0].numel())
+            assert layer.mean().abs() < 0.05 * deviation
+            assert layer.std() == pytest.approx(deviation, rel=0.02)
+            beyond = (layer.abs() > 2 * deviation).float().mean()
+            assert beyond == pytest.approx(0.0455, abs=0.005)  # of a normal distribution
+
+
 @pytest.mark.parametrize("name", ["small", "resnet18"])
 def test_fresh_heads_give_every_class_nearly_the_same_score(name):
     net = build_stream(name, "temporal", {"main": 10}, channels=6)

@@ -18,7 +18,7 @@ from torch import nn
 from flowkit.data.clips import STREAMS, Stream
 from flowkit.data.inputs import RGB_CHANNELS, Inputs, check_inputs, input_channels
 from flowkit.errors import InstallError, UsageError
-from flowkit.networks.fresh import draw_normal
+from flowkit.networks.fresh import draw_normal, undrawn
 from flowkit.networks.table import net_facts
 
 # The normalization of Krizhevsky et al. 2012: k 2, size 5, beta 0.75, and alpha 1e-4 for each of
@@ -237,10 +237,10 @@ def cnn_m_2048(
         "relu5": nn.ReLU(inplace=True),
         "pool5": nn.MaxPool2d(3, 2, ceil_mode=True),  # 13 -> 6
         "flatten": nn.Flatten(),
-        "full6": nn.Linear(512 * 6 * 6, 4096),
+        "full6": undrawn(nn.Linear, 512 * 6 * 6, 4096),
         "relu6": nn.ReLU(inplace=True),
         "drop6": nn.Dropout(dropout),
-        "full7": nn.Linear(4096, 2048),
+        "full7": undrawn(nn.Linear, 4096, 2048),
         "relu7": nn.ReLU(inplace=True),
         "drop7": nn.Dropout(dropout),
     }

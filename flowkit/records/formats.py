@@ -117,15 +117,15 @@ def decode_planes(
 
 def _decompress(data: Data, size: tuple[int, int], where: str) -> np.ndarray:
     """The planes in an LZ4 frame, uint8 (2, H, W); no more than them or a block is unpacked."""
-    import lz4.frame
+    from lz4.frame import create_decompression_context, decompress_chunk
 
-    frame, count = lz4.frame.LZ4FrameDecompressor(), 2 * size[0] * size[1]
+    count = 2 * size[0] * size[1]
+    most = max(count + 1, LZ4_BLOCK)  # with room for a whole block it is unpacked in its place
     try:
-        # With room for a whole block it is unpacked in its place.
-        raw = frame.decompress(data, max_length=max(count + 1, LZ4_BLOCK))
+        raw, _, is_whole = decompress_chunk(create_decompression_context(), data, max_length=most)
     except RuntimeError as error:
         raise RecordError(f"{where}: damaged LZ4 data ({error})") from error
-    if not frame.eof and len(raw) <= count:
+    if not is_whole and len(raw) <= count:
         raise RecordError(f"{where}: damaged LZ4 data: it is cut off")
     if len(raw) != count:
         raise RecordError(f"{where}: expected two planes of {size}, got other bytes")

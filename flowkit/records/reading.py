@@ -368,7 +368,8 @@ def _places(
 
 def _read_file(path: str, most: int) -> bytes:
     """The bytes of a plain file of at most `most`."""
-    path = os.path.normpath(path)  # "../u/VIDEO" of a VIDEO that is no folder
+    if "/../" in path:  # "../u/VIDEO" of a VIDEO that is no folder
+        path = os.path.normpath(path)
     try:
         return read_plain_file(path, most=most, error=RecordError)
     except FileNotFoundError:
