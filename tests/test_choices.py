@@ -35,6 +35,10 @@ ROWS = {
         "from flowkit.data.stacks import STACKINGS\nSTACKINGS['made-up'] = 'upside down'",
         "train temporal",
     ),
+    "features of linear SVMs": (
+        "from flowkit.idt.parameters import FEATURES\nFEATURES['made-up'] = FEATURES['hmax']",
+        "train svm",
+    ),
     "network": (
         "from flowkit.networks.table import NETS\nNETS['made-up'] = NETS['small']",
         "train spatial",

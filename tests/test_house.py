@@ -18,7 +18,7 @@ ORDER = (
     "workers", "stores", "video", "synthetic",
     "flow", "flow/cuda", "flow/methods", "doctor",
     "records", "pictures", "extraction",
-    "data", "networks", "scores", "idt", "training", "evaluation",
+    "data", "networks", "scores", "idt", "hmax", "training", "evaluation",
     "report",
 )  # fmt: skip
 

@@ -60,6 +60,7 @@ fisher score --svm idt/svm.npz
 """.format(**globals())
 
 ABSENT = """
+train svm --features hmax --split runs/split.json --records nowhere --vectors made
 {EXTRACT} nowhere.mp4
 {EXTRACT} videos nowhere
 {EXTRACT} videos --root nowhere
@@ -191,6 +192,7 @@ train temporal --L 2 {TRAIN} --records half/flow --split runs/split.json --out m
 {JOIN} --spatial damaged/run
 {JOIN} --records half/flow
 train svm --vectors half/fisher --split tracks.json --codebook fisher/codebook.npz --out made
+train svm --features hmax --split runs/split.json --records half/flow --vectors made --out made
 train svm --codebook damaged/bad.npz --split tracks.json --out made
 eval damaged/run {SCORE}
 eval {SCORE} --records half/flow

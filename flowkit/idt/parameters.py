@@ -12,6 +12,22 @@ from flowkit.flow.parameters import MATCHES, Matches
 
 
 @dataclass(frozen=True)
+class Features:
+    """What linear SVMs are trained on; the stream of their scores, and the vectors' folder."""
+
+    text: str
+    stream: str
+    folder: str
+
+
+FEATURES = {
+    "fisher": Features("Fisher vectors of trajectories (flowkit fisher)", "idt", "fisher"),
+    "hmax": Features("the mean of the C2 vectors of a video's flow", "hmax", "hmax"),
+    "hmax-c3": Features("C3 of these, which looks at 7 frames at once", "hmax-c3", "hmax"),
+}
+
+
+@dataclass(frozen=True)
 class TrackParameters:
     """What identifies a computation of tracks: every number of the method, and its matches.
 

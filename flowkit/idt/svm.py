@@ -1,4 +1,4 @@
-"""Fisher vectors to scores: one linear SVM for each class, by a Gram matrix made in blocks.
+"""Vectors of videos to scores: one linear SVM for each class, by a Gram matrix made in blocks.
 
 What is trained is kept (`LinearSvms`), and scores vectors of any later video.
 """
@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from flowkit.data.origins import Origin, origin_from_json, origin_of
 from flowkit.data.splits import Split, Video, hold_out
 from flowkit.documents import listed
 from flowkit.errors import RecordError, SplitError, UsageError
-from flowkit.idt.vectors import Codebooks, read_vector
+from flowkit.idt.vectors import read_vector
 from flowkit.scores.files import Scores
 from flowkit.scores.npz import read_arrays, write_arrays
 
@@ -28,11 +28,37 @@ SHARPNESS = (-3.0, 4.0)  # the natural logarithm of the scale of margins: 0.05 t
 BLOCK = 512  # videos whose vectors are in memory at once, twice: 220 MB each at 109,056 numbers
 
 
+# What gives the vector (length,) in a file, and what is told of it
+ReadVector = Callable[[Path], tuple[np.ndarray, dict[str, Any]]]
+
+
+class Fitted(Protocol):
+    """What vectors were made by, fitted on a training part: `flowkit.idt.vectors.Codebooks`.
+
+    `videos` are ids, `groups` "class: source group" of those; `digest` is a number of what changes
+    vectors, and `about` what a scores file says of them.
+    """
+
+    @property
+    def videos(self) -> tuple[str, ...]: ...
+    @property
+    def groups(self) -> tuple[str, ...]: ...
+    @property
+    def split(self) -> str: ...
+    @property
+    def digest(self) -> str: ...
+    @property
+    def about(self) -> str: ...
+    @property
+    def origin(self) -> Origin: ...
+
+
 def gram_matrix(
     rows: Sequence[Path],
     columns: Sequence[Path],
     digest: str,
     *,
+    read: ReadVector = read_vector,
     report: Callable[[int], None] = lambda done: None,
 ) -> np.ndarray:
     """The products of the vectors in files: float32 (rows, columns).
@@ -42,11 +68,11 @@ def gram_matrix(
     """
     products = np.empty((len(rows), len(columns)), np.float32)
     for top in range(0, len(rows), BLOCK):
-        left_vectors = _read_block(rows[top : top + BLOCK], digest)
+        left_vectors = _read_block(rows[top : top + BLOCK], digest, read)
         for left in range(0, len(columns), BLOCK):
             block = columns[left : left + BLOCK]
             same = rows[top : top + BLOCK] == block
-            right_vectors = left_vectors if same else _read_block(block, digest)
+            right_vectors = left_vectors if same else _read_block(block, digest, read)
             products[top : top + BLOCK, left : left + BLOCK] = left_vectors @ right_vectors.T
         report(min(top + BLOCK, len(rows)))
     return products
@@ -88,8 +114,9 @@ class LinearSvms:
     """The SVM of each class, as `flowkit train svm` keeps it.
 
     A vector's scores are `sharpness` times (weights @ vector + added): weights are float32
-    (classes, length), added float32 (classes,). `codebook` is the digest of the vectors' codebooks,
-    of so many `gaussians`; `trained_on` are the videos that either has seen.
+    (classes, length), added float32 (classes,). `codebook` is the digest of what the vectors were
+    made by, `about` what they are, `stream` the name of the scores; `trained_on` are the videos
+    that either has seen.
     """
 
     classes: tuple[str, ...]
@@ -98,7 +125,8 @@ class LinearSvms:
     sharpness: float
     C: float
     codebook: str
-    gaussians: int
+    about: str
+    stream: str
     split: str
     trained_on: Origin
 
@@ -139,16 +167,15 @@ class LinearSvms:
         return {
             "kind": "logits",
             "sharpness": self.sharpness,
-            "stream": STREAM,
-            "about": f"improved dense trajectories, Fisher vectors of {self.gaussians} Gaussians, "
-            f"SVM of C = {self.C:g}",
+            "stream": self.stream,
+            "about": f"{self.about}, SVM of C = {self.C:g}",
             "codebook": self.codebook,
         }
 
 
 def write_svms(path: Path, svms: LinearSvms) -> None:
     """Write SVMs to an .npz file; replaces what is there in one step."""
-    names = ("sharpness", "C", "codebook", "gaussians", "split")
+    names = ("sharpness", "C", "codebook", "about", "stream", "split")
     write_arrays(
         path,
         {"classes": np.array(svms.classes), "weights": svms.weights, "added": svms.added},
@@ -167,7 +194,7 @@ def read_svms(path: Path) -> LinearSvms:
     arrays, meta = read_arrays(path, wanted, optional={}, maker="flowkit train svm")
     if (meta.get("format"), meta.get("version")) != (FORMAT, VERSION):
         raise RecordError(f"{path}: expected a {FORMAT} of version {VERSION}")
-    names = ("sharpness", "C", "codebook", "gaussians", "split")
+    names = ("sharpness", "C", "codebook", "about", "stream", "split")
     try:
         numbers = {name: meta[name] for name in names}
         trained_on = origin_from_json(meta["trained_on"])
@@ -211,19 +238,21 @@ def fit_sharpness(margins: np.ndarray, labels: np.ndarray) -> float:
 def train_svms(
     split: Split,
     vectors: Mapping[str, Path],
-    codebooks: Codebooks,
+    codebooks: Fitted,
     *,
+    stream: str = STREAM,
+    read: ReadVector = read_vector,
     C: float = 100.0,
     folds: int = 0,
     report: Callable[[int], None] = lambda done: None,
 ) -> Trained:
     """SVMs of the training part, and scores of the test and the held-out part: scaled margins.
 
-    Of a video `vectors` holds the place, by id. The scale is
-    `fit_sharpness` of the held-out part, 1 without one. With `folds`, the held-out scores are of
-    the whole training and held-out part, by cross-validation over source groups, and the test part
-    is scored by what was trained on all of it. SplitError for a leak: a source group in two parts,
-    or a codebook fitted on one that is scored.
+    Of a video `vectors` holds the place, by id, and `read` gives the vector there. `stream` is the
+    name of the scores. The scale is `fit_sharpness` of the held-out part, 1 without one. With
+    `folds`, the held-out scores are of the whole training and held-out part, by cross-validation
+    over source groups, and the test part is scored by what was trained on all of it. SplitError for
+    a leak: a source group in two parts, or a codebook fitted on one that is scored.
     """
     if not split.test:
         raise SplitError(f"{split.name}: its test part is empty")
@@ -240,6 +269,7 @@ def train_svms(
         [*places, *(vectors[video.id] for video in others)],
         places,
         codebooks.digest,
+        read=read,
         report=report,
     )
     labels = np.array(split.labels(everyone))
@@ -260,12 +290,13 @@ def train_svms(
         sharpness = fit_sharpness(rows["heldout"], np.array(split.labels(scored["heldout"])))
     svms = LinearSvms(
         split.classes,
-        _combine(shares, places, codebooks.digest),
+        _combine(shares, places, codebooks.digest, read),
         added.astype(np.float32),
         sharpness,
         C,
         codebooks.digest,
-        codebooks.gaussians,
+        codebooks.about,
+        stream,
         split.name,
         origin_of(everyone, codebooks.origin),
     )
@@ -288,16 +319,19 @@ def train_svms(
     return Trained(svms, scores)
 
 
-def _combine(shares: np.ndarray, places: Sequence[Path], digest: str) -> np.ndarray:
+def _combine(
+    shares: np.ndarray, places: Sequence[Path], digest: str, read: ReadVector
+) -> np.ndarray:
     """The sum of the vectors in files, each counted by its share: float32 (classes, length)."""
     weights: Any = 0.0
     for first in range(0, len(places), BLOCK):
         block = slice(first, first + BLOCK)
-        weights = weights + shares[:, block].astype(np.float32) @ _read_block(places[block], digest)
+        vectors = _read_block(places[block], digest, read)
+        weights = weights + shares[:, block].astype(np.float32) @ vectors
     return weights
 
 
-def check_leaks(split: Split, codebooks: Codebooks, parts: Iterable[str]) -> None:
+def check_leaks(split: Split, codebooks: Fitted, parts: Iterable[str]) -> None:
     """Raise SplitError where the codebooks saw a source group of these parts, or two share one."""
     if straddling := split.straddling_groups():
         raise SplitError(
@@ -313,9 +347,9 @@ def check_leaks(split: Split, codebooks: Codebooks, parts: Iterable[str]) -> Non
     ]
     if leaks:
         raise SplitError(
-            f"the codebook was fitted on source groups of {len(leaks)} videos that are to be "
+            f"{codebooks.about}: fitted on source groups of {len(leaks)} videos that are to be "
             f"scored: {listed(leaks)}; it is of the split {codebooks.split}: fit one on the "
-            f"training part of {split.name} (flowkit fisher fit --split)"
+            f"training part of {split.name} (flowkit fisher fit --split; for HMAX, other --vectors)"
         )
 
 
@@ -354,11 +388,11 @@ def _expect_classes(split: Split, videos: Sequence[Video]) -> None:
         )
 
 
-def _read_block(places: Sequence[Path], digest: str) -> np.ndarray:
+def _read_block(places: Sequence[Path], digest: str, read: ReadVector) -> np.ndarray:
     """The vectors in files as float32 (N, length)."""
     rows: list[Any] = []
     for place in places:
-        vector, meta = read_vector(place)
+        vector, meta = read(place)
         _check_codebook(place, meta, digest)
         rows.append(vector)
     return np.stack(rows).astype(np.float32)

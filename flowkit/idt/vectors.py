@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,11 +54,12 @@ class Codebooks:
     @property
     def origin(self) -> Origin:
         """The videos that it was fitted on, as weights of a network name theirs."""
-        found: dict[str, dict[str, tuple[str, ...]]] = {}
-        for said in self.groups:
-            class_name, _, group = said.partition(": ")
-            found.setdefault(class_name, {})[group] = ()
-        return Origin(found)
+        return origin_of_groups(self.groups)
+
+    @property
+    def about(self) -> str:
+        """What a scores file says of the features."""
+        return f"improved dense trajectories, Fisher vectors of {self.gaussians} Gaussians"
 
     @property
     def digest(self) -> str:
@@ -89,6 +90,15 @@ class Codebooks:
                 f"{record.path}: its tracks are of other parameters than the codebook's: "
                 f"{'; '.join(found)}"
             )
+
+
+def origin_of_groups(said: Iterable[str]) -> Origin:
+    """The origin of what was fitted on groups that are told as "class: source group"."""
+    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    for one in said:
+        class_name, _, group = one.partition(": ")
+        found.setdefault(class_name, {})[group] = ()
+    return Origin(found)
 
 
 def fit_codebooks(
