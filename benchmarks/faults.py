@@ -31,6 +31,7 @@ from hostile_tries import Kind, tried
 
 from flowkit import documents
 from flowkit._cv2 import cv2
+from flowkit.data.frames import FrameForm
 from flowkit.data.splits import Split, Video, read_split, write_split
 from flowkit.errors import FlowkitError, RecordError
 from flowkit.evaluation.soundness import find_files, verify_file
@@ -217,7 +218,7 @@ def write_documents(folder: Path, value: int) -> dict[str, Callable[[], None]]:
     split = Split(f"split-{value}", ("run", "golf"), train, (), ())
     tensors = {"a": torch.full((30, 40), float(value))}
     checkpoint = Checkpoint(
-        value, "small", {"spatial": None}, 0.5, {"main": ("run", "golf")}, 36, 32
+        value, "small", {"spatial": FrameForm()}, 0.5, {"main": ("run", "golf")}, 36, 32
     )
     return {
         "scores file": lambda: write_scores(folder / "scores.npz", scores),

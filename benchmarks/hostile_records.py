@@ -141,5 +141,5 @@ def make_frames(suffix: str) -> Callable[[Path], Path]:
 
 def read_frames(file: Path) -> None:
     with suppress(FlowkitError):
-        ImageRecord(file).frame(0)
+        ImageRecord(file).frames([0])
     read_video(file.parent)

@@ -58,6 +58,7 @@ from reproduce_training import (
 )
 
 from flowkit.data.augment import Augmentation
+from flowkit.data.inputs import inputs_to_json
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.split_lists import hmdb51_split, ucf101_split
 from flowkit.data.splits import Split, hold_out
@@ -111,7 +112,7 @@ def run_cell(
         "mode": cell.mode,
         "step": read_checkpoint(folder).step,
         "recipe": asdict(job.recipe),
-        "form": None if cell.form is None else asdict(cell.form),
+        "form": inputs_to_json({cell.stream: cell.form})[cell.stream],
         "first_layer": cell.first_layer if cell.mode != "scratch" else None,
         "input_px": job.augmentation.crop,
         "views": asdict(profile.views),

@@ -8,12 +8,12 @@ from typing import Any
 
 from flowkit.data.augment import Augmentation
 from flowkit.data.clips import Stream
+from flowkit.data.frames import FrameForm
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import Split
 from flowkit.data.stacks import StackForm
 from flowkit.evaluation.scoring import TestViews
 from flowkit.networks.joining import Towers
-from flowkit.networks.weights import FirstLayer
 from flowkit.training.jobs import Job, Machine
 from flowkit.training.recipes import Mode, make_recipe
 from flowkit.training.sampling import Task
@@ -21,6 +21,7 @@ from flowkit.training.sampling import Task
 FOLDS = 5
 MOMENTS = 5  # clips of a video that the features of last-layer rows are of
 LITE = "efficientnet-lite0"
+FRAME = FrameForm()
 GRID_PASSES = 20.0  # over the training videos, of rows on given weights that are compared
 
 
@@ -33,8 +34,8 @@ class Cell:
     stream: Stream
     mode: Mode
     paper: str = ""
-    form: StackForm | None = None
-    first_layer: FirstLayer = "shared"
+    form: FrameForm | StackForm = FRAME
+    first_layer: str = "shared"
     segments: int = 1
     flow: str = ""  # the name of another --flow than the first
     passes: float = GRID_PASSES  # over the training videos, but from scratch

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flowkit.data.frames import FrameForm
 from flowkit.data.stacks import StackForm
 from flowkit.evaluation.prediction import Predictor
 from flowkit.evaluation.scoring import Scorer, TestViews
@@ -40,7 +41,7 @@ def main() -> None:
         write_video(video, made_frames(round(60 * minutes * RATE)), fps=RATE, codec="mpeg4")
         scorers = {
             name: Scorer(write_run(Path(folder, name), form), views=TestViews(2, "center"))
-            for name, form in (("spatial", None), ("temporal", StackForm(5)))
+            for name, form in (("spatial", FrameForm()), ("temporal", StackForm(5)))
         }
         begin, first, most, windows = time.process_time(), 0.0, 0.0, 0
         for window in predict_windows(Predictor(scorers, Fusion("average")), video, Spans()):
@@ -63,12 +64,13 @@ def made_frames(count: int) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(texture[top : top + SIZE[0], left : left + SIZE[1]])
 
 
-def write_run(folder: Path, form: StackForm | None) -> Path:
+def write_run(folder: Path, form: FrameForm | StackForm) -> Path:
     """The run of a small stream of fresh weights."""
-    inputs = {"spatial" if form is None else "temporal": form}
+    is_flow = isinstance(form, StackForm)
+    inputs = {"temporal" if is_flow else "spatial": form}
     flow = {"method": describe_method(make_method("dis")), "resize": None, "bound": None}
     flow |= {"format": "jpg", "quality": 90}
-    told = None if form is None else flow
+    told = flow if is_flow else None
     checkpoint = Checkpoint(1, "small", inputs, 0.5, {"main": CLASSES}, 36, 32, told)
     net = make_net("small", inputs, {"main": len(CLASSES)}, None, seed=0)
     write_checkpoint(folder, [BEST, LAST], checkpoint, net.state_dict(), {})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flowkit.data.clips import Clip, View
     from flowkit.data.datasets import TestClips, TrainingClips
+    from flowkit.data.frames import FrameForm
     from flowkit.data.record_folders import RecordFolder
     from flowkit.data.splits import read_split
     from flowkit.data.stacks import StackForm, flow_stack
@@ -60,6 +61,7 @@ _HOMES = {
     "open_foreign": "flowkit.records.foreign",
     "Clip": "flowkit.data.clips",
     "View": "flowkit.data.clips",
+    "FrameForm": "flowkit.data.frames",
     "StackForm": "flowkit.data.stacks",
     "flow_stack": "flowkit.data.stacks",
     "TrainingClips": "flowkit.data.datasets",
@@ -90,6 +92,7 @@ __all__ = [
     "Clip",
     "DeviceError",
     "FlowkitError",
+    "FrameForm",
     "Fusion",
     "InstallError",
     "RecordError",

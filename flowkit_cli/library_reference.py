@@ -25,7 +25,8 @@ SECTIONS = {  # title -> names of flowkit, and as "module:name" what these retur
         "RecordFolder", "flowkit.extraction.outcomes:Outcome", "flowkit.records.reading:Record",
     ),
     "Learning": (
-        "Clip", "View", "StackForm", "flow_stack", "read_split", "TrainingClips", "TestClips",
+        "Clip", "View", "FrameForm", "StackForm", "flow_stack", "read_split", "TrainingClips",
+        "TestClips",
         "load_net", "Scorer", "flowkit.data.splits:Split", "flowkit.data.splits:Video",
         "flowkit.networks.checkpoints:Checkpoint",
     ),

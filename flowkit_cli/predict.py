@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from flowkit.data.frames import FRAME_INPUTS
 from flowkit.errors import UsageError
 from flowkit.stores.urls import Url, absolute, as_place
 from flowkit_cli import output
@@ -29,6 +30,25 @@ if TYPE_CHECKING:
 log = logging.getLogger("flowkit")
 
 
+def _parameter(name: str) -> str:
+    """The parameter that an option of a stream's name is given as."""
+    return name.replace("-", "_")
+
+
+def _frame_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """An option for a stream of each of FRAME_INPUTS."""
+    for name in reversed(FRAME_INPUTS):
+        command = click.option(
+            f"--{name}",
+            _parameter(name),
+            type=click.Path(path_type=Path),
+            metavar="RUN",
+            help=f"Run or checkpoint of a stream of {name} (flowkit train spatial --input {name} "
+            "--stack N).  [default: likewise]",
+        )(command)
+    return command
+
+
 @click.command()
 @click.argument("videos", metavar="VIDEO...", nargs=-1, required=True, type=PlacePath())
 @click.option(
@@ -36,8 +56,9 @@ log = logging.getLogger("flowkit")
     type=click.Path(path_type=Path),
     metavar="RUN",
     help="Run or checkpoint of the spatial stream.  [default: RUNS/spatial, if it is there and "
-    "neither stream is named]",
+    "no stream is named]",
 )
+@_frame_options
 @click.option(
     "--temporal",
     type=click.Path(path_type=Path),
@@ -150,7 +171,9 @@ def predict(
             output.check_out("--out", out, "a .mp4", inputs)
         if timeline is not None:
             check_timeline(timeline, inputs)
-    found = _find_streams({"spatial": spatial, "temporal": temporal, "towers": towers}, runs)
+    stacks = {name: options.pop(_parameter(name)) for name in FRAME_INPUTS}
+    asked_for = {"spatial": spatial, **stacks, "temporal": temporal, "towers": towers}
+    found = _find_streams(asked_for, runs)
     chosen = _read_fusion(fusion, runs, found)
     if timeline is not None:
         from flowkit.evaluation.timeline import Spans
@@ -201,14 +224,14 @@ def _find_streams(
 ) -> dict[str, tuple[Path, Checkpoint]]:
     """By the name of its run's folder, each stream that is named, else each of `runs`.
 
-    `asked` are the runs by what they should hold.
+    `asked` are the runs by what they should hold. Joined towers are taken where they are named.
     """
     from flowkit.networks.checkpoints import BEST, checkpoint_path, read_checkpoint
 
     names = {path: name for name, path in asked.items() if path is not None}
     named = list(names)
     given = named or [
-        runs / name for name in ("spatial", "temporal") if (runs / name / BEST).exists()
+        runs / name for name in asked if name != "towers" and (runs / name / BEST).exists()
     ]
     if not given:
         raise UsageError(
@@ -224,7 +247,7 @@ def _find_streams(
             raise UsageError(f"--{expected} {path}: holds a {held} stream")
         found[checkpoint_path(path).absolute().parent.name] = path, checkpoint
     if len(found) < len(given):
-        raise UsageError(f"{given[0]} and {given[1]}: give the runs' folders different names")
+        raise UsageError(f"{' and '.join(map(str, given))}: give the runs' folders different names")
     return found
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from flowkit.data.frames import FRAME_INPUTS
 from flowkit.documents import read_plain_file
 from flowkit.errors import UsageError
 from flowkit.stores.urls import as_place
 from flowkit_cli import output
+from flowkit_cli.options import choices_text
 from flowkit_cli.record_options import (
     bidirectional_option,
     length_option,
@@ -31,6 +33,7 @@ from flowkit_cli.train_svm import svm
 from flowkit_cli.train_towers import towers
 
 if TYPE_CHECKING:
+    from flowkit.data.clips import Stream
     from flowkit.data.record_folders import RecordFolder
     from flowkit.data.splits import Split
     from flowkit.training.jobs import Job
@@ -44,6 +47,7 @@ def train() -> None:
     \b
     flowkit train temporal --L 10                    flow/ -> runs/temporal/
     flowkit train spatial --net resnet18 --weights IMAGENET1K_V1
+    flowkit train spatial --input rgb-diff           flow/ -> runs/rgb-diff/
     flowkit train temporal --recipe paper --bf16 --workers 16
     torchrun --nproc-per-node 4 -m flowkit_cli train temporal --recipe paper
     flowkit train towers --join conv --at relu5      runs/spatial, runs/temporal -> runs/towers/
@@ -62,16 +66,44 @@ train.add_command(towers)
     help="Train on images instead (FOLDER/CLASS/IMAGE.jpg, no flow), to start other trainings from "
     "(--weights); the run goes to RUNS-images/spatial.",
 )
+@click.option(
+    "--input",
+    "kind",
+    type=click.Choice(tuple(FRAME_INPUTS)),
+    default=next(iter(FRAME_INPUTS)),
+    show_default=True,
+    help="What is seen of the frames. " + choices_text(FRAME_INPUTS),
+)
+@click.option(
+    "--stack",
+    "count",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Frames or differences of an input, for 3N channels.  [default: "
+    + ", ".join(f"{one.count} of {name}" for name, one in FRAME_INPUTS.items())
+    + "]",
+)
+@click.option(
+    "--every",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="K",
+    help="Of a stack, each frame is K frames behind the one before it.",
+)
 @data_options
 @net_options
 @recipe_options
 @machine_options
-def spatial(images: Path | None, **options: Any) -> None:
-    """Train the spatial stream, on single frames.
+def spatial(images: Path | None, kind: str, count: int | None, every: int, **options: Any) -> None:
+    """Train the spatial stream, on single frames, stacks of frames or differences of frames.
 
-    Reads the frames in flow/, writes runs/spatial/: best.json and last.json with their weights,
-    log.csv, curves.svg. SIGTERM saves and ends with exit status 75; --resume goes on.
+    Reads the frames in flow/, writes runs/spatial/, of stacks runs/frames/ and of differences
+    runs/rgb-diff/: best.json and last.json with their weights, log.csv, curves.svg. SIGTERM saves
+    and ends with exit status 75; --resume goes on.
     """
+    from flowkit.data.frames import FrameForm
+
     if images is not None:
         if options["tasks"] or options["add_classes"] or options["layout"]:
             raise UsageError(
@@ -81,7 +113,10 @@ def spatial(images: Path | None, **options: Any) -> None:
         from flowkit.data.record_folders import IMAGES
 
         options |= {"records": images, "layout": IMAGES, "runs": runs}
-    _train("spatial", options)
+    form = FrameForm(count or FRAME_INPUTS[kind].count, every, kind)
+    if not form.is_single and options["first_layer"] is None:
+        options["first_layer"] = FRAME_INPUTS[kind].first_layer
+    _train(form.name, "spatial", options | {"form": form})
 
 
 @train.command()
@@ -110,14 +145,14 @@ def temporal(
     from flowkit.data.stacks import StackForm
 
     form = StackForm(length, stacking, bidirectional, mean_subtract, step)
-    _train("temporal", options | {"form": form})
+    _train("temporal", "temporal", options | {"form": form})
 
 
-def _train(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -> None:
-    run_job(stream, options, lambda: _make_job(stream, options))
+def _train(name: str, stream: Stream, options: dict[str, Any]) -> None:
+    run_job(name, options, lambda: _make_job(stream, options))
 
 
-def _make_job(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -> Job:
+def _make_job(stream: Stream, options: dict[str, Any]) -> Job:
     """The job that the options ask for."""
     from flowkit.data.augment import Augmentation
     from flowkit.networks.table import net_facts
@@ -138,7 +173,7 @@ def _make_job(stream: Literal["spatial", "temporal"], options: dict[str, Any]) -
     tasks = _tasks(options)
     videos = len(tasks[0].split.train)
     return Job(
-        {stream: options.get("form")},
+        {stream: options["form"]},
         net,
         tasks,
         make_recipe(options["recipe"], mode, videos=videos, passes=options["passes"], **numbers),

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flowkit.networks.table import NETS, PREFIX
+from flowkit.networks.table import FIRST_LAYERS, NETS, PREFIX
 from flowkit.training.recipes import MODES, RECIPES, SCHEDULES, RecipeFacts, TowersRecipe
 from flowkit_cli.record_options import missing_option, record_options
 from flowkit_cli.store_options import PlacePath, cache_option, store_options
@@ -128,9 +128,10 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--first-layer",
-            type=click.Choice(["averaged", "shared", "fresh"]),
-            help="Where weights are for RGB and the input is flow: filters averaged over RGB, "
-            "red ones for x and green ones for y, or fresh ones.  [default: by --recipe]",
+            type=click.Choice(tuple(FIRST_LAYERS)),
+            help="Where weights are for RGB and the input has other channels, its first filters. "
+            + "; ".join(f"{name}: {text}" for name, text in FIRST_LAYERS.items())
+            + ".  [default: by --recipe; of stacks of frames shared, of rgb-diff averaged]",
         ),
         click.option(
             "--short-side",

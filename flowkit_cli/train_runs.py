@@ -17,7 +17,6 @@ from flowkit_cli.train_options import RECIPE_NUMBERS
 
 if TYPE_CHECKING:
     from flowkit.data.splits import Split
-    from flowkit.data.stacks import StackForm
     from flowkit.training.distributed import Ranks
     from flowkit.training.jobs import Job, Machine
     from flowkit.training.log import StepReport
@@ -29,6 +28,7 @@ OF_THE_MACHINE = {
     *("channels_last", "compile", "checkpointing", "tensorboard", "dry_run"),
 }
 OF_THE_LENGTH = {"steps", "passes"}  # options that prolong a run
+OF_THE_INPUT = {"kind", "count", "every"}  # options that say which run of frames is meant
 LINE_S = 30  # seconds between two lines of progress, but for those with held-out accuracy
 
 
@@ -70,9 +70,12 @@ def _resumed_job(folder: Path, options: dict[str, Any]) -> Job | None:
     context = click.get_current_context()
     default = click.core.ParameterSource.DEFAULT
     given = {name for name in context.params if context.get_parameter_source(name) is not default}
-    if given - OF_THE_MACHINE - OF_THE_LENGTH or not (folder / LAST).exists():
+    others = given - OF_THE_MACHINE - OF_THE_LENGTH - OF_THE_INPUT
+    if others or not (folder / LAST).exists():
         return None
     checkpoint = read_checkpoint(folder / LAST)
+    if given & OF_THE_INPUT and checkpoint.inputs != {"spatial": options["form"]}:
+        return None
     moved = RecordFolder(options["records"]) if "records" in given else None
     job = stored_job(folder, checkpoint, moved)
     if given & OF_THE_LENGTH:
@@ -172,6 +175,8 @@ def _net_lines(job: Job, recipe_name: str | None) -> Iterator[str]:
     """
     import torch
 
+    from flowkit.data.frames import FrameForm
+    from flowkit.data.inputs import stream_name
     from flowkit.networks.streams import count_parameters
     from flowkit.networks.towers import make_net
 
@@ -179,9 +184,9 @@ def _net_lines(job: Job, recipe_name: str | None) -> Iterator[str]:
     with torch.device("meta"):
         parameters = count_parameters(make_net(job.net, job.inputs, heads, job.towers))
     shapes = " and ".join(f"{c} channels of {h}x{w} px" for *_, c, h, w in job.shapes)
-    forms = [f"; {form}" for form in map(_form_text, job.inputs.values()) if form]
+    forms = [f"; {form.about}" for form in job.inputs.values() if form != FrameForm()]
     weights = f"weights {' and '.join(job.sources)}" if job.sources else "fresh weights"
-    stream = f"{' and '.join(job.inputs)} stream"
+    stream = f"{stream_name(job.inputs)} stream"
     if job.towers is not None:
         stream = f"towers, {job.towers.about}"
     yield (
@@ -194,14 +199,6 @@ def _net_lines(job: Job, recipe_name: str | None) -> Iterator[str]:
         yield "the 2014 paper's network and schedule: --recipe paper" + (
             ", and only they compare with its published figures" if of_paper else ""
         )
-
-
-def _form_text(form: StackForm | None) -> str:
-    if form is None:
-        return ""
-    direction = "bi-directional, " if form.bidirectional else ""
-    mean = "mean subtracted" if form.mean_subtract else "mean kept"
-    return f"L = {form.length}, {form.mode} stacking, {direction}{mean}"
 
 
 def heldout_of(split: Split, wanted: bool) -> Split:

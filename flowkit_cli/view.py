@@ -117,8 +117,7 @@ def _view_filters(run: Path, out: Path) -> None:
     nets = dict(zip(filters, checkpoint.net.split("+"), strict=True))
     sheets = []
     for stream, weights in filters.items():
-        form = checkpoint.inputs[stream]
-        channels = () if form is None else form.channel_names
+        channels = checkpoint.inputs[stream].channel_names
         sheets.append(filter_sheet(weights, f"{run}: {stream}, {nets[stream]}", channels))
     write_sheets(out, sheets)
     output.wrote(f"{run} -> {out}")

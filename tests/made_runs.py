@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from flowkit.data.frames import FrameForm
 from flowkit.data.splits import Split, write_split
 from flowkit.data.stacks import StackForm
 from flowkit.networks.checkpoints import BEST, LAST, Checkpoint, write_checkpoint
@@ -16,7 +17,7 @@ FIRMNESS = 300.0  # times the heads' fresh weights, which would call all classes
 def write_run(
     folder: Path,
     *,
-    form: StackForm | None = None,
+    form: FrameForm | StackForm | None = None,
     classes: tuple[str, ...] = ("grow", "shrink", "spin"),
     split: Split | None = None,
     flow: dict | None = None,
@@ -27,13 +28,14 @@ def write_run(
     step: int = 7,
     towers: Towers | None = None,
 ) -> Path:
-    """The run of a temporal stream, or without a `form` of a spatial one, and maybe its split.
+    """The run of a stream of a form, by default of single frames, and maybe its split.
 
     With `towers` that of two small networks, joined.
     """
-    inputs = {"spatial" if form is None else "temporal": form}
+    form = form or FrameForm()
+    inputs = {"spatial" if isinstance(form, FrameForm) else "temporal": form}
     if towers is not None:
-        inputs = {"spatial": None, "temporal": form}
+        inputs = {"spatial": FrameForm(), "temporal": form}
     tasks = tasks or {"main": classes}
     name = "small" if towers is None else "small+small"
     checkpoint = Checkpoint(step, name, inputs, 0.5, tasks, short_side, crop, flow, towers=towers)

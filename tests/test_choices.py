@@ -39,6 +39,20 @@ ROWS = {
         "from flowkit.idt.parameters import FEATURES\nFEATURES['made-up'] = FEATURES['hmax']",
         "train svm",
     ),
+    "input of the spatial stream": (
+        "from flowkit.data.frames import FRAME_INPUTS\n"
+        "FRAME_INPUTS['made-up'] = FRAME_INPUTS['rgb-diff']",
+        "train spatial",
+    ),
+    "stream of frames that predicts": (
+        "from flowkit.data.frames import FRAME_INPUTS\n"
+        "FRAME_INPUTS['made-up'] = FRAME_INPUTS['rgb-diff']",
+        "predict",
+    ),
+    "first layer": (
+        "from flowkit.networks.table import FIRST_LAYERS\nFIRST_LAYERS['made-up'] = 'upside down'",
+        "train spatial",
+    ),
     "network": (
         "from flowkit.networks.table import NETS\nNETS['made-up'] = NETS['small']",
         "train spatial",

@@ -9,12 +9,13 @@ from torch.utils.data import DataLoader
 from flowkit.data.augment import Augmentation
 from flowkit.data.clips import Clip, View
 from flowkit.data.datasets import TestClips, TrainingClips, start_worker
+from flowkit.data.frames import FrameForm
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import Split, Video
 from flowkit.data.stacks import StackForm, flip, flow_stack
 from flowkit.errors import RecordError, SplitError, UsageError
 
-BOTH = {"spatial": None, "temporal": StackForm(4)}
+BOTH = {"spatial": FrameForm(), "temporal": StackForm(4)}
 SMALL = Augmentation(crop=24, short_side=32)
 FORM = StackForm(4)
 TRAINING = {"jump/a": 12, "run/b": 3, "run/c": 9, "run/d": 20}
@@ -59,7 +60,7 @@ def test_training_sample_is_a_frame_a_stack_and_a_label(split, folder):
     assert sample["temporal"].shape == (8, 24, 24) and sample["temporal"].dtype == torch.float32
     assert sample["label"] in (0, 1)
     assert set(training(split, folder)[0]) == {"temporal", "label"}
-    assert set(training(split, folder, inputs={"spatial": None})[0]) == {"spatial", "label"}
+    assert set(training(split, folder, inputs={"spatial": FrameForm()})[0]) == {"spatial", "label"}
 
 
 def frame_number(image):
@@ -96,7 +97,7 @@ def test_segments_of_a_draw_are_clips_of_one_video_in_order_changed_alike(split,
 
 
 def test_classes_are_drawn_alike_whatever_their_number_of_videos(split, folder):
-    clips = training(split, folder, inputs={"spatial": None})
+    clips = training(split, folder, inputs={"spatial": FrameForm()})
     labels = [clips[draw]["label"] for draw in range(400)]
     assert abs(np.mean(labels) - 0.5) < 0.08  # one video of jump, three of run
 

@@ -15,6 +15,7 @@ from made_records import write_record
 from made_runs import write_run
 
 from flowkit.data.clips import ten_views
+from flowkit.data.frames import FrameForm
 from flowkit.data.stacks import StackForm, flow_stack
 from flowkit.errors import InstallError, UsageError
 from flowkit.evaluation.features import record_features, write_features
@@ -102,7 +103,7 @@ def test_a_hook_does_not_stay(place, scorer):
 
 def test_joined_towers_give_the_mean_over_the_moments_of_a_sample(tmp_path):
     towers = Towers("conv", ("relu4",), frames=2)
-    inputs = {"spatial": None, "temporal": StackForm(2)}
+    inputs = {"spatial": FrameForm(), "temporal": StackForm(2)}
     net = make_net("small+small", inputs, {"main": 3}, towers)
     said = Checkpoint(
         1, "small+small", inputs, 0.5, {"main": ("a", "b", "c")}, 36, 32, towers=towers

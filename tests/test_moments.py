@@ -10,6 +10,7 @@ from torch import nn
 
 from flowkit.data.augment import Augmentation
 from flowkit.data.clips import (
+    Clip,
     jittered_view,
     moment_views,
     rescaled_size,
@@ -17,6 +18,7 @@ from flowkit.data.clips import (
     spaced_frames,
 )
 from flowkit.data.datasets import TestClips, TrainingClips, collate
+from flowkit.data.frames import FrameForm
 from flowkit.data.inputs import spaced_places
 from flowkit.data.moments import Moments
 from flowkit.data.plane_batches import stack_planes
@@ -32,7 +34,7 @@ FORM = StackForm(10)
 SIZE = (96, 128)  # (H, W) of the records
 CELL = 4  # px of a crop that share a cell of the maps below
 MARKER = 12  # px, the side of the marker in the video
-INPUTS = {"spatial": None, "temporal": StackForm(4, mean_subtract=False)}
+INPUTS = {"spatial": FrameForm(), "temporal": StackForm(4, mean_subtract=False)}
 
 
 def test_a_sample_of_one_moment_is_the_clip_around_a_frame():
@@ -102,7 +104,7 @@ def test_the_gap_of_test_samples_is_15_or_what_fits():
 def test_the_frame_of_a_test_sample_is_the_middle_of_its_clip():
     several = Moments(3, test_gap=6)
     for frames, clips in spaced_places(INPUTS, "a", 60, 9, several):
-        assert frames == tuple(clip.middle for clip in clips)
+        assert frames == tuple(Clip("a", clip.middle, 0) for clip in clips)
         assert [clip.length for clip in clips] == [4, 4, 4]
 
 

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from made_runs import write_run
 from made_videos import moving_texture, write_images, write_video
 
+from flowkit.data.frames import FrameForm
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import Split, Video
 from flowkit.data.stacks import StackForm
@@ -100,12 +101,16 @@ def lines(result):
         (StackForm(20), Request(make_method("farneback", levels=2), storage=Storage("lz4"))),
         (StackForm(2), Request(DIS, stabilize=Stabilization(matches="flow+sift"))),
         (None, Request(DIS)),
+        (FrameForm(3, 2), Request(DIS)),
+        (FrameForm(30), Request(DIS)),
+        (FrameForm(2, 1, "rgb-diff"), Request(DIS)),
     ],
 )
 def test_a_video_is_predicted_as_its_record_is_scored(tmp_path, video, form, request_):
     """Bit for bit: the same flow, through the same 8-bit planes and JPEG files."""
     record = extracted(video, tmp_path / "flow", request_)
-    run = write_run(tmp_path / "run", form=form, flow=None if form is None else flow_of(record))
+    flow = flow_of(record) if isinstance(form, StackForm) else None
+    run = write_run(tmp_path / "run", form=form, flow=flow)
     scorer = Scorer(run, views=VIEWS)
     split = Split("made", CLASSES, (), (), (Video("spin/a", "spin", "a"),))
     out = tmp_path / "s.npz"
@@ -327,7 +332,7 @@ def test_a_crash_costs_one_video_and_the_first_event_does_not_wait(project, vide
 
 def test_a_reason_names_the_video_once(project):
     (project / "bad.mp4").write_bytes(b"no video")
-    looks = Looks(Request(Killed()), (({"spatial": None}, 2, None),))
+    looks = Looks(Request(Killed()), (({"spatial": FrameForm()}, 2, None),))
     *_, last = hold_videos(looks, [("bad.mp4", "")], workers=1)
     assert last.reason.startswith("expected a video")
 

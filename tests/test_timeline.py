@@ -11,6 +11,7 @@ from command import run_here
 from made_runs import write_run
 from made_videos import moving_texture, write_video
 
+from flowkit.data.frames import FrameForm
 from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError, VideoError
 from flowkit.evaluation.prediction import Prediction, Predictor
@@ -44,6 +45,7 @@ def record(video, tmp_path_factory):
 @pytest.fixture
 def runs(tmp_path, record):
     write_run(tmp_path / "runs/spatial", seed=1)
+    write_run(tmp_path / "runs/rgb-diff", form=FrameForm(2, 1, "rgb-diff"), seed=2)
     write_run(tmp_path / "runs/temporal", form=StackForm(2), flow=flow_of(record))
     return tmp_path / "runs"
 
@@ -61,7 +63,9 @@ def part_of(path, start, count, tmp_path):
     return write_video(place, frames[start : start + count], "ffv1", pixel_format="bgr0", rate=RATE)
 
 
-@pytest.mark.parametrize("names", [("temporal",), ("spatial",), ("spatial", "temporal")])
+@pytest.mark.parametrize(
+    "names", [("temporal",), ("spatial",), ("spatial", "temporal"), ("rgb-diff",)]
+)
 def test_each_window_is_predicted_as_a_video_of_its_frames(runs, video, tmp_path, names):
     one = predictor(runs, *names)
     found = list(predict_windows(one, video, Spans(1.0, 0.5)))
@@ -73,11 +77,12 @@ def test_each_window_is_predicted_as_a_video_of_its_frames(runs, video, tmp_path
 
 
 def test_a_video_shorter_than_a_window_is_one_and_one_of_a_frame_fails(runs, video, tmp_path):
-    one = predictor(runs, "temporal")
-    [window] = predict_windows(one, video, Spans(60, 60))
-    assert (window.start_s, window.end_s, window.record.frame_count) == (0, 2.3, FRAMES)
-    with pytest.raises(VideoError, match="at least 2 frames, got 1"):
-        list(predict_windows(one, part_of(video, 0, 1, tmp_path), Spans()))
+    for name in ("temporal", "rgb-diff"):
+        one = predictor(runs, name)
+        [window] = predict_windows(one, video, Spans(60, 60))
+        assert (window.start_s, window.end_s, window.record.frame_count) == (0, 2.3, FRAMES)
+        with pytest.raises(VideoError, match="at least 2 frames, got 1"):
+            list(predict_windows(one, part_of(video, 0, 1, tmp_path), Spans()))
 
 
 def test_no_more_than_a_window_and_a_stride_is_held_however_long_the_video(runs, tmp_path):
@@ -85,7 +90,7 @@ def test_no_more_than_a_window_and_a_stride_is_held_however_long_the_video(runs,
 
     one = predictor(runs, "temporal")
     request = one.looks.request
-    held = _Held(tmp_path / "a", request, SIZE, 10.0, request.series)
+    held = _Held(tmp_path / "a", request, SIZE, 10.0, request.series, 2)
     scenes = moving_texture(8, size=SIZE)
     most = 0
     starts = []

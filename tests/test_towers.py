@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from flowkit.data.frames import FrameForm
 from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError
 from flowkit.networks.joining import JOINS, SEAMS, Towers
@@ -20,8 +21,8 @@ from flowkit.networks.towers import (
 from flowkit.training.micro_batch import COPIES, activation_bytes
 
 CLASSES = 5
-INPUTS = {"spatial": None, "temporal": StackForm(10)}
-SMALL_INPUTS = {"spatial": None, "temporal": StackForm(2)}
+INPUTS = {"spatial": FrameForm(), "temporal": StackForm(10)}
+SMALL_INPUTS = {"spatial": FrameForm(), "temporal": StackForm(2)}
 CNN_M, VGG = "cnn-m-2048+cnn-m-2048", "vgg16+vgg16"
 MIXED = "vgg16+cnn-m-2048"
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from made_training import CROP, make_job, make_split, run_two_processes, write_videos
 from torch.nn.functional import cross_entropy
 
+from flowkit.data.frames import FrameForm
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import Split, read_split, write_split
 from flowkit.data.stacks import StackForm
@@ -33,7 +34,7 @@ from flowkit_cli.fuse import fuse
 from flowkit_cli.train import train as train_command
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
-BOTH = {"spatial": None, "temporal": StackForm(2)}
+BOTH = {"spatial": FrameForm(), "temporal": StackForm(2)}
 SPLIT = make_split(per_class=5, heldout=1, test=1)
 KEPT = Towers(frames=2, gap=(1, 2), over_time="pool3d", keep="temporal")
 

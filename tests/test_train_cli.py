@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from made_training import CLASSES, make_split, write_videos
 
 from flowkit._cv2 import cv2
+from flowkit.data.frames import FrameForm
 from flowkit.data.splits import read_split, write_split
 from flowkit.errors import FlowkitError, InstallError, RecordError, SplitError, UsageError
 from flowkit.networks.checkpoints import LAST, read_checkpoint, read_tensors
@@ -89,7 +90,7 @@ def test_both_streams_train_where_they_are_expected(place):
     assert not split.straddling_groups()
     flowkit_train("spatial", *TINY[2:], "--steps", 2)
     assert read_split(place / "runs/spatial/split.json") == split
-    assert read_checkpoint(place / "runs/spatial").inputs == {"spatial": None}
+    assert read_checkpoint(place / "runs/spatial").inputs == {"spatial": FrameForm()}
 
 
 def test_a_run_is_prolonged_without_repeating_an_option(place):

@@ -30,6 +30,7 @@ from made_training import (
 from torch import nn
 
 from flowkit import documents
+from flowkit.data.frames import FrameForm
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import Split, Video, train_on_all
 from flowkit.data.stacks import StackForm
@@ -601,7 +602,9 @@ def test_records_that_do_not_fit_a_checkpoint_are_refused(tmp_path, records):
     both = replace(checkpoint, inputs={"temporal": StackForm(2, bidirectional=True)})
     with pytest.raises(RecordError, match="holds no backward fields of step 1"):
         both.check_record(records.open(records.find()["spin/v0"]))
-    replace(checkpoint, inputs={"spatial": None}).check_record(other.open(other.find()["spin/v0"]))
+    replace(checkpoint, inputs={"spatial": FrameForm()}).check_record(
+        other.open(other.find()["spin/v0"])
+    )
 
 
 @pytest.mark.parametrize("survivors", range(7))

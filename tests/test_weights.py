@@ -12,12 +12,14 @@ from scipy.io import savemat
 from torch import nn
 
 from flowkit.data.augment import RGB_MEAN, RGB_STD
+from flowkit.data.frames import FrameForm
 from flowkit.data.stacks import StackForm
 from flowkit.errors import CheckpointError, UsageError
 from flowkit.networks import matconvnet
 from flowkit.networks.checkpoints import BEST, Checkpoint, read_tensors, write_checkpoint
 from flowkit.networks.streams import build_stream, share_first_layer, widen_first_layer
-from flowkit.networks.weights import FIRST_LAYERS, load_weights, read_matconvnet, read_weights
+from flowkit.networks.table import FIRST_LAYERS
+from flowkit.networks.weights import load_weights, read_matconvnet, read_weights
 
 PIXELS = torch.randint(0, 256, (1, 3, 96, 96), generator=torch.Generator().manual_seed(0)).double()
 
@@ -78,7 +80,7 @@ def test_inception_filters_answer_to_our_pixels_as_to_torchvisions(tmp_path):
 
 @pytest.mark.parametrize("first_layer", FIRST_LAYERS)
 def test_rgb_weights_serve_a_flow_network(tmp_path, first_layer):
-    rgb, flow = small(), small(channels=6, seed=1)
+    rgb, flow = small(), build_stream("small", "temporal", {"main": 2}, channels=6, seed=1)
     fresh = flow.trunk.block1.conv.weight.clone()
     save_file(rgb.state_dict(), tmp_path / "rgb.safetensors")
     weights = read_weights(str(tmp_path / "rgb.safetensors"), "small")
@@ -87,11 +89,25 @@ def test_rgb_weights_serve_a_flow_network(tmp_path, first_layer):
     weight = rgb.trunk.block1.conv.weight
     expected = {
         "averaged": widen_first_layer(weight, 6),
-        "shared": share_first_layer(weight, 6),
+        "shared": share_first_layer(weight, 6, "temporal"),
         "fresh": fresh,
     }[first_layer]
     assert torch.equal(flow.trunk.block1.conv.weight, expected)
     assert torch.equal(flow.trunk.block4.conv.weight, rgb.trunk.block4.conv.weight)
+
+
+def test_rgb_weights_serve_a_stack_of_frames_as_they_serve_one(tmp_path):
+    """Where the frames of a stack are all alike it is answered as the frame is."""
+    one, several = small(), small(channels=12, seed=1)
+    save_file(one.state_dict(), tmp_path / "rgb.safetensors")
+    weights = read_weights(str(tmp_path / "rgb.safetensors"), "small")
+    load_weights(several, weights, {}, first_layer="shared")
+    frame = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found = several.trunk.eval()(frame.repeat(1, 4, 1, 1))
+        torch.testing.assert_close(found, one.trunk.eval()(frame), rtol=1e-4, atol=1e-5)
+    with pytest.raises(UsageError, match="averaged or shared or fresh, got 'odd'"):
+        load_weights(several, weights, {}, first_layer="odd")
 
 
 def test_flow_filters_of_another_length_are_not_averaged(tmp_path):
@@ -104,7 +120,9 @@ def test_flow_filters_of_another_length_are_not_averaged(tmp_path):
 def test_a_checkpoint_gives_the_head_rows_of_the_classes_it_knows(tmp_path):
     old, new = small({"main": "abc"}, seed=1), small({"main": "cxa"}, seed=2)
     fresh = new.heads.main.weight[1].clone()
-    checkpoint = Checkpoint(5, "small", {"spatial": None}, 0.9, {"main": ("a", "b", "c")}, 64, 32)
+    checkpoint = Checkpoint(
+        5, "small", {"spatial": FrameForm()}, 0.9, {"main": ("a", "b", "c")}, 64, 32
+    )
     write_checkpoint(tmp_path, [BEST], checkpoint, old.state_dict(), {})
     loaded = load_weights(new, read_weights(str(tmp_path), "small"), {"main": "cxa"})
     assert loaded.kept_classes == {"main": 2}
@@ -198,8 +216,8 @@ def test_a_crash_of_the_reader_of_matlab_files_is_one_line(tmp_path, monkeypatch
 def test_a_flipped_bit_of_a_file_of_weights_is_found(tmp_path):
     weights = {"a": torch.randn(40, generator=torch.Generator().manual_seed(0))}
     checkpoint = Checkpoint(
-        step=1, net="small", inputs={"spatial": None}, dropout=0.5, tasks={"main": ("a", "b")},
-        short_side=8, crop=8,
+        step=1, net="small", inputs={"spatial": FrameForm()}, dropout=0.5,
+        tasks={"main": ("a", "b")}, short_side=8, crop=8,
     )  # fmt: skip
     write_checkpoint(tmp_path, [BEST], checkpoint, weights, {})
     assert torch.equal(read_tensors(tmp_path, "weights")["a"], weights["a"])

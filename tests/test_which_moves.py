@@ -6,6 +6,7 @@ import torch
 from made_pairs import SIDE, write_pairs
 
 from flowkit.data.augment import Augmentation
+from flowkit.data.frames import FrameForm
 from flowkit.data.stacks import StackForm
 from flowkit.evaluation.scoring import Scorer, TestViews, score_part
 from flowkit.networks.joining import Towers
@@ -18,7 +19,7 @@ from flowkit.training.recipes import Recipe
 from flowkit.training.sampling import Task
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
-INPUTS = {"spatial": None, "temporal": StackForm(2, mean_subtract=False)}
+INPUTS = {"spatial": FrameForm(), "temporal": StackForm(2, mean_subtract=False)}
 WHOLE = Augmentation("center", jitter=0, crop=SIDE, short_side=SIDE)
 CENTER = TestViews(3, "center")
 

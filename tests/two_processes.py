@@ -10,6 +10,7 @@ from pathlib import Path
 from made_training import make_job
 from safetensors.torch import save_file
 
+from flowkit.data.frames import FrameForm
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.stacks import StackForm
 from flowkit.networks.joining import Towers
@@ -29,7 +30,7 @@ def main(records: str, out: str, net: str, *sources: str) -> None:
     options = {}
     if sources:
         towers = Towers(frames=2, gap=(1, 2), over_time="conv3d", keep="temporal")
-        inputs = {"spatial": None, "temporal": StackForm(2)}
+        inputs = {"spatial": FrameForm(), "temporal": StackForm(2)}
         options = {"inputs": inputs, "weights": sources, "towers": towers}
         recipe["mode"] = "top"
     job = make_job(RecordFolder(Path(records)), recipe=recipe, net=net, **options)

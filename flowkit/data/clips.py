@@ -31,7 +31,8 @@ SCALES = (256, 224, 192, 168)  # px, sides of multi-scale crops (Wang et al. 201
 class Clip:
     """The address of `length` fields of a video, each over `step` frames, from frame `start`.
 
-    A bi-directional stack of the same clip covers the same frames, from its middle outwards.
+    A bi-directional stack of the same clip covers the same frames, from its middle outwards. A
+    clip of frames leads from one to the next in the same way; of length 0 it is a single frame.
     """
 
     video: str
@@ -139,11 +140,20 @@ def spaced_clips(
     Where two are equally near, the later one. So the first and the last ones repeat where a clip
     reaches further than the moments lie apart.
     """
-    last = clip_starts(video, field_count, length, step) - 1
-    first_frames = [
-        frame - length * step // 2 for frame in spaced_frames(field_count + step, moments)
-    ]
-    return [Clip(video, min(max(start, 0), last), length, step) for start in first_frames]
+    clip_starts(video, field_count, length, step)  # checks them
+    starts = spaced_starts(field_count + step, length * step, moments)
+    return [Clip(video, start, length, step) for start in starts]
+
+
+def spaced_starts(frame_count: int, reach: int, moments: int = MOMENTS) -> list[int]:
+    """For each of `spaced_frames` the first frame of the clip whose middle is nearest to it.
+
+    A clip ends `reach` frames behind its first one. It is one that fits, in a video too short for
+    any the one from frame 0.
+    """
+    last = max(frame_count - 1 - reach, 0)
+    middles = spaced_frames(frame_count, moments)
+    return [min(max(middle - reach // 2, 0), last) for middle in middles]
 
 
 def spaced_frames(frame_count: int, moments: int = MOMENTS) -> list[int]:

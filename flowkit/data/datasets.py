@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset, default_collate
 
 from flowkit.data import trajectories
-from flowkit.data.augment import Augmentation, frame_input
+from flowkit.data.augment import Augmentation
 from flowkit.data.clips import (
     CROP,
     MOMENTS,
@@ -26,13 +26,22 @@ from flowkit.data.clips import (
     random_frames,
     view_set,
 )
-from flowkit.data.inputs import TEMPORAL, Inputs, check_inputs, spaced_places
+from flowkit.data.inputs import (
+    TEMPORAL,
+    Inputs,
+    Look,
+    check_inputs,
+    flow_form,
+    look_at,
+    sample_looks,
+    spaced_places,
+)
 from flowkit.data.kept_memory import KeptMemory
 from flowkit.data.moments import Moments
 from flowkit.data.plane_batches import PlaneClip, PlaneSample, read_batch
 from flowkit.data.record_folders import Missing, RecordFolder, match_records
 from flowkit.data.splits import Split, Video
-from flowkit.data.stacks import StackForm, flow_stack, flow_stacks
+from flowkit.data.stacks import StackForm
 from flowkit.errors import RecordError, SplitError
 from flowkit.records.reading import Record
 
@@ -44,6 +53,7 @@ class TrainingClips(Dataset[dict[str, Any]]):
     random changes. A sample is a dict of ``"spatial"``, float32 (3, crop, crop), and
     ``"temporal"``, float32 (2L, crop, crop) in px, as far as `inputs` names them, and ``"label"``.
     Both are of one clip: the frame is its middle one, and without a stack any frame of the video.
+    A stack of N frames, or of their differences, is float32 (3N, crop, crop), from any start.
     `skipped` counts videos passed over for want of a record.
 
     With `several` moments, a sample has T of each: ``"spatial"`` is (T, 3, crop, crop) and
@@ -93,32 +103,39 @@ class TrainingClips(Dataset[dict[str, Any]]):
         random = np.random.default_rng((self.seed, draw))
         alike = self.by_label[int(random.integers(len(self.by_label)))]
         place = alike[int(random.integers(len(alike)))]
-        record, form = self.records[place], self.inputs.get("temporal")
-        clips: list[Clip] = []
-        if form is None:
-            frames = random_frames(record.frame_count, random, self.segments)[segment : segment + 1]
-        else:
-            count, video = record.frame_count - form.step, self.videos[place].id
-            if self.several is not None:
-                clips = self.several.draw(video, count, form, random)
-            else:
-                clips = random_clips(
-                    video, count, form.length, random, segments=self.segments, step=form.step
-                )[segment : segment + 1]
-            frames = [clip.frame(count) for clip in clips]
+        record = self.records[place]
+        looks = self._draw_looks(self.videos[place].id, record.frame_count, segment, random)
         view, color = self.augmentation.draw(record.size, random)
         size = (self.augmentation.crop, self.augmentation.crop)
         sample: dict[str, Any] = {"label": self.labels[place]}
-        if "spatial" in self.inputs:
-            images = [frame_input(record.frame(one), view, size, color) for one in frames]
-            sample["spatial"] = self._of_moments(images)
-        if form is not None and self.as_planes:
-            planes = [PlaneClip(record, clip, view, form) for clip in clips]
-            sample["temporal"] = PlaneSample(planes)
-        elif form is not None:
-            stacks = [flow_stack(record, clip, view, form=form, size=size) for clip in clips]
-            sample["temporal"] = self._of_moments(stacks)
+        for (stream, form), look in zip(self.inputs.items(), looks, strict=True):
+            if isinstance(form, StackForm) and self.as_planes:
+                planes = [PlaneClip(record, clip, view, form) for clip in look]
+                sample[stream] = PlaneSample(planes)
+                continue
+            seen = [look_at(record, clip, [view], form, size=size, color=color)[0] for clip in look]
+            sample[stream] = self._of_moments(seen)
         return sample
+
+    def _draw_looks(
+        self, video: str, frame_count: int, segment: int, random: np.random.Generator
+    ) -> tuple[Look, ...]:
+        """What each input looks at, at random, of a video of so many frames."""
+        flow = flow_form(self.inputs)
+        if flow is None:
+            [form] = self.inputs.values()
+            starts = max(frame_count - form.length * form.step, 1)
+            start = random_frames(starts, random, self.segments)[segment]
+            return ((Clip(video, start, form.length, form.step),),)
+        count = frame_count - flow.step
+        if self.several is not None:
+            clips = self.several.draw(video, count, flow, random)
+        else:
+            drawn = random_clips(
+                video, count, flow.length, random, segments=self.segments, step=flow.step
+            )
+            clips = drawn[segment : segment + 1]
+        return sample_looks(self.inputs, tuple(clips), count)
 
     def _of_moments(self, seen: list[np.ndarray]) -> torch.Tensor:
         """What is seen at each moment: (T, C, h, w), or of the one of a stream alone (C, h, w)."""
@@ -129,10 +146,11 @@ class TestClips(Dataset[dict[str, Any]]):
     """Equally spaced moments of every video of a part, each in all its views.
 
     Item `i` is moment ``i % moments`` of video ``i // moments``: a dict of ``"spatial"``, float32
-    (V, 3, crop, crop), and ``"temporal"``, float32 (V, 2L, crop, crop) in px, as far as `inputs`
-    names them, and ``"video"``, the place in `videos`. `views` is a name of `clips.VIEWS`: "ten"
-    (corners and center, and their flips) or "center" (V = 1). With `several` moments of a sample
-    both are (V, T, ..., crop, crop). Errors as of `TrainingClips`, UsageError for other views.
+    (V, 3N, crop, crop) with N = 1 for a single frame, and ``"temporal"``, float32 (V, 2L, crop,
+    crop) in px, as far as `inputs` names them, and ``"video"``, the place in `videos`. `views` is a
+    name of `clips.VIEWS`: "ten" (corners and center, and their flips) or "center" (V = 1). With
+    `several` moments of a sample both are (V, T, ..., crop, crop). Errors as of `TrainingClips`,
+    UsageError for other views.
     """
 
     __test__ = False  # no test of pytest's
@@ -178,20 +196,11 @@ class TestClips(Dataset[dict[str, Any]]):
         views = self._views(record)
         sample: dict[str, Any] = {"video": place}
         for (stream, form), look in zip(self.inputs.items(), looks, strict=True):
-            seen = [self._see(record, one, form, views) for one in look]  # views of each moment
+            seen = [look_at(record, clip, views, form) for clip in look]  # views of each moment
             sample[stream] = torch.from_numpy(
                 seen[0] if self.several is None else np.stack(seen, 1)
             )
         return sample
-
-    def _see(
-        self, record: Record, look: int | Clip, form: StackForm | None, views: list[View]
-    ) -> np.ndarray:
-        """A frame or the stack of a clip in all views: float32 (V, C, h, w)."""
-        if not isinstance(look, int):
-            return flow_stacks(record, look, views, form=form)
-        image, size = record.frame(look), (views[0].height, views[0].width)
-        return np.stack([frame_input(image, view, size) for view in views])
 
     def _views(self, record: Record) -> list[View]:
         return moment_views(self.views, record.size, crop=self.crop, short_side=self.short_side)
@@ -240,7 +249,7 @@ def _open_all(
 
 def _check_records(records: Sequence[Record], inputs: Inputs) -> None:
     """RecordError where a record lacks what the samples are made of."""
-    form = inputs.get("temporal")
+    form, least = flow_form(inputs), max(form.least_frames for form in inputs.values())
     for record in records:
         if "spatial" in inputs and not record.has_frames:
             raise RecordError(
@@ -251,7 +260,9 @@ def _check_records(records: Sequence[Record], inputs: Inputs) -> None:
             record.find_series("forward", form.step)
             if form.bidirectional:
                 record.find_series("backward", form.step)
-            if record.frame_count <= form.step:
-                raise RecordError(f"{record.path}: expected at least {form.step + 1} frames")
+        if record.frame_count < least:
+            raise RecordError(
+                f"{record.path}: expected at least {least} frames, got {record.frame_count}"
+            )
     if form is not None and form.mode == "trajectory":
         trajectories.compile_kernel()  # compiled once, before workers are forked

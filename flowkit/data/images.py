@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,13 @@ class ImageRecord:
         check_frame_size(str(self.path), size, self.max_frame_mpx)
         return size
 
-    def frame(self, index: int) -> np.ndarray:
+    def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
         """The image, uint8 (H, W, 3) BGR, as stored: without the camera's orientation."""
-        if index:
-            raise RecordError(f"{self.path}: expected frame 0 of an image, asked for {index}")
+        if list(indices) != [0]:
+            raise RecordError(f"{self.path}: expected frame 0 of an image, asked for {indices}")
         where = str(self.path)
         # Of photographs of the web some end early or have bytes too many: pictures all the same.
-        return decode_picture(self._data(), self.size, damaged=True, where=where)
+        return [decode_picture(self._data(), self.size, damaged=True, where=where)]
 
     def _data(self) -> bytes:
         return read_plain_file(self.path, error=RecordError)

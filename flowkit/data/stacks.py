@@ -70,6 +70,18 @@ class StackForm:
         return 2 * self.length
 
     @property
+    def least_frames(self) -> int:
+        """Frames that a video must have: those of one field, for fields are looped."""
+        return self.step + 1
+
+    @property
+    def about(self) -> str:
+        """It in words: "L = 10, flow stacking, mean subtracted"."""
+        direction = "bi-directional, " if self.bidirectional else ""
+        mean = "mean subtracted" if self.mean_subtract else "mean kept"
+        return f"L = {self.length}, {self.mode} stacking, {direction}{mean}"
+
+    @property
     def channel_names(self) -> tuple[str, ...]:
         """What each channel is: "x1", "y1", "x2", ...; backward fields are "x-1", "y-1", ..."""
         ahead = self.length // 2 if self.bidirectional else self.length

@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from flowkit.data.clips import Clip
 from flowkit.data.inputs import Look
 from flowkit.documents import differences, listed, read_document, replacing, seal
 from flowkit.errors import RecordError, UsageError
@@ -134,8 +133,7 @@ def _vectors(output: Any, layer: str) -> torch.Tensor:
 
 def _middle(look: Look) -> int:
     """The frame in the middle of what an input looks at."""
-    middle = look[(len(look) - 1) // 2]
-    return middle.middle if isinstance(middle, Clip) else middle
+    return look[(len(look) - 1) // 2].middle
 
 
 def _find_description(out: Path, made: dict[str, Any]) -> bool:

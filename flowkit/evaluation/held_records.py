@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from flowkit.data.clips import Clip
+from flowkit.data.frames import FrameForm
 from flowkit.data.inputs import Inputs, spaced_places
 from flowkit.data.moments import Moments
 from flowkit.data.stacks import StackForm
@@ -64,7 +65,7 @@ class Looks:
         """The record of the video at `path`; VideoError where it is damaged or too short."""
         count = _count_frames(path, self.request)
         forms = [form for inputs, _, _ in self.streams for form in inputs.values()]
-        least = 1 + max((f.step for f in forms if f is not None), default=int(self.whole))
+        least = max(1 + self.whole, *(form.least_frames for form in forms))
         if count < least:
             raise VideoError(f"{path}: expected at least {least} frames, got {count}")
         wanted = Wanted(count, set(), {one: set() for one in self.request.series})
@@ -144,10 +145,10 @@ class Wanted(NamedTuple):
                 for look in looks:
                     self._add_place(look, form)
 
-    def _add_place(self, look: int | Clip, form: StackForm | None) -> None:
-        if isinstance(look, int) or form is None:
-            assert isinstance(look, int)
-            self.frames.add(look)
+    def _add_place(self, look: Clip, form: FrameForm | StackForm) -> None:
+        if isinstance(form, FrameForm):
+            for frames in form.places(look, self.frame_count):
+                self.frames.update(frames)
             return
         count = self.frame_count - form.step
         if form.bidirectional:
@@ -201,7 +202,7 @@ def video_request(checkpoints: Iterable[Checkpoint]) -> Request:
         (one.flow or {}, form)
         for one in checkpoints
         for form in one.inputs.values()
-        if form is not None
+        if isinstance(form, StackForm)
     ]
     if not trained:
         return Request(make_method("tvl1"))

@@ -22,14 +22,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from flowkit.data.augment import frame_input
 from flowkit.data.clips import View, moment_views, view_set
 from flowkit.data.datasets import TestClips
-from flowkit.data.inputs import Look, spaced_places
+from flowkit.data.frames import FrameForm
+from flowkit.data.inputs import Look, look_at, spaced_places
 from flowkit.data.origins import origin_of
 from flowkit.data.record_folders import Missing, RecordFolder
 from flowkit.data.splits import Split, Video, read_split
-from flowkit.data.stacks import flip, flow_stack
+from flowkit.data.stacks import StackForm, flip
 from flowkit.documents import differences, listed
 from flowkit.errors import SplitError, UsageError
 from flowkit.evaluation.views import TestViews, default_views
@@ -145,8 +145,11 @@ class Scorer:
     def describe(self) -> dict[str, Any]:
         """What scores files tell of how they were made, and resuming compares; JSON values."""
         checkpoint, views = self.checkpoint, self.views
-        forms = [form for form in checkpoint.inputs.values() if form is not None]
-        form = "".join(f", L = {form.length}" for form in forms)
+        form = "".join(
+            f", L = {form.length}" if isinstance(form, StackForm) else f", {form.about}"
+            for form in checkpoint.inputs.values()
+            if form != FrameForm()
+        )
         if checkpoint.towers is not None:
             form += f", {checkpoint.towers.about}"
         shown = f"{views.moments} x {view_set(views.crops).count} views"
@@ -181,7 +184,7 @@ class Scorer:
         return 1 if self.several is None else self.several.frames
 
     def _read(self, one: _Pass) -> list[torch.Tensor]:
-        """The whole rescaled frames or flow stacks of a pass: float32 (places, C, H, W) per input.
+        """The whole rescaled stacks or frames of a pass: float32 (places, C, H, W) per input.
 
         Joined towers take (places, T, C, H, W). The views are cut on the device: ten of them have
         six times as many values.
@@ -192,11 +195,9 @@ class Scorer:
         read = []
         for number, form in enumerate(self.checkpoint.inputs.values()):
             seen = [
-                frame_input(record.frame(look), whole, frame)
-                if isinstance(look, int)
-                else flow_stack(record, look, whole, form=form)
+                look_at(record, clip, [whole], form)[0]
                 for places, _ in one.places
-                for look in places[number]
+                for clip in places[number]
             ]
             found = torch.from_numpy(np.stack(seen))
             read.append(found if self.several is None else found.unflatten(0, (-1, self._frames)))
@@ -219,7 +220,8 @@ class Scorer:
         cuts = []
         for whole, form in zip(inputs, self.checkpoint.inputs.values(), strict=True):
             whole = whole.to(self.device)
-            cut = torch.stack([_cut(whole, view, is_flow=form is not None) for view in views], 1)
+            is_flow = isinstance(form, StackForm)
+            cut = torch.stack([_cut(whole, view, is_flow=is_flow) for view in views], 1)
             cuts.append(cut.flatten(0, 1).split(max(1, self.pass_inputs // self._frames)))
         return torch.cat([self.net(*parts) for parts in zip(*cuts, strict=True)])
 

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError, VideoError
 from flowkit.evaluation.held_records import IMAGES, HeldRecord, empty_series
 from flowkit.evaluation.prediction import Prediction, Predictor
@@ -74,13 +75,16 @@ def predict_windows(
     """
     request = predictor.looks.request
     forms = [form for inputs, _, _ in predictor.looks.streams for form in inputs.values()]
-    series = request.series if whole or any(forms) else ()
+    has_flow = any(isinstance(form, StackForm) for form in forms)
+    series = request.series if whole or has_flow else ()
     with open_video(path, max_frame_mpx=request.max_frame_mpx) as video:
         rate = request.sampling.rate(video.fps)
         if rate is None:
             raise VideoError(f"{path}: states no frame rate, so times are not known")
         frames = resized_frames(video, request.resize, request.sampling)
-        held = _Held(Path(path), request, target_size(request.resize, video.size), rate, series)
+        size = target_size(request.resize, video.size)
+        least = max(1 + whole, *(form.least_frames for form in forms))
+        held = _Held(Path(path), request, size, rate, series, least)
         length = max(round(spans.length_s * rate), held.least)
         stride = min(max(round(spans.stride_s * rate), 1), length)
         for start, record in held.windows(frames, length, stride):
@@ -98,12 +102,13 @@ class _Held:
         size: tuple[int, int],
         rate: float,
         series: Sequence[Series],
+        least: int,
     ) -> None:
         self.path, self.request, self.size, self.rate = path, request, size, rate
         self.count = 0  # frames so far
         self.images: dict[int, bytes] = {}
         self.fields: dict[Series, dict[int, Stored]] = {one: {} for one in series}
-        self.least = 1 + max((one.step for one in series), default=0)  # frames of a window
+        self.least = least  # frames of a window
 
     def windows(
         self, frames: Iterator[np.ndarray], length: int, stride: int

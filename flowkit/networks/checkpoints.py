@@ -20,7 +20,13 @@ from safetensors import SafetensorError
 
 import flowkit
 from flowkit.data.clips import Stream
-from flowkit.data.inputs import Inputs, inputs_from_json
+from flowkit.data.inputs import (
+    Inputs,
+    flow_form,
+    inputs_from_json,
+    inputs_to_json,
+    stream_name,
+)
 from flowkit.data.moments import Moments
 from flowkit.data.origins import Origin, origin_from_json
 from flowkit.documents import (
@@ -83,8 +89,8 @@ class Checkpoint:
 
     @property
     def stream(self) -> str:
-        """What its scores are called: "spatial", "temporal" or "towers"."""
-        return "towers" if self.towers else "+".join(self.inputs)
+        """What its scores are called: "spatial", "frames", "rgb-diff", "temporal" or "towers"."""
+        return "towers" if self.towers else stream_name(self.inputs)
 
     @property
     def several(self) -> Moments | None:
@@ -103,13 +109,12 @@ class Checkpoint:
 
         The frames of a record always fit.
         """
-        forms = [form for form in self.inputs.values() if form is not None]
-        if not forms:
+        form = flow_form(self.inputs)
+        if form is None:
             return
-        for form in forms:
-            record.find_series("forward", form.step)
-            if form.bidirectional:
-                record.find_series("backward", form.step)
+        record.find_series("forward", form.step)
+        if form.bidirectional:
+            record.find_series("backward", form.step)
         found = [] if self.flow is None else differences(flow_of(record), self.flow)
         if found:
             raise RecordError(
@@ -152,7 +157,7 @@ def write_checkpoint(
     head = {"format": FORMAT, "version": VERSION, "flowkit": flowkit.__version__}
     for name in names:
         named = files if name == LAST else {"weights": files["weights"]}
-        said = asdict(checkpoint) | {"files": named}
+        said = asdict(checkpoint) | {"inputs": inputs_to_json(checkpoint.inputs), "files": named}
         said["checksums"] = {kind: sums[kind] for kind in named}
         text = json.dumps(head | said, indent=1, allow_nan=False)
         with replacing(folder / name) as part:
@@ -231,7 +236,10 @@ def read_filters(path: str | os.PathLike[str]) -> dict[Stream, np.ndarray]:
         name = f"{home}.{net_facts(net).first_layer}.weight"
         if name not in tensors:
             raise CheckpointError(f"{path}: has no {name}, the first layer's filters")
-        found[stream] = tensors[name].float().numpy()
+        weight = tensors[name].float()
+        if weight.ndim == 5:  # over time: (F, 3, T, h, w) -> (F, 3T, h, w), R1 G1 B1 R2 ...
+            weight = weight.transpose(1, 2).flatten(1, 2)
+        found[stream] = weight.numpy()
     return found
 
 

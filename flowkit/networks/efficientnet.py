@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from flowkit.data.augment import RGB_MEAN, RGB_STD
 from flowkit.data.clips import Stream
+from flowkit.data.frames import RGB_CHANNELS
 from flowkit.errors import InstallError, UsageError
 from flowkit.networks.fresh import draw_normal
 
@@ -110,18 +111,21 @@ OTHER_LAYERS = {
 class FramePixels(nn.Module):
     """Frames standardized by ImageNet's mean and deviation -> by those that weights expect.
 
-    float32 (B, 3, h, w) of both; `mean` and `std` are of values in 0..255, one or three of R, G, B.
+    float32 (B, 3N, h, w) of both, N frames; `mean` and `std` are of values in 0..255, one or three
+    of R, G, B.
     """
 
     scale: torch.Tensor
     shift: torch.Tensor
 
-    def __init__(self, mean: ArrayLike = PIXEL_MEAN, std: ArrayLike = PIXEL_STD) -> None:
+    def __init__(
+        self, frames: int = 1, mean: ArrayLike = PIXEL_MEAN, std: ArrayLike = PIXEL_STD
+    ) -> None:
         super().__init__()
         scale = 255 * RGB_STD / np.asarray(std, np.float32)
         shift = (255 * RGB_MEAN - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
         for name, values in (("scale", scale), ("shift", shift)):
-            buffer = torch.tensor(values, dtype=torch.float32)[:, None, None]
+            buffer = torch.tensor(np.tile(values, frames), dtype=torch.float32)[:, None, None]
             self.register_buffer(name, buffer, persistent=False)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
@@ -180,13 +184,14 @@ def efficientnet_lite(
 ) -> tuple[nn.Sequential, int]:
     """The trunk of a network of LITES with fresh weights, and how many features it gives.
 
-    Standardized frames of the spatial stream or flow stacks in px of the temporal one, float32
+    Standardized frames of the spatial stream, or flow stacks in px of the temporal one, float32
     (B, channels, h, w) -> features (B, 1280). Fresh weights are normal with variance
     2 / (outputs x kernel area) of a filter's channel, as TensorFlow draws them.
     """
     lite = LITES[name]
     trunk = nn.Sequential()
-    trunk.add_module("pixels", FramePixels() if stream == "spatial" else FlowPixels())
+    frames = channels // RGB_CHANNELS
+    trunk.add_module("pixels", FramePixels(frames) if stream == "spatial" else FlowPixels())
     trunk.add_module("stem", _layer(SameConv2d(channels, STEM_CHANNELS, 3, 2)))
     inputs, number = STEM_CHANNELS, 0
     for place, (repeats, kernel, stride, expansion, width) in enumerate(STAGES):

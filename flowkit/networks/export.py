@@ -16,7 +16,8 @@ import torch
 
 from flowkit.data.augment import RGB_MEAN, RGB_STD
 from flowkit.data.clips import MOMENTS
-from flowkit.data.inputs import input_channels
+from flowkit.data.frames import FrameForm
+from flowkit.data.inputs import input_channels, inputs_to_json
 from flowkit.data.moments import TEST_GAP, TOWER_MOMENTS
 from flowkit.documents import replacing
 from flowkit.errors import ExportError, InstallError, UsageError
@@ -57,6 +58,7 @@ def export_net(
         for name, value in asdict(checkpoint).items()
         if name not in ("training", "progress", "trained_on")
     }
+    said["inputs"] = inputs_to_json(checkpoint.inputs)
     said |= {"format": "flowkit export", "version": 2, "scoring": _describe_scoring(checkpoint)}
     description = json.dumps(said)
     channels = input_channels(checkpoint.inputs)
@@ -79,10 +81,8 @@ def _describe_scoring(checkpoint: Checkpoint) -> dict[str, Any]:
     """How a video is scored with the network: which frames, as what numbers; JSON values."""
     looks: dict[str, Any] = {}
     for stream, form in checkpoint.inputs.items():
-        if form is None:
-            looks[stream] = {
-                "frame": "moment",
-                "channels": "RGB in 0..1, less mean, over deviation",
+        if isinstance(form, FrameForm):
+            looks[stream] = _describe_frames(form) | {
                 "mean": RGB_MEAN.astype(float).round(6).tolist(),
                 "deviation": RGB_STD.astype(float).round(6).tolist(),
             }
@@ -111,6 +111,23 @@ def _describe_scoring(checkpoint: Checkpoint) -> dict[str, Any]:
             "average": "logits, over views and moments",
         }
     return told | looks
+
+
+def _describe_frames(form: FrameForm) -> dict[str, Any]:
+    """Which frames of a moment are seen, and as what."""
+    pixels = "RGB in 0..1, less mean, over deviation"
+    if form.is_single:
+        return {"frame": "moment", "channels": pixels}
+    reach = form.length * form.step
+    of_stack = f"R1 G1 B1 R2 ..., {form.about}"
+    looped = "; of a video too short, frame i mod N"
+    if form.differences:
+        of_stack += ", each less the one before it"
+        looped = f"; of a video too short, difference i mod N - {form.step}"
+    return {
+        "first_frame": f"moment - {reach // 2}, moved into 0..max(0, N - 1 - {reach})",
+        "channels": f"{of_stack}, of {pixels}{looped}",
+    }
 
 
 def _write_onnx(

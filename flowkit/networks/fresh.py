@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
 
 import torch
 from torch import nn
 
+HE_GAIN = 2.0  # variance of fresh weights times their number of inputs (He et al. 2015)
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -29,3 +31,14 @@ def draw_normal(weights: torch.Tensor, deviation: float) -> None:
     """
     if not weights.is_meta:
         nn.init.normal_(weights, std=deviation)
+
+
+def init_normal(layer: nn.Module, gain: float = HE_GAIN) -> None:
+    """Normal weights of variance gain / inputs and no bias, where a layer has weights.
+
+    The papers of 2014 state neither.
+    """
+    if isinstance(layer, nn.Conv2d | nn.Conv3d | nn.Linear):
+        draw_normal(layer.weight, math.sqrt(gain / layer.weight[0].numel()))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -8,7 +8,6 @@ for its networks. `networks.table` has the facts of each.
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,16 +15,17 @@ import torch
 from torch import nn
 
 from flowkit.data.clips import STREAMS, Stream
-from flowkit.data.inputs import RGB_CHANNELS, Inputs, check_inputs, input_channels
+from flowkit.data.frames import RGB_CHANNELS, FrameForm
+from flowkit.data.inputs import Inputs, check_inputs, input_channels
 from flowkit.errors import InstallError, UsageError
-from flowkit.networks.fresh import draw_normal, undrawn
+from flowkit.networks.efficientnet import FramePixels
+from flowkit.networks.fresh import draw_normal, init_normal, undrawn
 from flowkit.networks.table import net_facts
 
 # The normalization of Krizhevsky et al. 2012: k 2, size 5, beta 0.75, and alpha 1e-4 for each of
 # the 5 elements that are summed. PyTorch divides the sum by the size, so its alpha is 5 times that.
 LRN = {"size": 5, "alpha": 5e-4, "beta": 0.75, "k": 2.0}
 DROPOUT = 0.9  # share dropped, temporal network; the paper evaluates 0.5 and 0.9 (section 4)
-HE_GAIN = 2.0  # variance of fresh weights times their number of inputs (He et al. 2015)
 # The same for the 2014 network at its rate of 1e-2: He's gain ends in NaN within 5 steps where
 # dropout is 0.9 (tried with batches of 8), and 1/3, PyTorch's own, stays at chance for 40 steps.
 CNN_M_GAIN = 0.8
@@ -37,12 +37,15 @@ GROUPS = 8  # groups of channels that "small" normalizes: the same for a batch o
 class StreamNet(nn.Module):
     """A trunk and one linear head (a softmax layer, without its softmax) for each task.
 
-    `tasks` are the names of the heads in order; usually there is one.
+    `tasks` are the names of the heads in order; usually there is one. `stream` says what the trunk
+    is made for.
     """
 
-    def __init__(self, name: str, trunk: nn.Module, features: int, heads: Mapping[str, int]):
+    def __init__(
+        self, name: str, stream: Stream, trunk: nn.Module, features: int, heads: Mapping[str, int]
+    ):
         super().__init__()
-        self.name = name
+        self.name, self.stream = name, stream
         self.frozen_statistics = False
         self.trunk = trunk
         layers = {task: nn.Linear(features, classes) for task, classes in heads.items()}
@@ -132,7 +135,13 @@ def build_net(
     if len(channels) > 1:
         raise UsageError(f"{name}: expected the input of one stream, got {' and '.join(channels)}")
     [(stream, count)] = channels.items()
-    return build_stream(name, stream, heads, channels=count, dropout=dropout, seed=seed)
+    net = build_stream(name, stream, heads, channels=count, dropout=dropout, seed=seed)
+    form = inputs[stream]
+    if isinstance(form, FrameForm) and form.differences:
+        for module in net.modules():
+            if isinstance(module, FramePixels):
+                module.shift.zero_()  # no difference stays none
+    return net
 
 
 def build_stream(
@@ -146,10 +155,11 @@ def build_stream(
 ) -> StreamNet:
     """A network with fresh weights, drawn from `seed`.
 
-    `heads` gives the number of classes of each task; `channels` is 3 for frames and 2L for flow
-    stacks. `dropout` is the part of a layer's outputs set to zero in training: after full6 and
-    full7 of the 2014 network and of VGG-16, before the heads of the others. UsageError for an
-    unknown network, a task's name that is no word, or fewer than two classes.
+    `heads` gives the number of classes of each task; `channels` is 3 for a frame, 3N for a stack of
+    frames and 2L for one of flow. `dropout` is the part of a layer's outputs set to zero in
+    training: after full6 and full7 of the 2014 network and of VGG-16, before the heads of the
+    others. UsageError for an unknown network, a task's name that is no word, or fewer than two
+    classes.
     """
     module, _, function = net_facts(name).home.partition(":")
     if stream not in STREAMS:
@@ -165,7 +175,7 @@ def build_stream(
         torch.manual_seed(seed)
         make_trunk = getattr(importlib.import_module(module), function)
         trunk, features = make_trunk(name, stream, channels, dropout)
-        return StreamNet(name, trunk, features, heads)
+        return StreamNet(name, stream, trunk, features, heads)
 
 
 def count_parameters(net: nn.Module) -> int:
@@ -181,14 +191,16 @@ def widen_first_layer(weight: torch.Tensor, channels: int) -> torch.Tensor:
     return weight.mean(1, keepdim=True).repeat(1, channels, 1, 1)
 
 
-def share_first_layer(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    """The red filters for every x, the green for every y, each divided by the number of fields.
+def share_first_layer(weight: torch.Tensor, channels: int, stream: Stream) -> torch.Tensor:
+    """The RGB filters (O, 3, h, w) for every frame or field of a stack: (O, channels, h, w).
 
-    (O, 3, h, w) -> (O, channels, h, w). The layer answers a stack as it would an image of its mean
-    x in red and its mean y in green, so the two stay apart and what follows sees what it knows.
+    Of flow the red ones are for x and the green ones for y. Each is divided by the number of frames
+    or fields. So the layer answers a stack of frames as it would their mean, and one of flow as an
+    image of its mean x in red and its mean y in green, and what follows sees what it knows.
     """
-    pair = weight[:, :2] * (2 / channels)
-    return pair.repeat(1, channels // 2, 1, 1)
+    own = weight if stream == "spatial" else weight[:, :2]
+    count = channels // own.shape[1]
+    return own.repeat(1, count, 1, 1) / count
 
 
 def torchvision_weights(net: str, name: str) -> tuple[dict[str, torch.Tensor], str]:
@@ -249,7 +261,7 @@ def cnn_m_2048(
     trunk = nn.Sequential()
     for name, layer in layers.items():
         trunk.add_module(name, layer)
-        _init_normal(layer, CNN_M_GAIN)
+        init_normal(layer, CNN_M_GAIN)
     return trunk, 2048
 
 
@@ -264,7 +276,7 @@ def small(name: str, stream: Stream, channels: int, dropout: float) -> tuple[nn.
         block.add_module("conv", nn.Conv2d(channels, width, 5 if number == 1 else 3, 2, 1))
         block.add_module("norm", nn.GroupNorm(GROUPS, width))
         block.add_module("relu", nn.ReLU(inplace=True))
-        _init_normal(block.conv)  # type: ignore[arg-type]
+        init_normal(block.conv)  # type: ignore[arg-type]
         trunk.add_module(f"block{number}", block)
         channels = width
     trunk.add_module("pool", nn.AdaptiveAvgPool2d(1))
@@ -303,17 +315,9 @@ def torchvision_trunk(
             old.padding,
             bias=old.bias is not None,
         )
-        _init_normal(new)
+        init_normal(new)
         setattr(owner, child, new)
     return trunk, features
-
-
-def _init_normal(layer: nn.Module, gain: float = HE_GAIN) -> None:
-    """Normal weights of variance gain / inputs and no bias; the papers state neither."""
-    if isinstance(layer, nn.Conv2d | nn.Linear):
-        draw_normal(layer.weight, math.sqrt(gain / layer.weight[0].numel()))
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
 
 
 def _torchvision_models() -> Any:

@@ -112,6 +112,13 @@ NETS = {
     ),
     "efficientnet-lite1": _lite("a larger one", 240, ("block3", "block6", "block14")),
     "efficientnet-lite2": _lite("a larger one", 260, ("block3", "block6", "block14")),
+    "slow-fusion": NetFacts(
+        "flowkit.networks.slow_fusion:slow_fusion",
+        "Karpathy et al. 2014, for --stack 10",
+        "conv1",
+        (170, 170),  # px; full6 is made for a grid of 6x6
+        (200, 170),
+    ),
     "small": NetFacts(
         "flowkit.networks.streams:small",
         "for small data and CPUs",
@@ -120,6 +127,16 @@ NETS = {
         (128, 112),
         seams=Seams("block1", "block2", "block3", "block4", pool5="pool"),
     ),
+}
+
+
+# What becomes of the filters of a first layer for RGB in front of another number of channels; the
+# names are what `load_weights` takes.
+FIRST_LAYERS = {
+    "averaged": "the mean over RGB for every channel (Wang et al. 2015)",
+    "shared": "for every frame those of RGB, for every field the red ones for x and the green ones "
+    "for y, all divided by the number of frames or fields",
+    "fresh": "new ones",
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from flowkit.data.clips import Stream
-from flowkit.data.inputs import RGB_CHANNELS
+from flowkit.data.frames import RGB_CHANNELS
 from flowkit.errors import InstallError, UsageError
 from flowkit.networks.efficientnet import FlowPixels, FramePixels
 from flowkit.networks.table import PREFIX, NetFacts
@@ -52,7 +52,8 @@ def timm_trunk(name: str, stream: Stream, channels: int, dropout: float) -> tupl
     net = _timm().create_model(_model(name), pretrained=False, in_chans=channels, num_classes=0)
     trunk = nn.Sequential()
     pixels = [tuple(255 * one for one in three) for three in (config.mean, config.std)]
-    trunk.add_module("pixels", FramePixels(*pixels) if channels == RGB_CHANNELS else FlowPixels())
+    frames = FramePixels(channels // RGB_CHANNELS, *pixels)
+    trunk.add_module("pixels", frames if stream == "spatial" else FlowPixels())
     trunk.add_module("net", net)
     trunk.add_module("drop", nn.Dropout(dropout))
     return trunk, getattr(net, "head_hidden_size", None) or net.num_features

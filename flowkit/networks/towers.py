@@ -329,7 +329,7 @@ def make_convolutional(net: Net) -> None:
     given the mean of its features). Networks that end in an average over places are as they were.
     """
     if isinstance(net, StreamNet):
-        if net_facts(net.name).seams is not None:
+        if net_facts(net.name).seams is not None or hasattr(net.trunk, "flatten"):
             net.trunk = _convolutional(net.layers(), _channels(net.layers()))
         return
     channels = _channels(dict(net.below["spatial"].named_children()))

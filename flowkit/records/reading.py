@@ -165,19 +165,29 @@ class Record:
         ]
 
     def frame(self, index: int) -> np.ndarray:
-        """Frame `index` (from 0) as it is stored: uint8 (H, W, 3) BGR.
+        """Frame `index` (from 0) as it is stored: uint8 (H, W, 3) BGR; errors as of `frames`."""
+        return self.frames([index])[0]
 
-        RecordError where frames are not stored, there is none of that number, or a file is damaged.
+    def frames(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """The frames `indices` (from 0) as they are stored, each uint8 (H, W, 3) BGR.
+
+        RecordError where frames are not stored, there is none of a number, or a file is damaged.
         """
-        if self.images is None:
+        images = self.images
+        if images is None:
             raise RecordError(f"{self.path}: holds no frames: flowkit extract --rgb stores them")
-        if not 0 <= index < self.frame_count:
-            raise RecordError(
-                f"{self.path}: expected a frame within 0..{self.frame_count - 1}, asked for {index}"
-            )
-        where = f"{self.path}: {self.file_name(self.images, index)}"
-        [data] = self.read([(self.images, index)])
-        return formats.decode_picture(data, self.size, where=where)
+        for index in indices:
+            if not 0 <= index < self.frame_count:
+                raise RecordError(
+                    f"{self.path}: expected a frame within 0..{self.frame_count - 1}, "
+                    f"asked for {index}"
+                )
+        files = self.read([(images, index) for index in indices])
+        names = [f"{self.path}: {self.file_name(images, index)}" for index in indices]
+        return [
+            formats.decode_picture(data, self.size, where=where)
+            for data, where in zip(files, names, strict=True)
+        ]
 
     def file_name(self, template: str, index: int) -> str:
         """The name of file `index`, from 0, of a template."""

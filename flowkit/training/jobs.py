@@ -22,7 +22,7 @@ from flowkit.networks.joining import Towers, net_names, tower_seams
 from flowkit.networks.streams import build_net, build_stream
 from flowkit.networks.table import check_input_side
 from flowkit.networks.towers import Net, TowersNet
-from flowkit.networks.weights import FirstLayer, load_weights, read_weights, weights_origin
+from flowkit.networks.weights import load_weights, read_weights, weights_origin
 from flowkit.stores.urls import absolute
 from flowkit.training.recipes import TOWER_MODES, Recipe
 from flowkit.training.sampling import Task
@@ -51,7 +51,7 @@ class Job:
     recipe: Recipe
     augmentation: Augmentation = field(default_factory=Augmentation)
     weights: str | tuple[str, str] | None = None
-    first_layer: FirstLayer = "averaged"
+    first_layer: str = "averaged"
     seed: int = 0
     eval_moments: int = 5
     missing: Missing = "error"

@@ -12,7 +12,6 @@ from flowkit.errors import UsageError
 if TYPE_CHECKING:
     from flowkit.data.augment import Crops
     from flowkit.data.clips import Stream
-    from flowkit.networks.weights import FirstLayer
 
 EVAL_STEPS = 200  # the most between two of its checkpoints
 # What learns: everything from fresh weights, everything from others' weights, the last layer alone,
@@ -128,7 +127,7 @@ class RecipeFacts:
     jitter: float = 0.1
     weights: str | None = None
     mode: Mode = "scratch"
-    first_layer: FirstLayer = "averaged"
+    first_layer: str = "averaged"
     by_mode: Mapping[Mode, Recipe] = field(default_factory=dict)
     passes: float | None = None
 

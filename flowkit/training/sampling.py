@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from flowkit.data.augment import Augmentation
 from flowkit.data.datasets import TrainingClips
-from flowkit.data.inputs import Inputs
+from flowkit.data.inputs import Inputs, flow_form
 from flowkit.data.moments import Moments
 from flowkit.data.record_folders import Missing, RecordFolder
 from flowkit.data.splits import Split, Video, train_on_all
@@ -130,7 +130,7 @@ class StepClips(Dataset[dict[str, Any]]):
 
     def clip_bytes(self) -> int:
         """The most bytes that the planes of a sample take (`flowkit.data.plane_batches`)."""
-        form = self.inputs["temporal"]
+        form = flow_form(self.inputs)
         assert form is not None
         sizes = {
             record.size for sources in self.sources for _, c in sources for record in c.records

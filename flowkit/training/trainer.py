@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from flowkit.data.datasets import TestClips
 from flowkit.data.origins import Origin
 from flowkit.data.plane_batches import PlaneBatch, stack_planes
+from flowkit.data.stacks import StackForm
 from flowkit.documents import differences
 from flowkit.errors import (
     CheckpointError,
@@ -298,7 +299,7 @@ class Training:
         inputs = []
         for stream, form in self.job.inputs.items():
             seen = batch[stream]
-            if form is not None and isinstance(seen, PlaneBatch):
+            if isinstance(form, StackForm) and isinstance(seen, PlaneBatch):
                 seen = stack_planes(seen, form=form, size=size, device=device)
                 if self.job.towers is not None:
                     seen = seen.unflatten(0, (-1, self.job.towers.frames))
@@ -364,7 +365,9 @@ def _prepare(
         net.checkpointing = machine.checkpointing
     net.train().to(ranks.device)
     if machine.channels_last:
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for parameter in net.parameters():
+            if parameter.ndim == 4:  # filters over time have five dimensions
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     descent = _make_descent(net, job.recipe)
     if resume is not None:
         _load_momentum(net, descent, read_tensors(resume, "state"))
