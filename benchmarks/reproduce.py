@@ -9,8 +9,9 @@ The first --flow serves all rows, the others the rows that compare methods. Each
 JSON in FOLDER, and a later run goes on with the others; the table is made of those that are there.
 
 Rows of joined towers (table "2016") take the run temporal-L10 and a spatial one at its size, and
-records with frames and flow: the first --flow without --no-rgb. In the profile cpu those of single
-moments train what is above the join on maps of center crops, computed once.
+records with frames and flow: the first --flow without --no-rgb. In the profile cpu they train what
+is above the join on maps of center crops, computed once. --trajectories is the file of test scores
+that benchmarks/idt_jhmdb10.py wrote (WORK/runs/SPLIT/scores-test.npz), for the row with them.
 
 Nothing is chosen by the test part: a cell asks it once, after its training. Rows of the last layer
 train it on features of the fixed trunk, computed once (center crops of MOMENTS clips a video), on
@@ -44,11 +45,13 @@ from reproduce_cells import (
     STREAM_CELLS,
     TOWER_CELLS,
     TOWER_STREAMS,
+    TOWERS_IDT,
+    WITH_IDT,
     Cell,
     TowerCell,
     make_job,
 )
-from reproduce_page import picture_of, read_cells, table_of
+from reproduce_page import picture_of, read_cells, read_test, table_of
 from reproduce_training import (
     TRAINED,
     name_of,
@@ -62,9 +65,10 @@ from flowkit.data.inputs import inputs_to_json
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.split_lists import hmdb51_split, ucf101_split
 from flowkit.data.splits import Split, hold_out
+from flowkit.evaluation.bilinear import score_bilinear
 from flowkit.evaluation.scoring import Scorer, score_part
 from flowkit.networks.checkpoints import read_checkpoint
-from flowkit.scores.files import read_scores, write_scores
+from flowkit.scores.files import Scores, read_scores, write_scores
 from flowkit.scores.fitting import fit_linear, fit_weights
 from flowkit.scores.fusion import Fusion, fuse
 from flowkit.training.distributed import Ranks, choose_device
@@ -131,6 +135,7 @@ def run_towers(
     folder, began = options.runs / name, time.time()
     runs = read_towers(*(options.runs / one for one in TOWER_STREAMS))
     runs.check_split(split)
+    views = profile.views if cell.towers.frames == 1 else profile.sample_views
     job = Job(
         runs.inputs,
         runs.net,
@@ -142,16 +147,20 @@ def run_towers(
         weights=runs.sources,
         towers=cell.towers,
     )
-    if options.profile == "cpu" and cell.towers.frames == 1:
-        train_above(job, folder, options.runs / "features" / f"maps-{cell.towers.seam}", device)
+    out, is_svm = folder / "scores-test.npz", cell.towers.join == "bilinear"
+    if is_svm:
+        write_scores(out, score_bilinear(job, runs.checkpoints[1], views, device)["test"])
     else:
-        job = replace(job, tasks=(Task(runs.task, hold_out(split, folds=FOLDS), records),))
-        for _ in train(job, folder, Ranks(0, 1, device), profile.machine, start="resume"):
+        if profile.keeps_maps:
+            maps = f"maps-{cell.towers.seam}" + f"-{cell.towers.frames}" * (cell.towers.frames > 1)
+            train_above(job, folder, options.runs / "features" / maps, device)
+        else:
+            job = replace(job, tasks=(Task(runs.task, hold_out(split, folds=FOLDS), records),))
+            for _ in train(job, folder, Ranks(0, 1, device), profile.machine, start="resume"):
+                pass
+        scorer = Scorer(folder, views=views, device=device)
+        for _ in score_part(scorer, split, records, "test", out):
             pass
-    out = folder / "scores-test.npz"
-    scorer = Scorer(folder, views=profile.views, device=device)
-    for _ in score_part(scorer, split, records, "test", out):
-        pass
     return {
         "cell": name,
         "table": "2016",
@@ -161,9 +170,9 @@ def run_towers(
         "test": accuracy(read_scores(out)),
         "net": LITE,
         "towers": asdict(cell.towers),
-        "recipe": asdict(job.recipe),
+        "recipe": None if is_svm else asdict(job.recipe),
         "input_px": job.augmentation.crop,
-        "views": asdict(profile.views),
+        "views": asdict(views),
         "split": split.name,
         "profile": options.profile,
         "device": name_of(device),
@@ -205,6 +214,24 @@ def fuse_cells(runs: Path, results: Path, cells: dict[str, str], prefix: str, ta
         write_json(results / f"{prefix}fused-{name}.json", found)
 
 
+def fuse_trajectories(runs: Path, results: Path, idt: Scores) -> None:
+    """Average joined towers with the scores of hand-made features, as table 6 of 2016 does."""
+    towers = read_test(runs, WITH_IDT)
+    if towers is None:
+        return
+    fused = fuse({"towers": towers, "idt": idt}, Fusion("average"))
+    write_scores(runs / TOWERS_IDT / "scores-test.npz", fused)
+    cell = {
+        "cell": TOWERS_IDT,
+        "table": "2016",
+        "row": f"towers, 6: {TOWER_CELLS[WITH_IDT].row.partition(': ')[2]}, and trajectories",
+        "stream": "towers",
+        "paper": "92.5 (mean of three splits)",
+        "test": accuracy(fused),
+    }
+    write_json(results / f"{TOWERS_IDT}.json", cell)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path)
@@ -213,6 +240,7 @@ def main() -> None:
     parser.add_argument("--profile", choices=tuple(PROFILES), default="cpu")
     parser.add_argument("--only", help="cells, separated by commas")
     parser.add_argument("--runs", type=Path, default=Path("runs-reproduce"))
+    parser.add_argument("--trajectories", type=Path, metavar="SCORES", help="of hand-made features")
     parser.add_argument("--results", type=Path, help="[benchmarks/results/reproduce-DATA-PROFILE]")
     parser.add_argument("--picture", type=Path, help="[table.svg among the results]")
     parser.add_argument("--device")
@@ -246,6 +274,8 @@ def main() -> None:
     fuse_cells(options.runs, options.results, LONG_CELLS, "60-passes-", "3")
     joined = dict(zip(STREAM_CELLS, TOWER_STREAMS, strict=True))
     fuse_cells(options.runs, options.results, joined, "towers-", "2016")
+    if options.trajectories:
+        fuse_trajectories(options.runs, options.results, read_scores(options.trajectories))
     done = list(read_cells(options.results, options.runs))
     profile = PROFILES[options.profile]
     text = f"{table_of(done)}\n{split.name}, profile {options.profile}: {profile.cut}.\n"

@@ -22,7 +22,7 @@ FOLDS = 5
 MOMENTS = 5  # clips of a video that the features of last-layer rows are of
 LITE = "efficientnet-lite0"
 FRAME = FrameForm()
-GRID_PASSES = 20.0  # over the training videos, of rows on given weights that are compared
+GRID_PASSES = 20.0  # over the training videos, of rows of the last layer that are compared
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Cell:
     first_layer: str = "shared"
     segments: int = 1
     flow: str = ""  # the name of another --flow than the first
-    passes: float = GRID_PASSES  # over the training videos, but from scratch
+    passes: float = GRID_PASSES  # over the training videos, of the last layer
     size_of: Stream | None = None  # whose short side and crop it takes instead of its own
 
 
@@ -113,10 +113,16 @@ TOWER_CELLS = {
     "towers-max": TowerCell("1: max at relu5", Towers("max"), "82.7"),
     "towers-cat": TowerCell("1: concatenation at relu5", Towers("cat"), "83.5"),
     "towers-sum": TowerCell("1: sum at relu5", Towers("sum"), "85.2"),
+    "towers-bilinear": TowerCell("1: bilinear at relu5, SVM", Towers("bilinear"), "85.1"),
     "towers-conv": TowerCell("1: conv at relu5", Towers("conv"), "86.0"),
     "towers-relu2": TowerCell("2: conv at relu2", Towers("conv", ("relu2",)), "82.3"),
     "towers-relu3": TowerCell("2: conv at relu3", Towers("conv", ("relu3",)), "83.4"),
     "towers-relu4": TowerCell("2: conv at relu4", Towers("conv", ("relu4",)), "82.6"),
+    "towers-full8": TowerCell(
+        "2: conv at relu5 and full8",
+        Towers("conv", ("relu5", "full8"), keep="temporal"),
+        "86.0",
+    ),
     "towers-kept": TowerCell(
         "4: conv at relu5, temporal kept", Towers("conv", keep="temporal"), "89.4"
     ),
@@ -135,6 +141,8 @@ STREAM_CELLS = {"spatial": "spatial-last-layer", "temporal": "temporal-L10"}  # 
 LONG_CELLS = {"spatial": "spatial-60-passes", "temporal": "temporal-60-passes"}  # likewise
 FUSED = {"average": "85.9", "weighted": "", "svm": "87.0 (multi-task)"}  # with the paper's figures
 TRAJECTORY_CELLS = ("idt", "fused-idt")  # which benchmarks/idt_jhmdb10.py --results writes
+# Joined towers averaged with the scores of --trajectories.
+TOWERS_IDT, WITH_IDT = "towers-idt", "towers-kept"
 
 
 @dataclass(frozen=True)
@@ -145,8 +153,11 @@ class Profile:
     scratch_net: str
     scratch_sizes: tuple[int, int]  # short side and crop, px
     scratch_steps: dict[Stream, int]  # of streams that take another number than the recipe's
+    tuned_passes: dict[Stream, float]  # over the training videos, of rows that are fine-tuned
     sizes: dict[Stream, tuple[int, int]]
     views: TestViews
+    sample_views: TestViews  # of joined towers that see several moments in a sample
+    keeps_maps: bool  # train joined towers on maps of center crops, computed once
     machine: Machine
     cut: str
 
@@ -156,9 +167,12 @@ PROFILES = {
         "short",
         "small",
         (128, 112),
-        {"spatial": 400},  # it only learns the recordings by heart
+        {"spatial": 400, "temporal": 300},  # frames: it only learns the recordings by heart
+        {"spatial": 6, "temporal": 12},
         {"spatial": (256, 224), "temporal": (128, 112)},
         TestViews(MOMENTS, "center"),
+        TestViews(1, "center"),
+        True,
         Machine(workers=1, channels_last=True),
         "no row is CNN-M-2048, the paper's network; flow enters at 112 px instead of 224; test "
         f"videos are asked by the center of {MOMENTS} moments instead of ten views of 25; rows of "
@@ -169,8 +183,11 @@ PROFILES = {
         "cnn-m-2048",
         (256, 224),
         {},
+        {"spatial": GRID_PASSES, "temporal": GRID_PASSES},
         {"spatial": (256, 224), "temporal": (256, 224)},
         TestViews(),
+        TestViews(),
+        False,
         Machine(workers=max(1, (os.cpu_count() or 2) - 1), bf16=True, channels_last=True),
         f"rows with ImageNet weights are {LITE}, not CNN-M-2048; those of the last layer learn "
         "from features of center crops, computed once",
@@ -185,7 +202,8 @@ def make_job(cell: Cell, split: Split, records: RecordFolder, profile: Profile) 
     short_side, crop = profile.scratch_sizes if is_scratch else profile.sizes[size_of]
     numbers: dict[str, Any] = {"segments": cell.segments}
     if not is_scratch:
-        numbers["passes"] = cell.passes
+        tuned = cell.mode == "fine-tune"
+        numbers["passes"] = profile.tuned_passes[cell.stream] if tuned else cell.passes
     elif cell.stream in profile.scratch_steps:
         numbers["steps"] = profile.scratch_steps[cell.stream]
     name = profile.scratch_recipe if is_scratch else "pretrained"

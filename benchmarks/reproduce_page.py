@@ -15,7 +15,9 @@ from reproduce_cells import (
     STREAM_CELLS,
     TOWER_CELLS,
     TOWER_STREAMS,
+    TOWERS_IDT,
     TRAJECTORY_CELLS,
+    WITH_IDT,
 )
 
 from flowkit.report.figures import mcnemar
@@ -26,12 +28,17 @@ def read_cells(results: Path, runs: Path) -> Iterator[dict[str, Any]]:
     """The finished cells in the order of the tables, each compared with the one above it.
 
     Those of segments are compared with the same stream's without, joined towers with the average of
-    the two streams that they are made of.
+    the two streams that they are made of, and with trajectories with the same towers alone.
     """
     names = [name for name in CELLS if name not in TOWER_STREAMS[:1]]
     names += [f"{prefix}fused-{name}" for prefix in ("", "60-passes-") for name in FUSED]
     names += TRAJECTORY_CELLS
-    names += [TOWER_STREAMS[0], *(f"towers-fused-{name}" for name in FUSED), *TOWER_CELLS]
+    names += [
+        TOWER_STREAMS[0],
+        *(f"towers-fused-{name}" for name in FUSED),
+        *TOWER_CELLS,
+        TOWERS_IDT,
+    ]
     names += sorted(f.stem for f in results.glob("flow-*.json"))
     above: Scores | None = None
     table = ""
@@ -44,6 +51,8 @@ def read_cells(results: Path, runs: Path) -> Iterator[dict[str, Any]]:
             above, table = read_test(runs, STREAM_CELLS[cell["stream"]]), "segments"
         if name in TOWER_CELLS:
             above, table = read_test(runs, "towers-fused-average"), "2016"
+        if name == TOWERS_IDT:
+            above = read_test(runs, WITH_IDT)
         own = read_test(runs, name)
         if own is not None and above is not None and cell["table"] == table:
             mine, theirs = (s.values.argmax(1) == s.labels for s in (own, above))

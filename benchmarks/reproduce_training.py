@@ -152,11 +152,16 @@ def run_training(job: Job, folder: Path, device: torch.device, profile: Profile)
 
 
 def train_above(job: Job, folder: Path, maps: Path, device: torch.device) -> None:
-    """Train what is above the join on maps of the training videos' center crops, kept in `maps`."""
+    """Train what is above the join on maps of the training videos' center crops, kept in `maps`.
+
+    They are of MOMENTS samples a video, or of a single one if it has several moments itself.
+    """
     (task,) = job.tasks
     net = job.build().eval().to(device)
     assert isinstance(net, TowersNet)
-    clips = job.clips_of("train", moments=MOMENTS)
+    frames = net.towers.frames
+    samples = MOMENTS if frames == 1 else 1
+    clips = job.clips_of("train", moments=samples)
     files = {stream: maps.with_name(f"{maps.name}-{stream}.npy") for stream in job.inputs}
     if not all(file.exists() for file in files.values()):
         found: dict[str, list[np.ndarray]] = {stream: [] for stream in job.inputs}
@@ -164,16 +169,16 @@ def train_above(job: Job, folder: Path, maps: Path, device: torch.device) -> Non
             sample = clips[number]
             for stream in job.inputs:
                 with torch.inference_mode():
-                    one = net.maps(stream, sample[stream].to(device))  # (1, D, h, w)
+                    one = net.maps(stream, sample[stream].to(device))  # (T, D, h, w)
                 found[stream].append(one.cpu().numpy())
         for stream, file in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, np.concatenate(found[stream]))
-    given = [torch.from_numpy(np.load(file)) for file in files.values()]
+    given = [torch.from_numpy(np.load(file)).unflatten(0, (-1, frames)) for file in files.values()]
     net.frozen_statistics = job.recipe.frozen_statistics
     net.train_top(0)
     net.train()
-    labels = np.repeat(task.split.labels(task.split.train), MOMENTS)
+    labels = np.repeat(task.split.labels(task.split.train), samples)
     of_class = [np.flatnonzero(labels == label) for label in range(len(task.classes))]
     random, recipe = np.random.default_rng(job.seed), job.recipe
     torch.manual_seed(job.seed)
@@ -187,7 +192,7 @@ def train_above(job: Job, folder: Path, maps: Path, device: torch.device) -> Non
         optimizer.param_groups[0]["lr"] = recipe.rate(step)
         drawn = random.integers(len(of_class), size=recipe.batch_size)
         places = [int(random.choice(of_class[label])) for label in drawn]
-        logits = net.answer(*(maps[places].to(device) for maps in given))
+        logits = net.answer(*(maps[places].flatten(0, 1).to(device) for maps in given))
         right = torch.from_numpy(drawn).to(device)
         outputs = net.split_outputs(logits)[task.name]
         loss = torch.stack([nn.functional.cross_entropy(one, right) for one in outputs]).sum()

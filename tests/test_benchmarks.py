@@ -256,12 +256,16 @@ def test_reproduce(data_set, tmp_path):
 def test_reproduce_joined_towers(data_set, tmp_path):
     done = run(
         "reproduce.py", data_set, "--frames", data_set / "flow", "--flow",
-        f"dis={data_set / 'flow'}", "--only", "towers-spatial,temporal-L10,towers-conv", "--runs",
-        tmp_path / "runs", "--results", tmp_path / "found", "--device", "cpu",
+        f"dis={data_set / 'flow'}", "--only",
+        "towers-spatial,temporal-L10,towers-bilinear,towers-kept,towers-pool3d", "--runs",
+        tmp_path / "runs", "--results", tmp_path / "found", "--device", "cpu", "--trajectories",
+        tmp_path / "runs/temporal-L10/scores-test.npz",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads((tmp_path / "found/towers-conv.json").read_text())["test"]["videos"] == 4
-    assert "| 2016 | towers, 1: conv at relu5 |" in done.stdout
+    for name in ("towers-bilinear", "towers-pool3d", "towers-idt"):
+        assert json.loads((tmp_path / f"found/{name}.json").read_text())["test"]["videos"] == 4
+    assert "| 2016 | towers, 1: bilinear at relu5, SVM |" in done.stdout
+    assert "| 2016 | towers, 6: conv at relu5, temporal kept, and trajectories |" in done.stdout
 
 
 def test_faults(tmp_path):
