@@ -7,7 +7,7 @@
 # make docs   writes docs/cli.md, docs/api.md and the man pages again
 # make pictures   the pictures of the docs, of what the demo made; needs Chromium
 # make check-clips   decodes every real clip in DATA and compares the frame counts
-# make reproduce     the 2014 paper's rows on DATA/jhmdb10 or CLIPS; PROFILE=gpu for all of them at full size
+# make reproduce     the papers' rows on DATA/jhmdb10 or CLIPS, its split in LISTS; PROFILE=gpu: at full size
 # make faults      kills, flipped bits, races, full disks, hostile files: docs/reliability.md, 5 minutes
 # make gpu-check     GPU tests and benchmarks, one JSON report
 # make opencv-cuda   builds OpenCV with its CUDA flow methods, for GPUs and toolkit that are here
@@ -17,7 +17,10 @@ VENV ?= .venv
 DATA ?= ../shared/data
 CHECK_SECONDS ?= 900
 CLIPS ?= $(DATA)/jhmdb10
+LISTS ?= $(CLIPS)
 PROFILE ?= cpu
+PICTURE := $(if $(filter $(DATA)/jhmdb10,$(CLIPS)),--picture docs/reproduced.svg)
+ON_GPU := $(if $(filter gpu,$(PROFILE)),--gpu)
 FLOW_ONLY := $(if $(filter cpu,$(PROFILE)),--resize 128) --no-rgb --pack --format lz4
 CHROMIUM ?= chromium
 BIN := $(VENV)/bin
@@ -91,13 +94,13 @@ check-clips: $(READY)
 
 reproduce: $(READY)
 	$(BIN)/flowkit extract $(CLIPS) --out reproduce/frames --method dis --preset ultrafast --pack
-	$(BIN)/flowkit extract $(CLIPS) --out reproduce/tvl1-fast --preset fast --backward $(subst --no-rgb,--rgb,$(FLOW_ONLY))
-	$(BIN)/flowkit extract $(CLIPS) --out reproduce/tvl1 $(FLOW_ONLY)
-	$(BIN)/flowkit extract $(CLIPS) --out reproduce/farneback --method farneback $(FLOW_ONLY)
+	$(BIN)/flowkit extract $(CLIPS) --out reproduce/tvl1-fast --preset fast --backward $(ON_GPU) $(subst --no-rgb,--rgb,$(FLOW_ONLY))
+	$(BIN)/flowkit extract $(CLIPS) --out reproduce/tvl1 $(ON_GPU) $(FLOW_ONLY)
+	$(BIN)/flowkit extract $(CLIPS) --out reproduce/farneback --method farneback $(ON_GPU) $(FLOW_ONLY)
 	$(BIN)/flowkit extract $(CLIPS) --out reproduce/dis --method dis $(FLOW_ONLY)
-	$(BIN)/python benchmarks/reproduce.py $(CLIPS) --frames reproduce/frames \
+	$(BIN)/python benchmarks/reproduce.py $(LISTS) --frames reproduce/frames \
 		$(foreach flow,tvl1-fast tvl1 farneback dis,--flow $(flow)=reproduce/$(flow)) \
-		--profile $(PROFILE) --runs reproduce/runs --picture docs/reproduced.svg
+		--profile $(PROFILE) --runs reproduce/runs $(PICTURE)
 
 faults: $(READY)
 	$(BIN)/python benchmarks/faults.py --write docs/reliability.md

@@ -268,6 +268,43 @@ def test_reproduce_joined_towers(data_set, tmp_path):
     assert "| 2016 | towers, 6: conv at relu5, temporal kept, and trajectories |" in done.stdout
 
 
+GPU_PROFILE = """
+from dataclasses import replace
+import reproduce
+from reproduce_cells import PROFILES, TestViews
+gpu = PROFILES["gpu"]
+small = {"scratch_recipe": "short", "scratch_net": "small", "scratch_sizes": (64, 56)}
+numbers = {"scratch_steps": {"spatial": 1}, "tuned_passes": {"temporal": 1}}
+looks = {name: TestViews(1) for name in ("views", "sample_views")}
+sizes = {"sizes": {stream: (64, 56) for stream in gpu.sizes}}
+machine = replace(gpu.machine, workers=1)
+PROFILES["gpu"] = replace(gpu, **small, **numbers, **looks, **sizes, machine=machine)
+reproduce.main()
+"""
+
+
+def test_reproduce_of_hmdb51_lists_as_on_gpus(data_set, tmp_path):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for name in ("spin_checks", "up_checks"):
+        files = sorted((data_set / "videos" / name).iterdir())
+        lines = [f"{file.name} {2 if '_g01_' in file.name else 1} " for file in files]
+        (lists / f"{name}_test_split1.txt").write_text("\n".join(lines) + "\n")
+    rows = ("spatial-scratch", "temporal-fine-tune", "towers-spatial", "temporal-L10",
+            "towers-pool3d")  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", GPU_PROFILE, lists, "--frames", data_set / "flow", "--flow",
+         f"dis={data_set / 'flow'}", "--only", ",".join(rows), "--runs", tmp_path / "runs",
+         "--results", tmp_path / "found", "--device", "cpu", "--profile", "gpu"],
+        capture_output=True, text=True, timeout=TIMEOUT_S,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in rows:
+        found = json.loads((tmp_path / f"found/{name}.json").read_text())
+        assert (found["split"], found["test"]["videos"]) == ("hmdb51-1", 4)
+
+
 def test_faults(tmp_path):
     small = "faults.FLIPS = faults.HOSTILE = 3; faults.RACES = faults.SYNC_PAIRS = 1"
     source = f"import faults; {small}; faults.FREE_KB = range(0, 16, 8); faults.main()"

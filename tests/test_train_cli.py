@@ -144,7 +144,7 @@ def test_the_default_recipe_is_the_last_layer_on_weights_of_imagenet(job_of):
     assert (job.net, job.weights, job.first_layer) == ("efficientnet-lite0", "imagenet", "shared")
     assert (job.recipe.mode, job.shapes) == ("last-layer", [(20, 112, 112)])
     videos = len(job.tasks[0].split.train)
-    assert job.recipe.steps == math.ceil(60 * videos / 32)
+    assert job.recipe.steps == math.ceil(20 * videos / 32)
     assert job_of("spatial").shapes == [(3, 224, 224)]
     assert job_of("spatial", "--passes", 64).recipe.steps == 2 * videos
     scratch = job_of("temporal", "--mode", "scratch")
