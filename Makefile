@@ -98,8 +98,9 @@ reproduce: $(READY)
 	$(BIN)/flowkit extract $(CLIPS) --out reproduce/tvl1 $(ON_GPU) $(FLOW_ONLY)
 	$(BIN)/flowkit extract $(CLIPS) --out reproduce/farneback --method farneback $(ON_GPU) $(FLOW_ONLY)
 	$(BIN)/flowkit extract $(CLIPS) --out reproduce/dis --method dis $(FLOW_ONLY)
+	$(if $(RAFT),$(BIN)/flowkit extract $(CLIPS) --out reproduce/raft --method raft --raft-weights $(RAFT) $(FLOW_ONLY))
 	$(BIN)/python benchmarks/reproduce.py $(LISTS) --frames reproduce/frames \
-		$(foreach flow,tvl1-fast tvl1 farneback dis,--flow $(flow)=reproduce/$(flow)) \
+		$(foreach flow,tvl1-fast tvl1 farneback dis $(if $(RAFT),raft),--flow $(flow)=reproduce/$(flow)) \
 		--profile $(PROFILE) --runs reproduce/runs $(PICTURE)
 
 faults: $(READY)
