@@ -14,6 +14,7 @@ from reproduce_cells import FOLDS, MOMENTS, Profile
 from torch import nn
 
 from flowkit.data.splits import hold_out
+from flowkit.data.stacks import StackForm
 from flowkit.evaluation.scoring import Scorer, score_part
 from flowkit.networks.checkpoints import BEST, Checkpoint, read_checkpoint, write_checkpoint
 from flowkit.networks.streams import StreamNet
@@ -56,7 +57,7 @@ def run_last_layer(job: Job, folder: Path, device: torch.device, features_file: 
         {"main": split.classes},
         job.augmentation.short_side,
         job.augmentation.crop,
-        None if form is None else flow_of(record),
+        flow_of(record) if isinstance(form, StackForm) else None,
         job.describe() | {"places": job.places()},
         trained_on=job.origin(),
     )
