@@ -19,7 +19,7 @@ from flowkit_cli import output
 from flowkit_cli.options import cores, json_option, max_frame_option, workers_option
 from flowkit_cli.scoring_options import scoring_options, test_views
 from flowkit_cli.store_options import PlacePath, store_access, store_options
-from flowkit_cli.timeline import check_timeline, tell_timeline
+from flowkit_cli.timeline import check_live, check_timeline, tell_live, tell_timeline
 
 if TYPE_CHECKING:
     from flowkit.evaluation.held_records import HeldRecord
@@ -50,7 +50,7 @@ def _frame_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@click.argument("videos", metavar="VIDEO...", nargs=-1, required=True, type=PlacePath())
+@click.argument("videos", metavar="VIDEO...", nargs=-1, type=PlacePath())
 @click.option(
     "--spatial",
     type=click.Path(path_type=Path),
@@ -114,6 +114,21 @@ def _frame_options(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="S",
     help="With --timeline, how far apart windows begin.  [default: half a window]",
 )
+@click.option(
+    "--live",
+    metavar="URL",
+    help="Instead of a VIDEO a live stream, by rtsp, rtmp, http or udp: each window as a line of "
+    "JSON as it comes, or as rows of --timeline.",
+)
+@click.option(
+    "--stall",
+    "stall_s",
+    type=click.FloatRange(0, min_open=True),
+    default=10.0,
+    show_default=True,
+    metavar="S",
+    help="With --live, how long nothing may come.",
+)
 @scoring_options
 @max_frame_option
 @workers_option
@@ -131,6 +146,8 @@ def predict(
     timeline: Path | None,
     window_s: float,
     stride_s: float | None,
+    live: str | None,
+    stall_s: float,
     workers: int | None,
     as_json: bool,
     **options: Any,
@@ -143,25 +160,31 @@ def predict(
     are found. A video that fails, or that makes its worker crash, does not stop the rest. Of
     standard input one path is taken at a time, with -j as many as there are workers.
 
-    With --timeline one VIDEO is read once, in this process and in bounded memory, however long it
-    is: each window is predicted as a video of its length would be.
+    With --timeline one VIDEO is read once, in bounded memory, however long it is: each window is
+    predicted as a video of its length would be. So is the stream of --live, from now on until it
+    ends, nothing comes for --stall seconds (status 1), or Ctrl-C; what was seen stays written.
 
     \b
     flowkit predict a.mp4
     find videos -name '*.avi' | flowkit predict - --json
     flowkit predict a.mp4 --temporal runs/temporal --out overlay.mp4
     flowkit predict long.mp4 --timeline long.csv --window 4 --out film.mp4
+    flowkit predict --live rtsp://camera.local/stream --window 2 >seen.jsonl
 
     Exit status: 0 all done, 1 some videos failed, 2 usage.
     """
     from flowkit.evaluation.held_records import hold_videos, looks_of
     from flowkit.flow.methods import METHODS
 
+    if live is not None:
+        check_live(live, videos, timeline, out)
+    elif not videos:
+        raise click.UsageError("Missing argument 'VIDEO...', or --live URL.")
     here = [name for name in videos if isinstance(name, str) and name != "-"]
     if absent := [name for name in here if not os.path.lexists(name)]:
         raise UsageError(f"{absent[0]}: no such file or folder")
     asked = _find(videos)
-    if out is not None or timeline is not None:
+    if live is None and (out is not None or timeline is not None):
         asked = iter(named := list(asked))
         option = "--out" if timeline is None else "--timeline"
         if len(named) != 1:
@@ -175,11 +198,16 @@ def predict(
     asked_for = {"spatial": spatial, **stacks, "temporal": temporal, "towers": towers}
     found = _find_streams(asked_for, runs)
     chosen = _read_fusion(fusion, runs, found)
-    if timeline is not None:
+    if live is not None or timeline is not None:
         from flowkit.evaluation.timeline import Spans
 
-        [(path, problem)] = asked
         spans = Spans(window_s, window_s / 2 if stride_s is None else stride_s)
+    if live is not None:
+        ready = _make_predictor(found, chosen, options)
+        tell_live(ready, live, spans, timeline, stall_s, as_json=as_json)
+        return
+    if timeline is not None:
+        [(path, problem)] = asked
         if problem:
             raise UsageError(problem)
         if isinstance(path, Url):

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 
-from flowkit.errors import RecordError
+from flowkit.errors import RecordError, VideoError
 from flowkit.workers.children import anonymous_bytes
 
 
@@ -126,3 +126,32 @@ def read_in(process):
     if process != os.getpid():
         raise ValueError("made elsewhere")
     return Unreadable()
+
+
+def count_forever(path):
+    """Values of 1 MB; the file says how many were asked for."""
+    for number in range(1000):
+        path.write_text(str(number))
+        yield bytes(1 << 20)
+
+
+def die(count):
+    yield from range(count)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail():
+    yield 1 // 0
+
+
+def raise_absent():
+    yield 1
+    raise VideoError("gone", absent=True)
+
+
+class CrashingLooks:
+    """What a decoder does with a video that it cannot take."""
+
+    @property
+    def request(self):
+        os.kill(os.getpid(), signal.SIGKILL)

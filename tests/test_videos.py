@@ -30,6 +30,7 @@ from made_videos import (
 
 from flowkit._cv2 import cv2
 from flowkit.errors import VideoError
+from flowkit.extraction.request import resized_frames
 from flowkit.video import decoding
 from flowkit.video.containers import signs_of_loss
 from flowkit.video.decoding import check_size
@@ -586,6 +587,11 @@ def test_transport_stream_that_changes_its_size(tmp_path):
     path.write_bytes(path.read_bytes() + other.read_bytes())
     with pytest.raises(VideoError, match=r"frame 8 is \(48, 64\) .*\(72, 96\)"):
         read(path)
+    with pytest.raises(VideoError, match=r"16 of 16 frames decoded; corrupt packets: 1"):
+        list(open_video(path).frames(any_size=True))
+    video = open_video(path, keep_damaged=True)
+    sizes = [frame.shape[:2] for frame in resized_frames(video, "36")]
+    assert sizes == [(36, 48)] * 16 and "corrupt packets: 1" in video.damage
 
 
 @pytest.mark.parametrize(

@@ -6,22 +6,26 @@ import csv
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
 from flowkit.data.stacks import StackForm
-from flowkit.errors import UsageError, VideoError
-from flowkit.evaluation.held_records import IMAGES, HeldRecord, empty_series
+from flowkit.errors import FlowkitError, UsageError, VideoError
+from flowkit.evaluation.held_records import IMAGES, HeldRecord, Looks, empty_series
 from flowkit.evaluation.prediction import Prediction, Predictor
 from flowkit.extraction.request import Request, resized_frames, target_size
 from flowkit.flow.method import takes_color
 from flowkit.flow.pairs import series_fields
 from flowkit.records import formats
 from flowkit.series import Series
-from flowkit.video.reading import open_video
+from flowkit.video.live import STALL_S, open_live, shown_address
+from flowkit.video.reading import Video, open_video
+from flowkit.workers.machine import usable_cores
+from flowkit.workers.streamed import stream_from_child
 
 Stored = tuple[list[bytes], formats.Ranges | None]  # a field's files and its ranges
 
@@ -69,27 +73,95 @@ def predict_windows(
 ) -> Iterator[Window]:
     """What a video shows in each window, in one pass; VideoError where its frames do not all come.
 
-    The last window ends with the video, and a video shorter than a window is one. Memory holds the
-    frames and fields of a window and a stride. With `whole` fields are there also where all streams
-    look at frames alone. VideoError too where the video states no frame rate, or is too short.
+    The last window ends with the video, and a video shorter than a window is one. A child process
+    decodes the video and computes its flow, and is a window ahead; memory holds the frames and
+    fields of a window and a stride, there and here. With `whole` fields are there also where all
+    streams look at frames alone. VideoError too where the video states no frame rate, is too short,
+    or makes the child crash.
     """
-    request = predictor.looks.request
-    forms = [form for inputs, _, _ in predictor.looks.streams for form in inputs.values()]
+    place = Path(path)
+    return _predict(predictor, str(place), hold_windows, predictor.looks, place, spans, whole)
+
+
+def predict_live(
+    predictor: Predictor, address: str, spans: Spans, *, stall_s: float = STALL_S
+) -> Iterator[Window]:
+    """What the live stream at `address` shows in each window, as `predict_windows`, from now on.
+
+    Times are by the rate that the stream states. The windows end with the stream; VideoError, after
+    the window that ends there, where it breaks off or nothing came for `stall_s` seconds, and as of
+    `video.live.open_live`.
+    """
+    name = shown_address(address)
+    return _predict(predictor, name, hold_live_windows, predictor.looks, address, spans, stall_s)
+
+
+def _predict(
+    predictor: Predictor, name: str, hold: Callable[..., Iterator[HeldWindow]], *arguments: Any
+) -> Iterator[Window]:
+    with closing(stream_from_child(hold, *arguments, threads=usable_cores())) as held:
+        while True:
+            try:
+                one = next(held, None)
+            except FlowkitError as error:
+                if isinstance(error, (VideoError, UsageError)):
+                    raise
+                raise VideoError(f"{name}: {error}") from error
+            if one is None:
+                return
+            found = predictor.predict_record(one.record)
+            end_s = one.start_s + one.record.frame_count / one.rate
+            yield Window(one.start_s, end_s, found, one.record)
+
+
+class HeldWindow(NamedTuple):
+    """A window of a video as a record in memory, before it is predicted; `rate` in frames per s."""
+
+    start_s: float
+    rate: float
+    record: HeldRecord
+
+
+def hold_windows(looks: Looks, path: Path, spans: Spans, whole: bool) -> Iterator[HeldWindow]:
+    """The windows of a video; errors as of `predict_windows`."""
+    with open_video(path, max_frame_mpx=looks.request.max_frame_mpx) as video:
+        yield from _windows_of(video, path, looks, spans, whole)
+
+
+def hold_live_windows(
+    looks: Looks, address: str, spans: Spans, stall_s: float
+) -> Iterator[HeldWindow]:
+    """The windows of a live stream; errors as of `predict_live`."""
+    most = looks.request.max_frame_mpx
+    video, ending = open_live(address, stall_s=stall_s, max_frame_mpx=most)
+    with video:
+        try:
+            yield from _windows_of(video, Path("live"), looks, spans, False)
+        except VideoError:
+            if not ending.problem:
+                raise
+        if ending.problem:
+            raise VideoError(f"{video.path}: the stream ended: {ending.problem}")
+
+
+def _windows_of(
+    video: Video, path: Path, looks: Looks, spans: Spans, whole: bool
+) -> Iterator[HeldWindow]:
+    request = looks.request
+    forms = [form for inputs, _, _ in looks.streams for form in inputs.values()]
     has_flow = any(isinstance(form, StackForm) for form in forms)
     series = request.series if whole or has_flow else ()
-    with open_video(path, max_frame_mpx=request.max_frame_mpx) as video:
-        rate = request.sampling.rate(video.fps)
-        if rate is None:
-            raise VideoError(f"{path}: states no frame rate, so times are not known")
-        frames = resized_frames(video, request.resize, request.sampling)
-        size = target_size(request.resize, video.size)
-        least = max(1 + whole, *(form.least_frames for form in forms))
-        held = _Held(Path(path), request, size, rate, series, least)
-        length = max(round(spans.length_s * rate), held.least)
-        stride = min(max(round(spans.stride_s * rate), 1), length)
-        for start, record in held.windows(frames, length, stride):
-            found = predictor.predict_record(record)
-            yield Window(start / rate, (start + record.frame_count) / rate, found, record)
+    rate = request.sampling.rate(video.fps)
+    if rate is None:
+        raise VideoError(f"{video.path}: states no frame rate, so times are not known")
+    frames = resized_frames(video, request.resize, request.sampling)
+    size = target_size(request.resize, video.size)
+    least = max(1 + whole, *(form.least_frames for form in forms))
+    held = _Held(path, request, size, rate, series, least)
+    length = max(round(spans.length_s * rate), held.least)
+    stride = min(max(round(spans.stride_s * rate), 1), length)
+    for start, record in held.windows(frames, length, stride):
+        yield HeldWindow(start / rate, rate, record)
 
 
 class _Held:
@@ -226,13 +298,18 @@ def row_writer(file: TextIO, ending: str, classes: Sequence[str]) -> Callable[[W
         table.writerow(["start_s", "end_s", *order])
 
     def write(one: Window) -> None:
-        chances = dict(one.found.top(len(order)))
-        times = round(one.start_s, 3), round(one.end_s, 3)
+        told = scores_of(one)
         if ending == ".csv":
-            table.writerow([*times, *(f"{chances[name]:.6f}" for name in order)])
+            chances = [f"{told['scores'][name]:.6f}" for name in order]
+            table.writerow([told["start_s"], told["end_s"], *chances])
         else:
-            scores = {name: round(chances[name], 6) for name in order}
-            told = {"start_s": times[0], "end_s": times[1], "scores": scores}
             file.write(json.dumps(told) + "\n")
 
     return write
+
+
+def scores_of(one: Window) -> dict[str, Any]:
+    """A window as a line of JSON has it: times in s, and the probability of each class by name."""
+    chances = dict(one.found.top(len(one.found.classes)))
+    scores = {name: round(chances[name], 6) for name in sorted(chances)}
+    return {"start_s": round(one.start_s, 3), "end_s": round(one.end_s, 3), "scores": scores}

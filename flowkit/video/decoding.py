@@ -79,7 +79,7 @@ def open_stream(
     container = None
     log: list[tuple[str, str]] = []
     try:
-        with _ffmpeg_errors() as log:
+        with ffmpeg_errors() as log:
             container = av.open(str(path), container_options=OPENING, metadata_errors="replace")
         findings.damage += [
             f"FFmpeg says on opening: {words}"
@@ -87,14 +87,14 @@ def open_stream(
             if name == container.format.name != MP4  # MP4's complains of harmless things
             and REFUSED not in words  # a bare stream's decoder is called as its container
         ][:1]
-        return container, _video_stream(container, path, max_frame_mpx)
+        return container, video_stream(container, path, max_frame_mpx)
     except av.FFmpegError as error:
         if unfit := [name for name, words in log if REFUSED in words and "Format" in words]:
             raise VideoError(
                 f"{path}: expected a file that holds its own frames, but its format is "
                 f"{unfit[0]!r}: playlists, lists of files, streams and text are not opened"
             ) from error
-        words = "the file is empty" if path.stat().st_size == 0 else _words(error)
+        words = "the file is empty" if path.stat().st_size == 0 else words_of(error)
         reason = "; ".join([words, *findings.damage])
         raise VideoError(f"{path}: expected a video, but it cannot be opened: {reason}") from error
     except VideoError:
@@ -103,8 +103,8 @@ def open_stream(
         raise
 
 
-def _video_stream(container: InputContainer, path: Path, max_frame_mpx: float) -> VideoStream:
-    """The first video stream that is no cover picture."""
+def video_stream(container: InputContainer, path: Path | str, max_frame_mpx: float) -> VideoStream:
+    """The first video stream that is no cover picture; VideoError as of `open_stream`."""
     kinds = [
         "cover picture" if stream.disposition & Disposition.attached_pic else stream.type
         for stream in container.streams
@@ -130,7 +130,7 @@ def _most_px(max_frame_mpx: float) -> int:
     return int(max_frame_mpx * 1e6) + PADDING_PX
 
 
-def check_size(path: Path, size: tuple[int, int], max_frame_mpx: float) -> None:
+def check_size(path: Path | str, size: tuple[int, int], max_frame_mpx: float) -> None:
     """Refuse with VideoError frames of a `size` (H, W) that is more than `max_frame_mpx`."""
     height, width = size
     if height * width > max_frame_mpx * 1e6:
@@ -153,14 +153,19 @@ def decode_images(
     with container:
         for frame in _decode(container, stream, findings, max_frame_mpx):
             check_size(path, (frame.height, frame.width), max_frame_mpx)
-            bgr = reformatter.reformat(
-                frame, format="bgr24", interpolation=Interpolation.BICUBIC, threads=1
-            )
-            image = bgr.to_ndarray()  # (H, W, 3), a view of FFmpeg's lines, padded ones perhaps
-            if frame.rotation % 90 == 0:
-                image = np.rot90(image, frame.rotation // 90 % 4)
-            # a frame that was BGR already is the decoder's own: never hand that out
-            yield np.array(image, order="C", copy=True if bgr is frame else None)
+            yield upright_image(frame, reformatter)
+
+
+def upright_image(frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+    """A decoded frame, upright, uint8 (H, W, 3) BGR."""
+    bgr = reformatter.reformat(
+        frame, format="bgr24", interpolation=Interpolation.BICUBIC, threads=1
+    )
+    image = bgr.to_ndarray()  # (H, W, 3), a view of FFmpeg's lines, padded ones perhaps
+    if frame.rotation % 90 == 0:
+        image = np.rot90(image, frame.rotation // 90 % 4)
+    # a frame that was BGR already is the decoder's own: never hand that out
+    return np.array(image, order="C", copy=True if bgr is frame else None)
 
 
 def _decode(
@@ -168,7 +173,7 @@ def _decode(
 ) -> Iterator[VideoFrame]:
     """The frames of `stream` in order of display; what they tell of the file goes to `findings`."""
     is_indexed = container.format.name in ("avi", MP4)
-    listening = nullcontext if is_indexed else _ffmpeg_errors
+    listening = nullcontext if is_indexed else ffmpeg_errors
     codec = stream.codec_context.codec.canonical_name
     counts: Counter[str] = Counter()
     first_words: dict[str, str] = {}
@@ -191,7 +196,7 @@ def _decode(
                 packets = container.demux(stream)  # "try again": MPEG-TS between long junk
             except av.FFmpegError as error:
                 counts["decoding errors"] += 1
-                words = _words(error)
+                words = words_of(error)
                 size = stream.codec_context.height * stream.codec_context.width
                 if not 0 < size <= _most_px(max_frame_mpx):  # a decoder that was refused a frame
                     words += "; are its frames larger than --max-frame-mpx allows?"
@@ -233,7 +238,7 @@ def _promised_frames(
     return promised
 
 
-def _words(error: av.FFmpegError) -> str:
+def words_of(error: av.FFmpegError) -> str:
     return error.strerror or str(error)
 
 
@@ -243,7 +248,7 @@ _log_settings: tuple[int | None, bool] = (None, True)
 
 
 @contextmanager
-def _ffmpeg_errors() -> Iterator[list[tuple[str, str]]]:
+def ffmpeg_errors() -> Iterator[list[tuple[str, str]]]:
     """The errors (who, words) that FFmpeg logs meanwhile in this thread, there on the way out.
 
     FFmpeg has one log for the whole process. It is listened to here alone, call by call, and left

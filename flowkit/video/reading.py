@@ -50,7 +50,7 @@ class Video:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         images: Generator[np.ndarray, None, None],
         findings: Findings,
         *,
@@ -162,10 +162,10 @@ def _open_file(path: Path, keep_damaged: bool, max_frame_mpx: float) -> Video:
         raise VideoError(f"{path}: cannot be read: {error.strerror}") from error
     container, stream = open_stream(path, findings, max_frame_mpx=max_frame_mpx)
     images = decode_images(container, stream, findings, max_frame_mpx)
-    return Video(path, images, findings, fps=_frame_rate(stream), keep_damaged=keep_damaged)
+    return Video(path, images, findings, fps=frame_rate(stream), keep_damaged=keep_damaged)
 
 
-def _frame_rate(stream: VideoStream) -> float | None:
+def frame_rate(stream: VideoStream) -> float | None:
     """Frames per second: the average that FFmpeg has, or where that is beyond belief, its guess."""
     rates = [float(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
     return next((rate for rate in rates if rate <= MOST_FPS), rates[0] if rates else None)

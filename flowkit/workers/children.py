@@ -33,12 +33,15 @@ from threadpoolctl import threadpool_limits
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.workers.signals import EXIT_STATUS
 
+THREAD_COUNTS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "OPENCV_FOR_THREADS_NUM",  # cv2 does not look at OMP_NUM_THREADS
+)
 CHILD_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "NUMBA_NUM_THREADS": "1",
-    "OPENCV_FOR_THREADS_NUM": "1",  # cv2 does not look at OMP_NUM_THREADS
+    **dict.fromkeys(THREAD_COUNTS, "1"),
     "PYTHONUNBUFFERED": "1",  # SIGKILL flushes nothing, so what a task prints must be out by then
 }
 PR_SET_PDEATHSIG = 1  # prctl(2): the signal to get when the parent dies
