@@ -18,6 +18,7 @@ import flowkit
 from flowkit.errors import FlowkitError, InstallError, UsageError
 from flowkit.stores.urls import without_secrets
 from flowkit_cli import output
+from flowkit_cli.store_options import LocalPath
 
 # name -> what `flowkit --help` says of it; the command is in flowkit_cli/<name>.py and is imported
 # only when it is run, so that help comes at once.
@@ -104,7 +105,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"flowkit_cli.{cmd_name}")
-        return _with_level(getattr(module, cmd_name))
+        return _as_ours(getattr(module, cmd_name))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -174,14 +175,20 @@ def _level_options(*, hidden: bool) -> list[click.Option]:
     return [*levels, log]
 
 
-def _with_level(command: click.Command) -> click.Command:
-    """The command, with -q, -v and help as the group's; once, for it may be asked for again."""
+def _as_ours(command: click.Command) -> click.Command:
+    """The command, with -q, -v and help as the group's; once, for it may be asked for again.
+
+    Its paths are of this machine, unless a parameter says otherwise (`PlacePath`).
+    """
     if not any(option.name == "log" for option in command.params):
         command.params += _level_options(hidden=True)
+    for parameter in command.params:
+        if type(parameter.type) is click.Path:
+            parameter.type = LocalPath.like(parameter.type)
     command.context_class = _Context
     if isinstance(command, click.Group):
         for one in command.commands.values():
-            _with_level(one)
+            _as_ours(one)
     return command
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from flowkit.stores.urls import Access, is_url, parse_url, read_options
+from flowkit.stores.urls import Access, is_url, local_path, parse_url, read_options
 
 ACCESS = "flowkit.access"  # where a command's context keeps what its options say of stores
 CACHE_MB = 4096  # of what training and evaluation read
@@ -23,6 +23,22 @@ class PlacePath(click.Path):
         if not is_url(value):
             return super().convert(value, param, ctx)
         return parse_url(value, None if ctx is None else store_access(ctx))
+
+
+class LocalPath(click.Path):
+    """A path of this machine; an address in a store is refused before anything is looked at."""
+
+    @classmethod
+    def like(cls, path: click.Path) -> LocalPath:
+        """With the settings of another type of paths."""
+        made = cls()
+        vars(made).update(vars(path))
+        return made
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """What click makes of a path; UsageError for an address."""
+        local_path(value)
+        return super().convert(value, param, ctx)
 
 
 def store_access(context: click.Context) -> Access:

@@ -14,6 +14,7 @@ from flowkit.flow.parameters import MATCHES
 from flowkit.idt.parameters import TrackParameters
 from flowkit_cli import output
 from flowkit_cli.options import cores
+from flowkit_cli.store_options import LocalPath
 from flowkit_cli.video_runs import (
     Totals,
     VideoRun,
@@ -48,7 +49,7 @@ def parameter_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @click.command()
-@place_options(out="tracks")
+@place_options(out="tracks", kind=LocalPath)
 @click.option(
     "--matches",
     type=click.Choice(MATCHES),

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowkit.errors import UsageError
 from flowkit.stores.retries import retry_count
-from flowkit.stores.urls import Access, Place, Url
+from flowkit.stores.urls import Access, Place, Url, local_path
 from flowkit_cli import output
 from flowkit_cli.options import (
     cores,
@@ -62,25 +61,24 @@ class VideoRun:
     @property
     def folder(self) -> Path:
         """Where records go; UsageError where that is in a store."""
-        if isinstance(self.out, Url):
-            raise UsageError(f"--out {self.out}: expected a folder of this machine")
-        return self.out
+        return local_path(self.out)
 
 
-def place_options(out: str) -> Callable[..., Any]:
-    """INPUT..., --out and --root, which come first; `out` is where records go by default."""
+def place_options(out: str, *, kind: type[click.Path] = PlacePath) -> Callable[..., Any]:
+    """INPUT..., --out and --root, which come first; `out` is where records go by default.
+
+    `kind` says whether INPUT and --out may be addresses in stores.
+    """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         place = click.option(
             "--out",
-            type=PlacePath(path_type=Path, file_okay=False),
+            type=kind(path_type=Path, file_okay=False),
             default=out,
             show_default=True,
             help="Folder of the records.",
         )
-        inputs = click.argument(
-            "inputs", metavar="INPUT...", nargs=-1, required=True, type=PlacePath()
-        )
+        inputs = click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, type=kind())
         return inputs(place(root_option(command)))
 
     return decorate

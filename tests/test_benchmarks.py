@@ -91,9 +91,10 @@ def test_extract(data):
 
 def test_cluster():
     small = ("--seeds", 2, "--short", 10, "--rounds", 1, "--videos", 2, "--frames", 3)
-    found = figures(run("cluster.py", "kills", "cost", "memory", *small))
+    found = figures(run("cluster.py", "kills", "cost", "speed", "memory", *small))
     assert found["kills"]["same_bytes"] == found["kills"]["all_done"] == 2
     assert found["cost"]["frames"] == 6 and 0 < found["cost"]["own_share_median"] < 1
+    assert found["speed"]["ratio_of_medians"] > 0
     assert found["memory"]["done"] == 10 and len(found["memory"]["rows_done_client_workers_mb"]) > 5
 
 

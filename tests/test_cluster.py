@@ -2,11 +2,13 @@
 
 import functools
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pool_tasks
 import pytest
@@ -15,6 +17,15 @@ from made_videos import moving_texture, write_video
 
 import flowkit
 from flowkit.errors import FlowkitError, InstallError, UsageError
+from flowkit.extraction.extract import extract
+from flowkit.extraction.request import Request
+from flowkit.flow.methods import make_method
+from flowkit.idt.extraction import TrackRequest, extract_tracks
+from flowkit.records.layout import Storage
+from flowkit.records.reading import find_records, open_record
+from flowkit.stores import objects
+from flowkit.stores.urls import Access, parse_url
+from flowkit.video.sources import find_videos
 from flowkit.workers import cluster as module
 from flowkit.workers.cluster import connected
 from flowkit.workers.engine import Done, Failed, Progress
@@ -106,6 +117,37 @@ def test_closing_stops_what_is_under_way_and_what_waits(cluster, tmp_path):
     wait_until(lambda: not any(os.path.exists(f"/proc/{mark.name}") for mark in begun))
     assert list(tmp_path.iterdir()) == begun
     assert [outcome.result[0] for outcome in outcomes_of(cluster, ["next"])] == ["next"]
+
+
+@pytest.mark.slow
+def test_workers_in_another_folder_write_where_the_command_runs(cluster, videos, monkeypatch):
+    monkeypatch.chdir(videos)
+    sources = find_videos(["videos"]).sources
+    request = Request(make_method("farneback-opencv"))
+    list(extract(sources, Path("flow"), request, workers=4, engine=cluster.run))
+    few = sources[:1]
+    list(extract_tracks(few, Path("tracks"), TrackRequest(), workers=1, engine=cluster.run))
+    assert len(list(find_records(videos / "flow"))) == len(sources)
+    assert len(list(Path("tracks").rglob("*.npz"))) == 1
+
+
+def test_workers_read_from_a_store_and_write_into_one_themselves(cluster, videos, monkeypatch):
+    access = Access(scratch=str(videos / "scratch"))
+    store = parse_url(f"file://{videos}/store", access)
+    shutil.copytree(videos / "videos", videos / "store" / "videos")
+    sources = find_videos([store / "videos"]).sources
+    request = Request(make_method("farneback-opencv"), storage=Storage(pack=True))
+    with monkeypatch.context() as patch:  # the client does neither
+        patch.setattr(objects, "get_object", None)
+        patch.setattr(objects, "put_object", None)
+        outcomes = list(extract(sources, store / "flow", request, workers=4, engine=cluster.run))
+    assert {one.status for one in outcomes} <= {"running", "done"}
+    monkeypatch.chdir(videos)
+    list(extract(find_videos(["videos"]).sources, Path("flow"), request, workers=2))
+    for record in Path("flow").rglob("*.zip"):
+        there = open_record(store / "flow" / record.relative_to("flow").with_suffix(""))
+        assert (there.fields(0, 7) == open_record(record).fields(0, 7)).all()
+    assert not list((videos / "scratch").rglob("*.*"))
 
 
 def wait_until(true, *, seconds=30):

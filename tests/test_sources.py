@@ -3,6 +3,8 @@
 import errno
 import io
 import os
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from flowkit.errors import UsageError, VideoError
 from flowkit.video.image_folders import frame_files
 from flowkit.video.reading import open_video
-from flowkit.video.sources import Source, find_videos
+from flowkit.video.sources import Source, find_videos, natural_key
 
 
 def touch(folder: Path, *names: str | bytes) -> None:
@@ -39,6 +41,15 @@ def test_ids_are_paths_below_the_folder_in_natural_order(tmp_path):
     assert [source.id for source in found.sources] == wanted
     assert found.sources[0] == Source(tmp_path / "jump/a.b.mp4", "jump/a.b")
     assert found.passed_over == {}
+
+
+def test_natural_order_is_that_of_texts_and_numbers_in_turn():
+    def parts(text):
+        return [int(part) if k % 2 else part for k, part in enumerate(re.split("([0-9]+)", text))]
+
+    draw = random.Random(0)
+    texts = {"".join(draw.choices("a_0129/\udc80é", k=draw.randrange(12))) for _ in range(3000)}
+    assert sorted(texts, key=natural_key) == sorted(texts, key=lambda text: (parts(text), text))
 
 
 def test_relative_input_gives_absolute_paths(tmp_path, monkeypatch):

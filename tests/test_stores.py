@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import run_here
 from made_training import make_job, make_split, write_videos
 from made_videos import moving_texture, write_video
 
@@ -459,3 +460,47 @@ def test_a_process_that_closed_its_stores_has_one_thread_and_opens_them_again(fo
     objects.close_stores()
     objects.close_stores()
     assert objects.read_object(url, 10) == b"123"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "plan s3://b/videos",
+        "trajectories s3://b/videos",
+        "trajectories . --out s3://b/tracks",
+        "unpack s3://b/flow",
+        "convert s3://b/flow --out flow",
+        "convert . --out s3://b/flow",
+        "view s3://b/flow/a",
+        "stats s3://b/flow",
+        "eval s3://b/runs/temporal",
+        "train temporal --out s3://b/run",
+        "extract . --failures s3://b/failed.txt",
+    ],
+)
+def test_what_takes_paths_of_this_machine_says_so_of_an_address(command, tmp_path):
+    done = run_here(*command.split(), cwd=tmp_path)
+    address = next(word for word in command.split() if word.startswith("s3:"))
+    line = f"flowkit: error: {address}: expected a path of this machine, got an address in a store"
+    assert (done.returncode, done.stderr.decode().count("\n")) == (2, 1)
+    assert done.stderr.decode().startswith(line)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_that_holds_a_secret_is_not_repeated(tmp_path):
+    done = run_here("unpack", "s3://user:canary@b/flow", cwd=tmp_path)
+    assert done.returncode == 2 and b"canary" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["plan", "trajectories"])
+def test_a_list_of_addresses_is_refused_where_paths_are_expected(command, folder, tmp_path):
+    (tmp_path / "list.txt").write_text(f"{folder}/a.avi\n")
+    done = run_here(command, "list.txt", cwd=tmp_path)
+    assert done.returncode == 2 and b"expected a path of this machine" in done.stderr
+
+
+def test_frames_in_a_store_are_not_taken_and_the_line_says_what_to_do(folder, tmp_path):
+    for number in range(3):
+        put(folder / f"frames/img_{number:05d}.jpg", b"x", tmp_path)
+    with pytest.raises(UsageError, match=r"passed over: 3 \.jpg.*read on this machine only"):
+        find_videos([folder / "frames"])

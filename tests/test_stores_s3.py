@@ -136,6 +136,19 @@ def test_a_run_between_buckets_equals_one_between_folders(store, clips, local, t
     assert (summary(again)["done"], summary(again)["skipped"]) == (0, FEW)
 
 
+@pytest.mark.slow
+def test_workers_of_dask_read_and_write_the_buckets(store, clips, local, tmp_path):
+    pytest.importorskip("distributed")
+    upload(store, clips, "dask")
+    command = ("extract", "s3://videos/dask", "--out", "s3://flow/dask", "--json", *METHOD)
+    dask = ("--dask", "local", "-j", 2, "--scratch", tmp_path / "scratch")
+    ran = flowkit(store, *command, *dask, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert summary(ran)["done"] == FEW
+    expect_equal_but_for_the_source(records(store, "dask"), local)
+    assert list((tmp_path / "scratch").rglob("*")) == []
+
+
 def test_a_store_that_fails_now_and_then_gives_the_same_bytes(store, clips, local, tmp_path):
     upload(store, clips, "shaky")
     faults = Faults(busy=0.1, reset=0.05, cut=0.02, delay_s=0.2, seed=4)

@@ -215,7 +215,8 @@ def extract(
     if sources:
         request.prepare(method=processes is None)
     owner = secrets.token_hex(8)
-    task = _Task(out, request, overwrite, owner)
+    there = out if isinstance(out, Url) else out.absolute()  # workers may be in another folder
+    task = _Task(there, request, overwrite, owner)
     yield from run_videos(
         task,
         sources,

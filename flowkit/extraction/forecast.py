@@ -21,6 +21,7 @@ from flowkit.flow.pairs import consecutive
 from flowkit.records.layout import FORMATS, Storage
 from flowkit.records.writing import RecordWriter
 from flowkit.series import Series
+from flowkit.stores.urls import local_path
 from flowkit.synthetic import write_videos
 from flowkit.video.decoding import Findings, open_stream
 from flowkit.video.image_folders import frame_files
@@ -112,11 +113,13 @@ def forecast(
     """Measure `methods` and all formats for some seconds on a few of `sources`, at `resize`.
 
     Their frames are counted, unless `videos` and `frames_per_video` tell the amount; then there
-    need be no sources, and a made video is measured. UsageError where there is neither, and
-    VideoError where no source can be read.
+    need be no sources, and a made video is measured. UsageError where there is neither, or where
+    a source lies in a store, and VideoError where no source can be read.
     """
     if not sources and (videos is None or frames_per_video is None):
         raise UsageError("expected videos, or their number and their frames")
+    for source in sources:
+        local_path(source.path)
     start = perf_counter()
     with tempfile.TemporaryDirectory(prefix="flowkit-plan-") as folder:
         work = Path(folder)
@@ -156,7 +159,7 @@ def _openable(sources: Sequence[Source]) -> list[Source]:
     found = []
     for source in _spread(sources, COUNTED):
         try:
-            with open_video(_local(source)):
+            with open_video(local_path(source.path)):
                 found.append(source)
         except FlowkitError as error:
             reason = str(error)
@@ -190,12 +193,6 @@ def _decode_some(
     return taken, seconds / sum(map(len, taken))
 
 
-def _local(source: Source) -> Path:
-    if not isinstance(source.path, Path):
-        raise UsageError(f"{source.path}: plan measures videos of this machine only")
-    return source.path
-
-
 def _made_sample(folder: Path) -> list[Source]:
     made = write_videos(folder, videos_per_class=1)[:SAMPLE]
     return [Source(video.path.resolve(), video.path.stem) for video in made]
@@ -203,7 +200,7 @@ def _made_sample(folder: Path) -> list[Source]:
 
 def _first_frames(source: Source, resize: str | None) -> list[np.ndarray]:
     """A few, as an extraction has them; VideoError where there are fewer than two."""
-    with open_video(_local(source), keep_damaged=True) as video:
+    with open_video(local_path(source.path), keep_damaged=True) as video:
         frames = list(itertools.islice(resized_frames(video, resize), FRAMES))
     if len(frames) < 2:
         raise VideoError(f"{source.path}: expected at least 2 frames, got {len(frames)}")
@@ -215,7 +212,7 @@ def _count(sources: Sequence[Source]) -> list[int]:
     counted = []
     for source in _spread(sources, COUNTED):
         try:
-            counted.append(_frames_of(_local(source)))
+            counted.append(_frames_of(local_path(source.path)))
         except VideoError:
             counted.append(0)
     return counted

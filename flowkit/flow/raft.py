@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -66,6 +67,7 @@ class RAFT:
                 f"got {digest}: name the file that was used before"
             )
         object.__setattr__(self, "sha256", digest)
+        object.__setattr__(self, "weights", os.path.abspath(self.weights))  # for all workers
 
     def prepare(self) -> None:
         """UsageError where the weights do not fit, InstallError where torch cannot be imported."""

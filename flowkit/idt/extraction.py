@@ -23,9 +23,10 @@ from flowkit.idt.boxes import Boxes, box_file, check_box_files, read_boxes
 from flowkit.idt.parameters import TrackParameters
 from flowkit.idt.records import TEXT_SUFFIX, TrackWriter, is_text, open_tracks, record_path
 from flowkit.idt.tracking import ensure_compiled_kernels, track_frames
+from flowkit.stores.urls import local_path
 from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit.video.reading import open_video
-from flowkit.video.sources import Source, local_path, source_bytes
+from flowkit.video.sources import Source, source_bytes
 from flowkit.workers.engine import Engine
 from flowkit.workers.pool import run_pool
 
@@ -88,7 +89,7 @@ def extract_video_tracks(
     is left of it then. A video too short for a track has a record without tracks.
     """
     start = perf_counter()
-    path, identity = local_path(source), request.identity(source)
+    path, identity = local_path(source.path), request.identity(source)
     boxes = None if request.boxes is None else read_boxes(box_file(request.boxes, source.id))
     with (
         open_video(
@@ -142,7 +143,7 @@ def plan_tracks(
     for source in sources:
         place = record_path(out, source.id)
         for path in (place, place.with_suffix(TEXT_SUFFIX)):
-            if path.resolve() == local_path(source):
+            if path.resolve() == local_path(source.path):
                 raise UsageError(f"{source.path}: its record would replace it: choose --out")
         if request.text and not is_text(place.with_suffix(TEXT_SUFFIX), request.parameters):
             foreign.append(place.with_suffix(TEXT_SUFFIX))
@@ -195,7 +196,9 @@ def extract_tracks(
     if sources:
         ensure_compiled_kernels()
     owner = secrets.token_hex(8)
-    task = _Task(out, request, overwrite, owner)
+    if request.boxes is not None:  # workers may be in another folder
+        request = dataclasses.replace(request, boxes=request.boxes.absolute())
+    task = _Task(out.absolute(), request, overwrite, owner)
     yield from run_videos(
         task,
         sources,
@@ -232,7 +235,7 @@ def _differences(source: Source, place: Path, request: TrackRequest) -> str:
     """How a record differs from what is asked for; "" if it does not."""
     header = open_tracks(place).header
     found = differences(header["request"], request.identity(source))
-    now = {"name": source.path.name, "bytes": source_bytes(local_path(source))}
+    now = {"name": source.path.name, "bytes": source_bytes(local_path(source.path))}
     found += differences(header["source"], {**header["source"], **now})
     if request.text and not place.with_suffix(TEXT_SUFFIX).exists():
         found.append("no text beside it")

@@ -15,6 +15,10 @@ from flowkit.errors import UsageError
 ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*)://(.*)", re.IGNORECASE | re.DOTALL)
 # Words that names of secrets hold; such settings have no place in a command, which `ps` shows.
 SECRETS = ("key", "secret", "token", "password", "passwd", "credential", "signature")
+REACH = (
+    "extract, info, verify, split, train --records, eval --records, predict and pack --out take "
+    "addresses; copy it here first"
+)
 ELSEWHERE = "secrets go into the environment or the store's own files of credentials"
 
 
@@ -119,6 +123,14 @@ Place = Path | Url
 def is_url(text: object) -> bool:
     """Whether a text is an address of a store, not a path of this machine."""
     return isinstance(text, str) and ADDRESS.fullmatch(text) is not None
+
+
+def local_path(place: object) -> Path:
+    """A path of this machine as it is given; UsageError where an address in a store came."""
+    if isinstance(place, Path) or not is_url(str(place)):
+        return Path(str(place))
+    shown = "" if holds_secret(str(place)) else f"{place}: "
+    raise UsageError(f"{shown}expected a path of this machine, got an address in a store: {REACH}")
 
 
 def parse_url(text: str, access: Access | None = None) -> Url:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import codecs
 import csv
+import itertools
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 from flowkit.documents import MOST_BYTES, SIDECAR, is_record, listed, read_plain_file
@@ -128,10 +129,19 @@ def find_videos(
         raise UsageError(
             f"expected videos or folders of numbered frames under {listed(inputs)}, found none "
             f"(passed over: {words or 'nothing'})"
+            f"{_word_on_frames(inputs, over)}"
         )
-    sources |= {source.path: source for source in empty}
-    found = sorted(_without_collisions(sources.values()), key=lambda source: _natural(source.id))
+    found = _without_collisions(itertools.chain(sources.values(), empty))
+    del sources  # a listing may be of a million
+    found.sort(key=lambda source: natural_key(source.id))
     return Found(tuple(found), over)
+
+
+def _word_on_frames(inputs: Sequence[str | Place], over: Collection[str]) -> str:
+    """What to do where a folder in a store holds images."""
+    if not {".jpg", ".jpeg", ".png", ".bmp"} & {*over} or not any(is_url(str(x)) for x in inputs):
+        return ""
+    return "; folders of frames are read on this machine only: copy them here"
 
 
 # --- inputs to paths ------------------------------------------------------------------------------
@@ -426,8 +436,9 @@ def _without_collisions(sources: Iterable[Source]) -> list[Source]:
                 "one, or, if they lie in different folders, name their common folder as the root"
             )
     for source in by_id.values():
-        for parent in PurePosixPath(source.id).parents:
-            if outer := by_id.get(str(parent)):
+        above = source.id
+        while above := above.rpartition("/")[0]:
+            if outer := by_id.get(above):
                 raise UsageError(
                     f"{source.path} would be recorded as {source.id}, inside the record "
                     f"{outer.id} of {outer.path}: rename one"
@@ -439,16 +450,15 @@ def _real(path: Place) -> str:
     return os.path.realpath(path) if isinstance(path, Path) else str(path)
 
 
-def _natural(text: str) -> tuple[list[str | int], str]:
-    parts = re.split("([0-9]+)", text)  # every second one is a number
-    return [int(part) if k % 2 else part for k, part in enumerate(parts)], text
+def natural_key(text: str) -> str:
+    """A text whose order is the natural one: v_2 before v_10; one string, for there are many."""
+    plain = re.sub("[0-9]+", _number_key, text)
+    return f"{plain}\0\0{text}"  # v before v2, and v02 and v2 apart
 
 
-def local_path(source: Source) -> Path:
-    """The path of a source; UsageError where it lies in a store."""
-    if isinstance(source.path, Url):
-        raise UsageError(f"{source.path}: expected a file of this machine, got one in a store")
-    return source.path
+def _number_key(match: re.Match[str]) -> str:
+    digits = match[0].lstrip("0")
+    return f"\0{chr(1 + len(digits))}{digits}"  # numbers come before letters, short ones first
 
 
 def source_bytes(path: Path) -> int | None:

@@ -34,6 +34,11 @@ AHEAD = 8  # items that wait at the scheduler beside one for each thread
 NOBODY_S = 15.0  # that there is no worker is said after so long
 SETTINGS = {
     "distributed.worker.profile.enabled": False,  # would look at every thread all 10 ms
+    "distributed.admin.low-level-log-length": 50,  # of 1,000, which fill in the first 200 videos
+    # Every process of Dask looks after itself by the clock: a tenth of a core for two workers
+    "distributed.admin.tick.interval": "1s",  # of 20 ms
+    "distributed.admin.system-monitor.interval": "5s",  # of 500 ms
+    "distributed.scheduler.work-stealing-interval": "1s",  # of 100 ms
 }
 
 
