@@ -19,6 +19,7 @@ SECTIONS = {  # title -> names of flowkit, and as "module:name" what these retur
         "find_videos", "open_video", "compute_field", "video_fields", "make_method", "colorize",
         "read_flo", "write_flo", "flowkit.video.sources:Found", "flowkit.video.sources:Source",
         "flowkit.video.reading:Video", "flowkit.flow.method:FlowMethod",
+        "flowkit.flow.stabilized:Stabilization",
     ),
     "Records": (
         "extract", "Request", "Storage", "find_records", "open_record", "open_foreign",

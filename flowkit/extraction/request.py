@@ -59,7 +59,7 @@ class Request:
         return (*forward, *(Series("backward", step) for step in self.steps if self.backward))
 
     def fields(self, pairs: Iterable[Pair]) -> Iterator[np.ndarray]:
-        """The field of each pair, in order, as the method computes it, stabilized if so asked."""
+        """The field of each pair, float32 (H, W, 2) px, in order; stabilized if so asked."""
         if self.stabilize is None:
             return self.method.fields(pairs)
         return StabilizedFlow(self.method.fields, self.stabilize).fields(pairs)
