@@ -39,6 +39,7 @@ from reproduce_cells import (
     FOLDS,
     FUSED,
     GRID_PASSES,
+    HMAX_CELLS,
     LITE,
     LONG_CELLS,
     PROFILES,
@@ -55,6 +56,7 @@ from reproduce_page import picture_of, read_cells, read_test, table_of
 from reproduce_training import (
     TRAINED,
     name_of,
+    run_hmax,
     run_last_layer,
     run_training,
     train_above,
@@ -180,6 +182,29 @@ def run_towers(
     }
 
 
+def score_hmax(
+    name: str, split: Split, records: RecordFolder, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Score HMAX's features; what the JSON of the cell says."""
+    began = time.time()
+    row, paper = HMAX_CELLS[name]
+    scores = run_hmax(name, split, records, options.runs)
+    for part, one in scores.items():
+        write_scores(options.runs / name / f"scores-{part}.npz", one)
+    return {
+        "cell": name,
+        "table": "4",
+        "row": row,
+        "stream": "hmax",
+        "paper": paper,
+        "test": accuracy(scores["test"]),
+        "heldout": accuracy(scores["heldout"]),
+        "split": split.name,
+        "device": "CPU",
+        "seconds": round(time.time() - began),
+    }
+
+
 def hash_text(text: str) -> int:
     """A number of a text, the same in every process."""
     return zlib.crc32(text.encode())
@@ -255,7 +280,7 @@ def main() -> None:
         cells[f"flow-{name}"] = replace(
             CELLS["temporal-L10"], table="flow", row=row, paper="", flow=name
         )
-    wanted = options.only.split(",") if options.only else [*cells, *TOWER_CELLS]
+    wanted = options.only.split(",") if options.only else [*cells, *TOWER_CELLS, *HMAX_CELLS]
     for name in wanted:
         file = options.results / f"{name}.json"
         if file.exists():
@@ -264,6 +289,8 @@ def main() -> None:
         print(f"{name}:", flush=True)
         if name in TOWER_CELLS:
             found = run_towers(name, TOWER_CELLS[name], split, RecordFolder(first), options)
+        elif name in HMAX_CELLS:
+            found = score_hmax(name, split, RecordFolder(first), options)
         else:
             cell = cells[name]
             own = flows[cell.flow] if cell.flow else first

@@ -143,6 +143,10 @@ FUSED = {"average": "85.9", "weighted": "", "svm": "87.0 (multi-task)"}  # with 
 TRAJECTORY_CELLS = ("idt", "fused-idt")  # which benchmarks/idt_jhmdb10.py --results writes
 # Joined towers averaged with the scores of --trajectories.
 TOWERS_IDT, WITH_IDT = "towers-idt", "towers-kept"
+HMAX_CELLS = {  # row, and what the paper prints
+    "hmax": ("HMAX, mean of C2, linear SVM", "22.8 (HMDB-51)"),
+    "hmax-c3": ("HMAX, C3, linear SVM", ""),
+}
 
 
 @dataclass(frozen=True)

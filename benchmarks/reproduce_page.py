@@ -12,6 +12,7 @@ from clips import write_json
 from reproduce_cells import (
     CELLS,
     FUSED,
+    HMAX_CELLS,
     STREAM_CELLS,
     TOWER_CELLS,
     TOWER_STREAMS,
@@ -32,7 +33,7 @@ def read_cells(results: Path, runs: Path) -> Iterator[dict[str, Any]]:
     """
     names = [name for name in CELLS if name not in TOWER_STREAMS[:1]]
     names += [f"{prefix}fused-{name}" for prefix in ("", "60-passes-") for name in FUSED]
-    names += TRAJECTORY_CELLS
+    names += [*TRAJECTORY_CELLS, *HMAX_CELLS]
     names += [
         TOWER_STREAMS[0],
         *(f"towers-fused-{name}" for name in FUSED),
@@ -93,9 +94,8 @@ def table_of(cells: list[dict[str, Any]]) -> str:
 
 def row_name(cell: dict[str, Any]) -> str:
     """A row in words, its stream first."""
-    return (
-        cell["row"] if cell["stream"] in ("fused", "towers") else f"{cell['stream']}, {cell['row']}"
-    )
+    whole = cell["stream"] in ("fused", "towers", "hmax")
+    return cell["row"] if whole else f"{cell['stream']}, {cell['row']}"
 
 
 def picture_of(cells: list[dict[str, Any]]) -> str:

@@ -13,9 +13,21 @@ from clips import write_json
 from reproduce_cells import FOLDS, MOMENTS, Profile
 from torch import nn
 
-from flowkit.data.splits import hold_out
+from flowkit.data.record_folders import RecordFolder, match_records
+from flowkit.data.splits import Split, hold_out
 from flowkit.data.stacks import StackForm
 from flowkit.evaluation.scoring import Scorer, score_part
+from flowkit.hmax.vectors import (
+    PROTOTYPES,
+    c2_path,
+    encode_c2,
+    fit_prototypes,
+    plan_c2,
+    read_prototypes,
+    reader_of,
+    write_prototypes,
+)
+from flowkit.idt.svm import train_svms
 from flowkit.networks.checkpoints import BEST, Checkpoint, read_checkpoint, write_checkpoint
 from flowkit.networks.streams import StreamNet
 from flowkit.networks.towers import TowersNet
@@ -130,6 +142,23 @@ def train_head(
 def head_scores(head: nn.Linear, features: np.ndarray) -> np.ndarray:
     """Mean softmax over moments: float32 (videos, classes)."""
     return head(torch.from_numpy(features)).softmax(2).mean(1).numpy()
+
+
+def run_hmax(features: str, split: Split, records: RecordFolder, runs: Path) -> dict[str, Scores]:
+    """The scores of linear SVMs on HMAX's vectors, which are kept in `runs`, by part."""
+    videos = [*split.train, *split.heldout, *split.test]
+    places = match_records(videos, records.find())
+    folder = runs / "hmax-vectors"
+    file = folder / PROTOTYPES
+    if not file.exists():
+        write_prototypes(file, fit_prototypes(split, places, report=print))
+    found = read_prototypes(file)
+    for id, reason in encode_c2(plan_c2(places, folder, found), places, folder, found):
+        if reason:
+            raise SystemExit(f"{id}: {reason}")
+    vectors = {id: c2_path(folder, id) for id in places}
+    read = reader_of(features, [vectors[video.id] for video in split.train], found.seed)
+    return train_svms(split, vectors, found, stream=features, read=read, folds=FOLDS).scores
 
 
 def run_training(job: Job, folder: Path, device: torch.device, profile: Profile) -> Scores:

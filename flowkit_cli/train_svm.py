@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -203,14 +202,7 @@ def _hmax_vectors(
     """The places of the split's C2 vectors, made where missing; prototypes; what reads a vector."""
     from flowkit.data.record_folders import RecordFolder, match_records
     from flowkit.data.splits import PARTS
-    from flowkit.hmax.vectors import (
-        c2_path,
-        draw_sequences,
-        encode_c2,
-        plan_c2,
-        read_c3,
-        read_mean_c2,
-    )
+    from flowkit.hmax.vectors import c2_path, encode_c2, plan_c2, reader_of
 
     records = match_records(
         [video for part in PARTS for video in split.part(part)],
@@ -237,10 +229,8 @@ def _hmax_vectors(
             f"{next(iter(failed.values()))}; --missing skip goes on without"
         )
     places = {id: c2_path(vectors, id) for id in records if id not in failed}
-    if features == "hmax":
-        return places, found, read_mean_c2
     train = [places[video.id] for video in split.train if video.id in places]
-    return places, found, partial(read_c3, prototypes=draw_sequences(train, seed=found.seed))
+    return places, found, reader_of(features, train, found.seed)
 
 
 def _prototypes(

@@ -246,10 +246,11 @@ def test_jhmdb10(data_set, tmp_path):
 def test_reproduce(data_set, tmp_path):
     done = run(
         "reproduce.py", data_set, "--frames", data_set / "flow", "--flow",
-        f"dis={data_set / 'flow'}", "--only", "temporal-L1", "--runs", tmp_path / "runs",
-        "--results", tmp_path / "found", "--device", "cpu",
+        f"dis={data_set / 'flow'}", "--only", "temporal-L1,hmax,hmax-c3", "--runs",
+        tmp_path / "runs", "--results", tmp_path / "found", "--device", "cpu",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "| 4 | HMAX, mean of C2, linear SVM |" in done.stdout
     assert json.loads((tmp_path / "found/temporal-L1.json").read_text())["test"]["videos"] == 4
     assert "| 1b | temporal, L = 1 |" in done.stdout
 

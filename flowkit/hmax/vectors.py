@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from flowkit.hmax.stages import (
     select_features,
     sequences,
 )
+from flowkit.idt.svm import ReadVector
 from flowkit.idt.vectors import origin_of_groups
 from flowkit.records.reading import Record, flow_of, open_record
 from flowkit.scores.npz import read_arrays, write_arrays
@@ -346,6 +348,16 @@ def draw_sequences(places: Sequence[Path], *, count: int = SEQUENCES, seed: int 
         runs = sequences(read_c2(places[int(number)])[0].astype(np.float32))
         found.append(runs[int(rng.integers(len(runs)))])
     return np.stack(found)
+
+
+def reader_of(features: str, train: Sequence[Path], seed: int) -> ReadVector:
+    """What gives the vector of a video for "hmax" or "hmax-c3", from its file.
+
+    `train` are the files of training videos, from which the prototypes of S3 are drawn.
+    """
+    if features == "hmax":
+        return read_mean_c2
+    return partial(read_c3, prototypes=draw_sequences(train, seed=seed))
 
 
 def read_c3(path: Path, prototypes: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
