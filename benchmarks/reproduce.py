@@ -280,7 +280,10 @@ def main() -> None:
         cells[f"flow-{name}"] = replace(
             CELLS["temporal-L10"], table="flow", row=row, paper="", flow=name
         )
-    wanted = options.only.split(",") if options.only else [*cells, *TOWER_CELLS, *HMAX_CELLS]
+    wanted = [name for name, cell in cells.items() if cell.profile in ("", options.profile)]
+    wanted = [*wanted, *TOWER_CELLS, *HMAX_CELLS]
+    if options.only:
+        wanted = options.only.split(",")
     for name in wanted:
         file = options.results / f"{name}.json"
         if file.exists():

@@ -14,6 +14,7 @@ from flowkit.data.splits import Split
 from flowkit.data.stacks import StackForm
 from flowkit.evaluation.scoring import TestViews
 from flowkit.networks.joining import Towers
+from flowkit.networks.table import net_facts
 from flowkit.training.jobs import Job, Machine
 from flowkit.training.recipes import Mode, make_recipe
 from flowkit.training.sampling import Task
@@ -40,6 +41,8 @@ class Cell:
     flow: str = ""  # the name of another --flow than the first
     passes: float = GRID_PASSES  # over the training videos, of the last layer
     size_of: Stream | None = None  # whose short side and crop it takes instead of its own
+    net: str = ""  # another network than the profile's, at its own size
+    profile: str = ""  # the only profile that computes it unless it is named
 
 
 L10 = StackForm(10)
@@ -50,6 +53,27 @@ CELLS = {
         "1a", "ImageNet, last layer, 60 passes", "spatial", "last-layer", "72.7", passes=60
     ),
     "spatial-fine-tune": Cell("1a", "ImageNet, fine-tuned", "spatial", "fine-tune", "72.8"),
+    "slow-fusion": Cell(
+        "text",
+        "slow fusion of 11 frames, from scratch",
+        "spatial",
+        "scratch",
+        "56.4",
+        form=FrameForm(11),
+        net="slow-fusion",
+        profile="gpu",
+    ),
+    "frames-10": Cell(
+        "frames", "10 frames, last layer", "spatial", "last-layer", form=FrameForm(10)
+    ),
+    "rgb-diff": Cell(
+        "frames",
+        "5 differences of frames, last layer",
+        "spatial",
+        "last-layer",
+        form=FrameForm(5, kind="rgb-diff"),
+        first_layer="averaged",
+    ),
     "temporal-scratch": Cell("1b", "L = 10, scratch", "temporal", "scratch", "81.0", L10),
     "temporal-L1": Cell("1b", "L = 1", "temporal", "last-layer", "73.9", form=StackForm(1)),
     "temporal-L5": Cell("1b", "L = 5", "temporal", "last-layer", "80.4", form=StackForm(5)),
@@ -206,6 +230,8 @@ def make_job(cell: Cell, split: Split, records: RecordFolder, profile: Profile) 
     is_scratch = cell.mode == "scratch"
     size_of = cell.size_of or cell.stream
     short_side, crop = profile.scratch_sizes if is_scratch else profile.sizes[size_of]
+    if cell.net:
+        short_side, crop = net_facts(cell.net).size
     numbers: dict[str, Any] = {"segments": cell.segments}
     if not is_scratch:
         tuned = cell.mode == "fine-tune"
@@ -216,7 +242,7 @@ def make_job(cell: Cell, split: Split, records: RecordFolder, profile: Profile) 
     recipe = make_recipe(name, cell.mode, videos=len(split.train), **numbers)
     return Job(
         {cell.stream: cell.form},
-        profile.scratch_net if is_scratch else LITE,
+        cell.net or (profile.scratch_net if is_scratch else LITE),
         (Task("main", split, records),),
         recipe,
         augmentation=Augmentation("multi-scale", crop=crop, short_side=short_side),

@@ -11,6 +11,7 @@ from made_records import write_record
 from made_runs import write_run
 
 from flowkit._cv2 import cv2
+from flowkit.data.frames import FrameForm
 from flowkit.data.inputs import inputs_from_json
 from flowkit.data.stacks import StackForm
 from flowkit.errors import ExportError, InstallError, UsageError
@@ -94,27 +95,38 @@ def test_a_missing_library_is_named(tmp_path, run, monkeypatch):
         export_net(run, tmp_path / "net", format="caffe")
 
 
-def test_a_video_is_scored_by_what_the_file_says(tmp_path):
+@pytest.mark.parametrize(
+    "form", [FrameForm(), FrameForm(3, 2), FrameForm(2, 3, "rgb-diff")], ids=lambda form: form.about
+)
+def test_a_video_is_scored_by_what_the_file_says(tmp_path, form):
     """The exported spatial network, the frames of a record, and the JSON: nothing of flowkit's."""
     fields, random = np.zeros((29, 40, 50, 2), np.float32), np.random.default_rng(0)
     frames = random.integers(0, 256, (30, 40, 50, 3), dtype=np.uint8)
     record = write_record(tmp_path, "a", fields, frames=frames)
-    own = write_run(tmp_path / "run")
+    own = write_run(tmp_path / "run", form=form)
     export_net(own, tmp_path / "net.pt", format="torchscript")
     extra = {"flowkit.json": ""}
     with pytest.warns(FutureWarning):
         net = torch.jit.load(tmp_path / "net.pt", _extra_files=extra)
     said = json.loads(extra["flowkit.json"])
     scoring = said["scoring"]
-    assert scoring["spatial"]["frame"] == "moment"
+    count, every = form.count + form.differences, form.every
+    reach = (count - 1) * every
+    first = f"moment - {reach // 2}, moved into 0..max(0, N - 1 - {reach})"
+    told = ("frame", "moment") if form == FrameForm() else ("first_frame", first)
+    assert told in scoring["spatial"].items()
     moments, crop = scoring["moments"], said["crop"]
     mean, deviation = (np.array(scoring["spatial"][key]) for key in ("mean", "deviation"))
     total = 0
     for k in range(moments):
         number = (2 * k * 29 + moments - 1) // (2 * (moments - 1))
-        image = record.frame(number)  # BGR as it is stored
-        image = cv2.resize(image, (45, 36), interpolation=cv2.INTER_AREA)
-        rgb = ((image[..., ::-1] / 255 - mean) / deviation).transpose(2, 0, 1)
+        start = min(max(number - reach // 2, 0), max(0, 29 - reach))
+        seen = []
+        for n in range(count):
+            image = record.frame(start + n * every)  # BGR as it is stored
+            image = cv2.resize(image, (45, 36), interpolation=cv2.INTER_AREA)
+            seen.append(((image[..., ::-1] / 255 - mean) / deviation).transpose(2, 0, 1))
+        rgb = np.concatenate(np.diff(seen, axis=0) if form.differences else seen)
         down, right = 36 - crop, 45 - crop
         places = [(0, 0), (0, right), (down, 0), (down, right), (down // 2, right // 2)]
         cuts = [rgb[:, top : top + crop, left : left + crop] for top, left in places]

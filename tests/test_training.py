@@ -816,7 +816,7 @@ def test_a_job_is_checked_before_anything_is_read(records):
     nowhere = RecordFolder(Path("nowhere"))
     with pytest.raises(UsageError, match="cnn-m-2048 takes a crop of 224 px, got 32 px"):
         make_job(nowhere, net="cnn-m-2048")
-    with pytest.raises(UsageError, match="form of a stack for the temporal stream"):
+    with pytest.raises(UsageError, match="expected a StackForm of the temporal stream"):
         make_job(nowhere, inputs={"temporal": None})
     with pytest.raises(UsageError, match="spatial and temporal, got rgb"):
         make_job(nowhere, inputs={"rgb": None})
