@@ -23,6 +23,7 @@ from clips import accuracy, run_benchmark
 
 from flowkit.data.augment import Augmentation
 from flowkit.data.clips import STREAMS, Stream
+from flowkit.data.frames import FrameForm
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.split_lists import ucf101_split
 from flowkit.data.splits import Split, hold_out
@@ -50,7 +51,7 @@ YARDSTICK = {"spatial": 0.449, "temporal": 0.543, "average": 0.594}
 
 def make_job(stream: Stream, split: Split, records: RecordFolder, steps: int) -> Job:
     return Job(
-        {stream: StackForm(LENGTH) if stream == "temporal" else None},
+        {stream: StackForm(LENGTH) if stream == "temporal" else FrameForm()},
         NET,
         (Task("main", split, records),),
         make_recipe(
