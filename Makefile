@@ -58,11 +58,14 @@ demo: $(READY)
 
 check: lint site test wheel
 
+# Compiled tests and modules are kept: their many interpreters would compile all of it again.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
 test: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: $(READY)
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
 wheel: $(READY)
 	rm -rf build/wheel && mkdir -p build

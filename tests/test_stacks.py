@@ -9,7 +9,7 @@ import pytest
 import torch
 from made_records import write_record
 
-from flowkit.data import stacks
+from flowkit.data import stacks, trajectories
 from flowkit.data.clips import Clip, View, center_view, ten_views
 from flowkit.data.stacks import StackForm, flip, flow_stack, flow_stacks, stack, stack_batch
 from flowkit.errors import RecordError, UsageError
@@ -84,6 +84,16 @@ def test_channels_are_x1_y1_x2_y2():
     fields = np.zeros((2, 2, 3, 2), np.float32)
     fields[0, ..., 0], fields[0, ..., 1], fields[1, ..., 0], fields[1, ..., 1] = 1, 2, 3, 4
     assert stack(fields, mean_subtract=False)[:, 0, 0].tolist() == [1, 2, 3, 4]
+
+
+def test_all_fields_run_the_loop_that_a_parent_compiles_for_its_workers():
+    fields = np.zeros((2, 8, 9, 2), np.float32)
+    cut = np.zeros((2, 8, 12, 2), np.float32)[:, :, :9]
+    read_only = fields.copy()
+    read_only.flags.writeable = False
+    for given in (fields, cut, read_only):
+        assert not stack(given, mode="trajectory").any()
+    assert len(trajectories.compiled().signatures) == 1
 
 
 def test_trajectory_worked_by_hand():

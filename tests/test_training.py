@@ -1031,16 +1031,19 @@ def test_fields_and_moments_of_the_made_videos_fit(records):
     assert records.open(records.find()["grow/v0"]).field_count() == FIELDS
 
 
-def test_a_training_begins_without_the_compiler_of_torch():
+def test_a_training_begins_and_descends_without_the_compiler_of_torch():
     """The compiler takes as long to import as torch does, and sympy a third of that."""
     program = (
         "import sys, torch\n"
         "from flowkit.networks.streams import build_stream\n"
+        "from flowkit.training.descent import Descent, Group\n"
         "from flowkit.training.micro_batch import fitting_micro_batch\n"
         "with torch.device('meta'):  # the command counts parameters so\n"
         "    build_stream('cnn-m-2048', 'temporal', {'main': 3}, channels=4)\n"
         "net = build_stream('cnn-m-2048', 'temporal', {'main': 3}, channels=4)\n"
         "fitting_micro_batch(net, [(4, 224, 224)], 2, torch.device('cpu'), bf16=False)\n"
+        "one = torch.nn.Parameter(torch.ones(2)); one.grad = torch.ones(2)\n"
+        "Descent([Group([one], 1.0, 0.1)], 0.9).step(0.1)\n"
         "assert not {'torch._dynamo', 'torchvision', 'sympy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

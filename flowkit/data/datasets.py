@@ -265,4 +265,4 @@ def _check_records(records: Sequence[Record], inputs: Inputs) -> None:
                 f"{record.path}: expected at least {least} frames, got {record.frame_count}"
             )
     if form is not None and form.mode == "trajectory":
-        trajectories.compile_kernel()  # compiled once, before workers are forked
+        trajectories.compiled()  # once, before workers are forked

@@ -8,13 +8,13 @@ The position is kept as an offset q from the pixel the path starts at, split int
 towards zero and a rest, and the sample is interpolated from the pixel at the whole offset towards
 the neighbor on the side of the rest. Mirrored fields then take the same roundings with the other
 sign, so that their paths are mirrored bit for bit, and constant fields are sampled exactly. The
-two forms below do the same float32 operations in the same order.
+two forms, `follow_tensors` and the compiled loop, do the same float32 operations in the same order.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,7 +29,9 @@ def follow(fields: np.ndarray, means: np.ndarray, top: int, left: int, found: np
     follow the fields as they are; they start in the crop of the size of `found` at row `top`,
     column `left`, and may leave it.
     """
-    compile_kernel()(np.ascontiguousarray(fields), means, top, left, found)
+    fields = np.ascontiguousarray(fields).view()
+    fields.flags.writeable = False  # as the compiled loop takes them
+    compiled()(fields, means, top, left, found)
 
 
 def follow_tensors(
@@ -71,52 +73,10 @@ def _between(taps: list[torch.Tensor], rest_x: torch.Tensor, rest_y: torch.Tenso
     return upper + rest_y * (lower - upper)
 
 
-@cache
-def compile_kernel() -> Any:
-    """The compiled loop of `follow`, made on first use: importing Numba takes half a second."""
-    from numba import float32, int32, njit, uint32
+def compiled() -> Callable[..., None]:
+    """The loop of `follow`, compiled or loaded from disk: once in a parent, before its workers."""
+    from flowkit.data import trajectory_kernels as kernels
+    from flowkit.flow.compiled import ensure_compiled
 
-    @njit(nogil=True)
-    def follow_into(fields: Any, means: Any, top: int, left: int, found: Any) -> None:
-        length, rows, columns, _ = fields.shape
-        _, _, height, width = found.shape
-        row_step, last = int32(2 * columns), int32(columns - 1)
-        row = np.empty((6, width), np.float32)
-        qx, qy, x, y = row[0], row[1], row[2], row[3]  # offset from the start; displacement
-        rest_x, rest_y = row[4], row[5]
-        place = np.empty((3, width), np.int32)  # index of a float32 in a field
-        at, to_x, to_y = place[0], place[1], place[2]
-        zero, one = float32(0), uint32(1)
-        for v in range(top, top + height):
-            first = int32((v * columns + left) * 2)
-            up, down = float32(-v), float32(rows - 1 - v)
-            qx[:], qy[:], x[:], y[:] = 0, 0, 0, 0
-            for k in range(length):
-                # A loop of its own, so that it is vectorized, as the next is
-                for j in range(width):
-                    u = int32(left + j)
-                    to_right = min(max(qx[j] + x[j], float32(-u)), float32(last - u))
-                    to_below = min(max(qy[j] + y[j], up), down)
-                    whole_x, whole_y = int32(to_right), int32(to_below)
-                    part_x, part_y = to_right - float32(whole_x), to_below - float32(whole_y)
-                    qx[j], qy[j] = to_right, to_below
-                    rest_x[j], rest_y[j] = abs(part_x), abs(part_y)
-                    to_x[j] = int32(2) * (int32(part_x > zero) - int32(part_x < zero))
-                    to_y[j] = row_step * (int32(part_y > zero) - int32(part_y < zero))
-                    at[j] = first + int32(2) * (int32(j) + whole_x) + row_step * whole_y
-                flat, mean_x, mean_y = fields[k].reshape(-1), means[k, 0], means[k, 1]
-                found_x, found_y = found[k, 0, v - top], found[k, 1, v - top]
-                for j in range(width):
-                    near, near_x = uint32(at[j]), uint32(at[j] + to_x[j])
-                    near_y, far = uint32(at[j] + to_y[j]), uint32(at[j] + to_y[j] + to_x[j])
-                    upper = flat[near] + rest_x[j] * (flat[near_x] - flat[near])
-                    lower = flat[near_y] + rest_x[j] * (flat[far] - flat[near_y])
-                    x[j] = upper + rest_y[j] * (lower - upper)
-                    near, near_x = near + one, near_x + one
-                    near_y, far = near_y + one, far + one
-                    upper = flat[near] + rest_x[j] * (flat[near_x] - flat[near])
-                    lower = flat[near_y] + rest_x[j] * (flat[far] - flat[near_y])
-                    y[j] = upper + rest_y[j] * (lower - upper)
-                    found_x[j], found_y[j] = x[j] - mean_x, y[j] - mean_y
-
-    return follow_into
+    ensure_compiled(kernels.follow_into, kernels.SIGNATURE, title="trajectories", seconds=4)
+    return kernels.follow_into
