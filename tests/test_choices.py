@@ -123,18 +123,23 @@ def test_help_of_a_storage_choice_says_what_each_is():
     assert "twostreamfusion: u/, v/ and jpegs_256/" in help
 
 
-def test_a_network_a_recipe_and_views_of_a_made_up_name_work(monkeypatch):
+def test_an_input_a_network_a_recipe_and_views_of_a_made_up_name_work(monkeypatch):
     """What the library does by name it does by the row alone."""
     from dataclasses import replace
 
     import torch
 
     from flowkit.data.clips import VIEWS, View, ViewSet
+    from flowkit.data.frames import FRAME_INPUTS, FrameForm
+    from flowkit.data.inputs import inputs_from_json, inputs_to_json, stream_name
     from flowkit.evaluation.scoring import TestViews
     from flowkit.networks.streams import build_stream
     from flowkit.networks.table import NETS
     from flowkit.training.recipes import RECIPES, make_recipe
 
+    monkeypatch.setitem(FRAME_INPUTS, "made-up", FRAME_INPUTS["rgb-diff"])
+    inputs = inputs_from_json(inputs_to_json({"spatial": FrameForm(2, 1, "made-up")}))
+    assert stream_name(inputs) == "made-up"
     monkeypatch.setitem(NETS, "made-up", replace(NETS["small"], sides=(64, 64)))
     net = build_stream("made-up", "temporal", {"main": 3}, channels=4)
     assert net(torch.zeros(2, 4, 64, 64)).shape == (2, 3)

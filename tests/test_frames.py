@@ -135,20 +135,26 @@ def test_all_frames_of_a_sample_are_changed_alike(tmp_path, crops):
 
 
 def test_training_draws_every_start_that_fits_and_no_other(tmp_path):
+    """And with segments one out of each equal part of the starts."""
     gray = np.arange(COUNT, dtype=np.uint8)[:, None, None, None] * 25
     made_record(tmp_path, np.broadcast_to(gray, (COUNT, *SIZE, 3)))
-    clips = TrainingClips(
-        made_split("run/a"),
-        RecordFolder(tmp_path),
-        inputs={"spatial": FrameForm(3, 2)},
-        augmentation=Augmentation(crop=24, short_side=32, jitter=0),
-    )
     mean, deviation = 0.485, 0.229  # of red
-    seen = set()
-    for number in range(60):
-        red = clips[number]["spatial"][0::3].mean((1, 2)) * deviation + mean
-        seen.add(tuple((red * 255 / 25).round().int().tolist()))
-    assert seen == {(k, k + 2, k + 4) for k in range(COUNT - 4)}
+
+    def frames_of(segments, numbers):
+        clips = TrainingClips(
+            made_split("run/a"),
+            RecordFolder(tmp_path),
+            inputs={"spatial": FrameForm(3, 2)},
+            augmentation=Augmentation(crop=24, short_side=32, jitter=0),
+            segments=segments,
+        )
+        reds = (clips[n]["spatial"][0::3].mean((1, 2)) * deviation + mean for n in numbers)
+        return {tuple((red * 255 / 25).round().int().tolist()) for red in reds}
+
+    starts = range(COUNT - 4)
+    assert frames_of(1, range(60)) == {(k, k + 2, k + 4) for k in starts}
+    assert frames_of(2, range(0, 60, 2)) == {(k, k + 2, k + 4) for k in starts[:2]}
+    assert frames_of(2, range(1, 60, 2)) == {(k, k + 2, k + 4) for k in starts[2:]}
 
 
 @pytest.mark.parametrize("form", [FrameForm(), FrameForm(4), FrameForm(3, 2), DIFFERENCES])

@@ -40,7 +40,7 @@ class FrameInput:
 FRAME_INPUTS = {
     "frames": FrameInput("N frames as they are, a single one unless told", False, 1, "shared"),
     "rgb-diff": FrameInput(
-        "N differences of N + 1 frames, each less the one before it", True, 5, "averaged"
+        "N differences of N + 1 frames, each frame less the one before it", True, 5, "averaged"
     ),
 }
 
