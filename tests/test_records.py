@@ -317,6 +317,17 @@ def test_a_zip_that_counts_other_members_than_it_has_is_refused(tmp_path, change
         zips.list_members(pack)
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_zip_with_two_members_of_one_name_is_refused(tmp_path):
+    """Readers take one or the other, so that nobody knows what is in it."""
+    pack = pack_record(write_record(tmp_path))
+    with zipfile.ZipFile(pack, "a") as more:
+        more.writestr("flow_x_00001.jpg", b"")
+    assert verify_record(pack).problems == (
+        f"{pack}: expected a stored zip (two members have one name)",
+    )
+
+
 def test_a_zip_of_many_members_is_refused_before_they_are_read(tmp_path, monkeypatch):
     place = zip_with(tmp_path / "a.zip", map(str, range(100)))
     monkeypatch.setattr(zips, "_read_entries", None)

@@ -124,6 +124,8 @@ def list_members(path: StoredPlace) -> dict[str, Place]:
                 f"{path}: member {entry.name} is compressed; expected a stored zip "
                 "(zip -0, or flowkit pack)"
             )
+    if len({entry.name for entry in entries}) < len(entries):
+        raise RecordError(f"{path}: expected a stored zip (two members have one name)")
     places = [entry.begin for entry in entries] + [directory]
     if places != sorted(places):
         raise RecordError(f"{path}: expected a stored zip (members outside of the file)")
