@@ -191,9 +191,9 @@ def test_what_does_not_fit_is_refused_by_name(project, encoded, tmp_path):
     with pytest.raises(UsageError, match="12 files of vectors are of other prototypes"):
         plan_c2(records, place, other)
     assert len(plan_c2(records, place, other, overwrite=True)) == 12
-    with pytest.raises(RecordError, match="expected a file of flowkit hmax c2"):
+    with pytest.raises(RecordError, match="expected a flowkit hmax c2"):
         read_c2(write_as_c2(tmp_path / "a.npz", {"format": "else"}))
-    with pytest.raises(RecordError, match="codebook of flowkit hmax c2 cannot be 3"):
+    with pytest.raises(RecordError, match="codebook of a flowkit hmax c2 cannot be 3"):
         read_c2(write_as_c2(tmp_path / "b.npz", {"format": vectors.C2_FORMAT, "codebook": 3}))
     for option in (("--records", "flow"), ("--every", 2), ("--overwrite",)):
         refused = run_here("train", "svm", *option, cwd=root)

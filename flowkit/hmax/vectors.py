@@ -16,7 +16,7 @@ import torch
 
 from flowkit.data.origins import Origin
 from flowkit.data.splits import Split
-from flowkit.documents import differences, short
+from flowkit.documents import differences
 from flowkit.errors import FlowkitError, RecordError, UsageError
 from flowkit.hmax.stages import (
     SIDES,
@@ -33,7 +33,7 @@ from flowkit.hmax.stages import (
     sequences,
 )
 from flowkit.idt.svm import ReadVector
-from flowkit.idt.vectors import origin_of_groups
+from flowkit.idt.vectors import check_told, origin_of_groups
 from flowkit.records.reading import Record, flow_of, open_record
 from flowkit.scores.npz import read_arrays, write_arrays
 from flowkit.stores.urls import Place
@@ -234,7 +234,7 @@ def read_prototypes(path: Path) -> Prototypes:
         path, {"videos": "text", "groups": "text"}, optional=optional, maker=MAKER
     )
     told = {"flow": dict, "every": int, "split": str, "seed": int, "selected": bool}
-    _check_told(path, meta, PROTOTYPES_FORMAT, told)
+    check_told(path, meta, PROTOTYPES_FORMAT, told)
     patches = []
     for side in SIDES:
         values, speeds = (arrays.get(f"{name}_{side}") for name in ("values", "speeds"))
@@ -254,15 +254,6 @@ def read_prototypes(path: Path) -> Prototypes:
         groups=tuple(arrays["groups"].ravel().tolist()),
         **{name: meta[name] for name in told},
     )
-
-
-def _check_told(path: Path, meta: Mapping[str, Any], format: str, told: Mapping[str, type]) -> None:
-    """RecordError unless `meta` is of a format, with all that is `told`, each of its type."""
-    if (meta.get("format"), meta.get("version")) != (format, VERSION):
-        raise RecordError(f"{path}: expected a file of {format}, version {VERSION}")
-    for name, kind in told.items():
-        if type(meta.get(name)) is not kind:
-            raise RecordError(f"{path}: {name} of {format} cannot be {short(meta.get(name))}")
 
 
 def c2_path(out: Path, id: str) -> Path:
@@ -323,7 +314,7 @@ def _digest_record(record: Record) -> str:
 def read_c2(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     """The C2 vectors of a video, float16 (F, P), and what is told; RecordError if it is none."""
     arrays, meta = read_arrays(path, {"c2": "numbers"}, optional={}, maker=MAKER)
-    _check_told(path, meta, C2_FORMAT, {"codebook": str, "record": str})
+    check_told(path, meta, C2_FORMAT, {"codebook": str, "record": str})
     vectors = arrays["c2"]
     if vectors.ndim != 2 or not len(vectors) or vectors.dtype.kind != "f":
         raise RecordError(f"{path}: expected vectors of frames, got {vectors.shape}")

@@ -174,7 +174,7 @@ def read_codebooks(path: Path) -> Codebooks:
         maker="flowkit fisher fit",
     )
     told = {"parameters": dict, "split": str, "gaussians": int, "sample": int, "seed": int}
-    _check_told(path, meta, CODEBOOK_FORMAT, told)
+    check_told(path, meta, CODEBOOK_FORMAT, told)
     books = {name: Codebook(*(arrays[f"{name}_{part}"] for part in PARTS)) for name in DESCRIPTORS}
     for name, book in books.items():
         _check_book(path, name, book)
@@ -186,8 +186,11 @@ def read_codebooks(path: Path) -> Codebooks:
     )
 
 
-def _check_told(path: Path, meta: Mapping[str, Any], format: str, told: Mapping[str, type]) -> None:
-    """RecordError unless `meta` is of a format, with all that is `told`, each of its type."""
+def check_told(path: Path, meta: Mapping[str, Any], format: str, told: Mapping[str, type]) -> None:
+    """RecordError unless the `meta` of the file at `path` is of a format, and tells all of `told`.
+
+    `told` are names, each with the type of what is told under it.
+    """
     if (meta.get("format"), meta.get("version")) != (format, VERSION):
         raise RecordError(f"{path}: expected a {format} of version {VERSION}")
     for name, kind in told.items():
@@ -272,7 +275,7 @@ def read_vector(path: Path) -> tuple[np.ndarray, dict[str, Any]]:
     arrays, meta = read_arrays(
         path, {"vector": "numbers"}, optional={}, maker="flowkit fisher encode"
     )
-    _check_told(path, meta, VECTOR_FORMAT, {"codebook": str, "record": str})
+    check_told(path, meta, VECTOR_FORMAT, {"codebook": str, "record": str})
     vector = arrays["vector"]
     if vector.ndim != 1 or vector.dtype.kind != "f":
         raise RecordError(f"{path}: expected floats in a row, got {vector.dtype} {vector.shape}")
