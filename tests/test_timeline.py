@@ -46,7 +46,10 @@ def record(video, tmp_path_factory):
 def runs(tmp_path, record):
     write_run(tmp_path / "runs/spatial", seed=1)
     write_run(tmp_path / "runs/rgb-diff", form=FrameForm(2, 1, "rgb-diff"), seed=2)
-    write_run(tmp_path / "runs/temporal", form=StackForm(2), flow=flow_of(record))
+    flow = flow_of(record)
+    write_run(tmp_path / "runs/temporal", form=StackForm(2), flow=flow)
+    flow |= {"stabilize": {"name": "homography", "matches": "flow"}}
+    write_run(tmp_path / "runs/stabilized", form=StackForm(2), flow=flow)
     return tmp_path / "runs"
 
 
@@ -64,7 +67,7 @@ def part_of(path, start, count, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [("temporal",), ("spatial",), ("spatial", "temporal"), ("rgb-diff",)]
+    "names", [("temporal",), ("spatial",), ("spatial", "temporal"), ("rgb-diff",), ("stabilized",)]
 )
 def test_each_window_is_predicted_as_a_video_of_its_frames(runs, video, tmp_path, names):
     one = predictor(runs, *names)
