@@ -1,4 +1,4 @@
-"""Options of commands that ask trained networks: which views of a video, on what device."""
+"""Options of commands that apply trained networks: which views of a video, on what device."""
 
 from __future__ import annotations
 

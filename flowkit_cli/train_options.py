@@ -248,7 +248,7 @@ def number_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(1),
             default=5,
             show_default=True,
-            help="Clips asked of every held-out video.",
+            help="Clips of every held-out video that are scored.",
         ),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True),
     ]
