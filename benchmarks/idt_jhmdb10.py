@@ -1,13 +1,15 @@
 """Trajectories, Fisher vectors and SVM on ten classes of J-HMDB, the three splits of HMDB-51.
 
 usage: python benchmarks/idt_jhmdb10.py TRACKS DATA WORK [--gaussians 256] [--sample 256000]
-           [--streams SCORES ...] [--json FILE.json] [--results FOLDER]
+           [--streams SCORES ...] [--method average] [--json FILE.json] [--results FOLDER]
 
 TRACKS is what `flowkit trajectories DATA --out TRACKS` wrote; DATA holds clips.csv, whose tags of
 HMDB-51's splits are followed (a clip that a split does not use is left out). Codebooks and vectors
 are kept in WORK/split1 ... and used again. --streams are scores files of split 1's test part to
-average with these scores, such as those of benchmarks/reproduce.py, in whose FOLDER --results puts
-the rows of split 1 for its table. The test part is asked once.
+fuse with these scores, such as those of benchmarks/reproduce.py, in whose FOLDER --results puts the
+rows of split 1 for its table. A --method that is fitted is so on the held-out part, whose scores
+are scores-heldout.npz beside each. The Gaussians and the method are to be chosen by what the
+held-out part says, which is printed first, and the test part asked once.
 """
 
 from __future__ import annotations
@@ -34,10 +36,12 @@ from flowkit.idt.vectors import (
     write_codebooks,
 )
 from flowkit.scores.files import Scores, name_streams, read_scores, write_scores
+from flowkit.scores.fitting import fit_class_weights, fit_linear, fit_weights
 from flowkit.scores.fusion import Fusion, fuse
 
 FOLDS = 5  # of the cross-validation that makes held-out scores
 SPLITS = (1, 2, 3)
+METHODS = ("average", "weighted", "class-weighted", "logistic", "svm")  # of the fusion
 
 
 def main() -> None:
@@ -48,34 +52,37 @@ def main() -> None:
     parser.add_argument("--gaussians", type=int, default=256)
     parser.add_argument("--sample", type=int, default=256_000)
     parser.add_argument("--streams", type=Path, nargs="*", default=[])
+    parser.add_argument("--method", choices=METHODS, default="average")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     found = {number: score(read_split(options.data, number), options) for number in SPLITS}
+    for number, scores in found.items():
+        print(f"split {number}, held out: {accuracy(scores['heldout'])['accuracy']:.1%}")
     rows = {f"split {number}": accuracy(scores["test"]) for number, scores in found.items()}
     mean = float(np.mean([row["accuracy"] for row in rows.values()]))
-    rows |= fusions(found[1]["test"], options.streams)
+    rows |= fusions(found[1], options.streams, options.method)
     for name, row in rows.items():
         low, high = row["interval_95"]
         print(f"{name}: {row['accuracy']:.1%} ({low:.1%} to {high:.1%}) of {row['videos']} videos")
     print(f"mean of the splits: {mean:.1%}")
     if options.json:
-        numbers = {"gaussians": options.gaussians, "sample": options.sample}
+        numbers = {name: getattr(options, name) for name in ("gaussians", "sample", "method")}
         result = {**numbers, "mean": round(mean, 4), "rows": rows}
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     if options.results:
-        write_cells(options.results, rows, options.gaussians)
+        write_cells(options.results, rows, options)
 
 
-def write_cells(folder: Path, rows: dict[str, Any], gaussians: int) -> None:
+def write_cells(folder: Path, rows: dict[str, Any], options: argparse.Namespace) -> None:
     """The rows of split 1 as the cells that benchmarks/reproduce.py makes its table of."""
     names = {"idt": "split 1"}
     together = [name for name in rows if name.endswith(f" + {STREAM}")]
     if together:
         names["fused-idt"] = max(together, key=len)
     words = {
-        "idt": f"improved dense trajectories, Fisher vectors of {gaussians} Gaussians",
-        "fused-idt": f"average of {names.get('fused-idt')}",
+        "idt": f"improved dense trajectories, Fisher vectors of {options.gaussians} Gaussians",
+        "fused-idt": f"{options.method} of {names.get('fused-idt')}",
     }
     paper = {"idt": "85.9 (mean of three splits)", "fused-idt": ""}
     for cell, row in names.items():
@@ -128,18 +135,30 @@ def score(split: Split, options: argparse.Namespace) -> dict[str, Scores]:
     return scores
 
 
-def fusions(test: Scores, files: list[Path]) -> dict[str, Any]:
-    """The streams in files, averaged, and averaged with these scores."""
+def fusions(own: dict[str, Scores], files: list[Path], method: str) -> dict[str, Any]:
+    """The streams in files alone, fused, and fused with these scores."""
     streams = {name: read_scores(path) for name, path in name_streams(files).items()}
-    sets = [{name: one} for name, one in streams.items()]
-    sets += [{**one, STREAM: test} for one in sets]
-    if len(streams) > 1:
-        sets += [streams, {**streams, STREAM: test}]
-    return {
-        " + ".join(one): accuracy(next(iter(one.values())) if len(one) == 1 else
-                               fuse(one, Fusion("average")))
-        for one in sets
-    }  # fmt: skip
+    test, heldout = {**streams, STREAM: own["test"]}, {STREAM: own["heldout"]}
+    if method != "average":
+        beside = [file.with_name("scores-heldout.npz") for file in files]
+        heldout |= {name: read_scores(path) for name, path in name_streams(beside).items()}
+    sets = [[*streams], *([name, STREAM] for name in streams), [*streams, STREAM]]
+    rows = {name: accuracy(one) for name, one in streams.items()}
+    for names in (names for names in sets if len(names) > 1):
+        fitted = {name: heldout[name] for name in names if method != "average"}
+        fusion = fit_fusion(method, fitted)
+        rows[" + ".join(names)] = accuracy(fuse({name: test[name] for name in names}, fusion))
+    return rows
+
+
+def fit_fusion(method: str, heldout: dict[str, Scores]) -> Fusion:
+    if method == "average":
+        return Fusion(method)
+    if method == "weighted":
+        return fit_weights(heldout)
+    if method == "class-weighted":
+        return fit_class_weights(heldout)
+    return fit_linear(method, heldout)
 
 
 if __name__ == "__main__":

@@ -157,6 +157,18 @@ def test_margins_are_those_of_scikit_learns_linear_svm():
         assert np.allclose(found[:, label], theirs, atol=1e-3)
 
 
+def test_a_vector_of_zeros_teaches_no_svm_and_a_class_of_such_is_refused():
+    rng = np.random.default_rng(0)
+    rows, labels = rng.normal(size=(30, 8)), np.arange(30) % 3
+    others = rng.normal(size=(10, 8))
+    with_one, one_more = np.concatenate([rows, np.zeros((1, 8))]), np.append(labels, 2)
+    found = decide(with_one @ with_one.T, one_more, others @ with_one.T, 3, C=100.0)
+    assert np.array_equal(found, decide(rows @ rows.T, labels, others @ rows.T, 3, C=100.0))
+    rows[labels == 1] = 0
+    with pytest.raises(SplitError, match="not zero of every class, got none of class 1"):
+        decide(rows @ rows.T, labels, others @ rows.T, 3, C=100.0)
+
+
 def test_sharpness_is_the_scale_that_logits_were_divided_by():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 3, (20_000, 4))

@@ -9,9 +9,12 @@ from made_videos import moving_texture, pasted_disc
 
 from flowkit._cv2 import cv2
 from flowkit.errors import FlowkitError, UsageError
+from flowkit.flow import farneback, farneback_kernels
 from flowkit.flow.camera import find_homography
-from flowkit.idt import kernels
+from flowkit.flow.farneback_kernels import PLANES, columns
+from flowkit.idt import flow_kernels, kernels
 from flowkit.idt.boxes import read_boxes
+from flowkit.idt.flow import Size, expand, smoothing, solve
 from flowkit.idt.parameters import TrackParameters
 from flowkit.idt.records import text_lines
 from flowkit.idt.tracking import (
@@ -185,44 +188,113 @@ def reference_histogram(x, y, bins, zero):
     return votes
 
 
-def test_integral_histograms_are_opencvs_derivatives_and_angles_summed():
+def reference_descriptor(votes, top, left, patch, cells):
+    """The window's bins, x outer, y inner, with 0.05 added, divided by their sum, rooted."""
+    side = patch // cells
+    window = votes[top : top + patch, left : left + patch]
+    by_cell = window.reshape(cells, side, cells, side, -1).sum((1, 3)).transpose(1, 0, 2) + 0.05
+    return np.sqrt(by_cell / by_cell.sum()).ravel()
+
+
+@pytest.mark.parametrize(("patch", "cells", "bins"), [(32, 2, 8), (24, 3, 6), (12, 2, 11)])
+def test_descriptors_are_opencvs_derivatives_and_angles_summed_over_cells(patch, cells, bins):
     rng = np.random.default_rng(0)
     gray = rng.integers(0, 256, (50, 60), np.uint8)
     u, v = rng.normal(0, 1, (2, 50, 60)).astype(np.float32)
+    points = np.zeros((4, 16, 2), np.float32)
+    points[:, 0] = [(0, 0), (59, 49), (30.5, 22.5), (31.5, 23.5)]  # halves to even: 30, 22, 32, 24
+    corners = [(0, 0), (60 - patch, 50 - patch), *((x - patch // 2, y - patch // 2)
+                                                  for x, y in ((30, 22), (32, 24)))]  # fmt: skip
+    lanes = [cells**2 * kernels.whole_lanes(count) for count in (bins, bins + 1, bins, bins)]
+    sums, ages = np.zeros((4, 3, sum(lanes)), np.float32), np.zeros(4, np.int32)
     ensure_compiled_kernels()
-
-    def integral_of(top, left, height, width):
-        integral = np.full((height + 1, (width + 1) * 33), np.nan, np.float32)
-        integral[0] = 0
-        for y in range(height):
-            kernels.integral_row(
-                gray, u, v, top + y, left, width, 8, np.float32(0.4), integral[y], integral[y + 1]
-            )
-        return integral.reshape(height + 1, width + 1, 33)
-
-    integral = integral_of(7, 9, 40, 45)
+    zero, epsilon = np.float32(0.4), np.float32(0.05)
+    order = np.array([2, 0, 3, 1], np.int32)
+    kernels.describe(
+        gray, u, v, order, 4, ages, points, patch, cells, bins, zero, epsilon, 5, sums
+    )  # fmt: skip
+    assert ages.tolist() == [1, 1, 1, 1] and not sums[:, 1:].any()
 
     def derivatives(image):
         return (cv2.Sobel(image, cv2.CV_32F, *d, ksize=1) for d in ((1, 0), (0, 1)))
 
     votes = [
-        reference_histogram(*derivatives(gray), 8, None),
-        reference_histogram(u, v, 8, 0.4),
-        reference_histogram(*derivatives(u), 8, None),
-        reference_histogram(*derivatives(v), 8, None),
+        reference_histogram(*derivatives(gray), bins, None),
+        reference_histogram(u, v, bins, 0.4),
+        reference_histogram(*derivatives(u), bins, None),
+        reference_histogram(*derivatives(v), bins, None),
     ]
-    expected = np.concatenate(votes, axis=2)[7:47, 9:54].cumsum(0).cumsum(1)
-    assert np.array_equal(integral[:, 0], np.zeros((41, 33)))
-    assert np.allclose(integral[1:, 1:], expected, rtol=1e-4, atol=0.05)
-    whole = integral_of(0, 0, 50, 60)
-    full = np.concatenate(votes, axis=2).cumsum(0).cumsum(1)
-    assert np.allclose(whole[1:, 1:], full, rtol=1e-4, atol=0.05)  # with the frame's borders
+    for track, (left, top) in enumerate(corners):
+        blocks = np.split(sums[track, 0], np.cumsum(lanes)[:-1])
+        for found, image in zip(blocks, votes, strict=True):
+            found = found.reshape(cells**2, -1)[:, : image.shape[2]].ravel()
+            expected = reference_descriptor(image, top, left, patch, cells)
+            assert np.abs(found - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("size", [(50, 61), (32, 32), (33, 47)])
+def test_medians_are_opencvs(size):
+    height, width = size
+    plane = np.random.default_rng(0).normal(0, 1, (height, columns(width))).astype(np.float32)
+    found = np.empty(size, np.float32)
+    ensure_compiled_kernels()
+    flow_kernels.median(plane, width, found)
+    assert np.array_equal(found, cv2.medianBlur(np.ascontiguousarray(plane[:, :width]), 5))
+
+
+def test_least_eigenvalues_are_opencvs():
+    gray = cv2.GaussianBlur(
+        np.random.default_rng(0).integers(0, 256, (43, 57), np.uint8), (5, 5), 1
+    )
+    expected = cv2.cornerMinEigenVal(gray, 3, ksize=3)
+    mirrored = cv2.copyMakeBorder(gray, 1, 1, 1, 1, cv2.BORDER_REFLECT_101)
+    ensure_compiled_kernels()
+    for distance in (1, 5):
+        found, largest = kernels.grid_eigenvalues(mirrored, distance)
+        middle = expected[distance // 2 :: distance, distance // 2 :: distance]
+        assert np.allclose(found, middle[: 43 // distance, : 57 // distance], rtol=0, atol=1e-7)
+        assert np.isclose(largest, expected.max(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2**0.5, 4.0])
+def test_smaller_frames_are_smoothed_as_opencv_does(scale):
+    gray = np.random.default_rng(0).integers(0, 256, (97, 120), np.uint8)
+    size = Size(round(97 / scale), round(120 / scale), np.float32(scale))
+    gaussian = smoothing(float(size.scale))
+    side, sigma = 2 * len(gaussian) - 1, (scale - 1) / 2
+    small = np.empty((size.height, columns(size.width)), np.float32)
+    ensure_compiled_kernels()
+    flow_kernels.shrink(gray, gaussian, small, size.width)
+    smooth = cv2.GaussianBlur(gray.astype(np.float32), (side, side), sigma, sigmaY=sigma)
+    expected = cv2.resize(smooth, (size.width, size.height))
+    assert np.abs(small[:, : size.width] - expected).max() < 0.01
+
+
+def test_the_flow_is_that_of_farnebacks_exact_kernels():
+    first, second = (cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+                     for frame in moving_texture(2, size=(50, 61), step=(2, 1)))  # fmt: skip
+    size = Size(50, 61, np.float32(1))
+    ensure_compiled_kernels()
+    farneback.warm_up()
+    [found] = solve(expand(first, [size]), expand(second, [size]), [size])
+    weights, planes = farneback.expansion_weights(7, 1.5), []
+    for gray in (first, second):
+        small = np.zeros((50, columns(61)), np.float32)
+        small[:, :61] = cv2.GaussianBlur(gray.astype(np.float32), (3, 3), 0)
+        planes.append(np.empty((50, PLANES, columns(61)), np.float32))
+        farneback_kernels.expand(small, 61, *weights, False, planes[-1])
+    field = np.zeros((2, 50, columns(61)), np.float32)
+    edges, window = farneback.edge_weights(50, 61, columns(61)), farneback.gaussian_window(10)
+    farneback_kernels.solve_level(field, *planes, 61, edges, 10, window, 2)
+    expected = [cv2.medianBlur(np.ascontiguousarray(plane[:, :61]), 5) for plane in field]
+    assert np.abs(found - np.stack(expected)).max() < 1e-4
+    assert np.allclose(np.median(found, axis=(1, 2)), (2, 1), atol=0.1)
 
 
 def test_resizing_is_opencvs_portable_one():
     image = np.random.default_rng(0).uniform(0, 255, (120, 160)).astype(np.float32)
     small = np.empty((85, 128), np.float32)
-    kernels.resize(image, 160, np.float32(1), small, 113)
+    flow_kernels.resize(image, 160, np.float32(1), small, 113)
     small = small[:, :113]
     two = cv2.resize(np.dstack([image, image]), (113, 85))[..., 0]  # which has no faster code
     assert np.abs(small - two).max() <= 4e-5

@@ -263,6 +263,7 @@ def _no_window() -> np.ndarray:
 
 
 @lru_cache(maxsize=64)  # levels of a few videos: they are the same for every pair
+@lru_cache(maxsize=32)
 def edge_weights(height: int, width: int, columns: int) -> np.ndarray:
     """The weights of the pixels, float32 (min(height, 11), columns), one row for all inner ones.
 

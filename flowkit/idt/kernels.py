@@ -8,18 +8,22 @@ of the authors' program where the order matters to the result.
 Tracks of one level live in slots. `order` is a permutation of the slots: the living ones first,
 oldest first, then the free ones. Of slot s, `ages[s]` steps are done, `points[s, k]` is the k-th
 position in px of the level, `moves[s, k]` the k-th displacement less the camera's, and `sums[s, c]`
-the sum of the descriptors of the c-th cell of time: x outer, y inner, then the bins of each of the
-four.
+the sum of the descriptors of the c-th cell of time: one of the four behind the other, in each x
+outer, y inner, then the bins, filled up to whole vectors of LANES.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
+from numba.extending import intrinsic
 
 from flowkit.flow.farneback_kernels import NoAlias
+from flowkit.idt.lanes import LANES, Vectors, pointers
 
-ZERO, ONE, QUARTER_TURN, TURN = np.float32(0), np.float32(1), np.float32(90), np.float32(360)
+ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
+QUARTER_TURN, TURN = np.float32(90), np.float32(360)
 # OpenCV's fastAtan2: an odd polynomial of the smaller component against the larger, in degrees.
 TURN_1 = np.float32(0.9997878412794807 * 180 / np.pi)
 TURN_3 = np.float32(-0.3258083974640975 * 180 / np.pi)
@@ -28,11 +32,23 @@ TURN_7 = np.float32(-0.04432655554792128 * 180 / np.pi)
 TINY = np.float32(2.220446049250313e-16)
 LONG_PART = np.float32(0.7)  # share of a track's length in one step that makes it no track
 
-SPAN = 64  # pixels whose votes are made together: what the nearest cache holds
+# OpenCV's Sobel weighs 8-bit pixels and 9 products by 1 / (4 * 3 * 255), squared in a product.
+SOBEL_SCALE = np.float32(1 / 3060**2)
 
-pixel = njit(error_model="numpy", forceinline=True)
-row = njit(error_model="numpy", pipeline_class=NoAlias)
-whole = njit(error_model="numpy", nogil=True)
+HOG, HOF, MBHX, MBHY = range(4)
+FUSED = {"contract"}  # a product and a sum in one step, rounded once
+
+pixel = njit(error_model="numpy", forceinline=True, fastmath=FUSED)
+row = njit(error_model="numpy", pipeline_class=NoAlias, fastmath=FUSED)
+reordered = njit(
+    error_model="numpy", pipeline_class=NoAlias, fastmath={*FUSED, "reassoc", "nnan", "nsz"}
+)
+whole = njit(error_model="numpy", nogil=True, fastmath=FUSED)
+
+
+def whole_lanes(bins):
+    """Floats of the vectors that hold so many bins."""
+    return -(-bins // LANES) * LANES
 
 
 @pixel
@@ -70,80 +86,92 @@ def vote_row(count, along, down, bins, zero, low, early, later):
 
 
 @row
+def minus_row(count, after, before, result):
+    for x in range(count):
+        result[x] = np.float32(after[x]) - np.float32(before[x])
+
+
+@pixel
 def differences_row(image, width, y, left, count, along, down):
     """Derivatives [-1 0 1] of a row from column `left`, zero on the image's border."""
-    height = image.shape[0]
-    above = image[y - 1 if 0 < y < height - 1 else y]
-    below = image[y + 1 if 0 < y < height - 1 else y]
-    here = image[y]
-    for x in range(count):
-        down[x] = np.float32(below[left + x]) - np.float32(above[left + x])
+    inner = 0 < y < image.shape[0] - 1
+    above, below = (y - 1, y + 1) if inner else (y, y)
+    minus_row(count, image[below, left:], image[above, left:], down)
     first, last = max(left, 1), min(left + count, width - 1)
-    along[:count] = ZERO
-    for x in range(first, last):
-        along[x - left] = np.float32(here[x + 1]) - np.float32(here[x - 1])
+    along[0], along[count - 1] = ZERO, ZERO
+    minus_row(last - first, image[y, first + 1 :], image[y, first - 1 :], along[first - left :])
 
 
-@row
-def spread_votes(start, count, bins, low, early, later, votes):
-    """Put the votes of `count` pixels in their bins: votes, the result, float32 (SPAN * planes)."""
-    planes = np.uintp(4 * bins + 1)
-    last = np.int32(bins - 1)
-    for at in range(np.uintp(count) * planes):
-        votes[at] = ZERO
-    for kind in range(4):
-        first = np.uintp(kind * bins + (1 if kind > 1 else 0))
-        for x in range(count):
-            here = np.uintp(start) + np.uintp(x)
-            bin = low[kind, here]
-            after = bin + np.int32(1) if bin < last else np.int32(0)
-            at = np.uintp(x) * planes + first
-            # no vote of the bin behind all others goes on to another
-            votes[at + np.uintp(after)] = later[kind, here]
-            votes[at + np.uintp(bin)] = early[kind, here]
+@pixel
+def vectors_row(kind, gray, u, v, y, left, count, along, down):
+    """The vectors of a row whose directions the descriptor of this kind counts."""
+    width = gray.shape[1]
+    if kind == HOG:
+        differences_row(gray, width, y, left, count, along, down)
+    elif kind == HOF:
+        along[:count], down[:count] = u[y, left : left + count], v[y, left : left + count]
+    elif kind == MBHX:
+        differences_row(u, width, y, left, count, along, down)
+    else:
+        differences_row(v, width, y, left, count, along, down)
 
 
-@row
-def add_votes(start, count, planes, votes, total, above, here):
-    """Add the votes of `count` pixels to those of the row before them, and to the rows above."""
-    for x in range(count):
-        at = np.uintp(x) * np.uintp(planes)
-        to = (np.uintp(start) + np.uintp(x) + np.uintp(1)) * np.uintp(planes)
-        for plane in range(np.uintp(planes)):
-            sum = total[plane] + votes[at + plane]
-            total[plane] = sum
-            here[to + plane] = above[to + plane] + sum
+@intrinsic
+def add_eight(typingctx, marks, low, early, later, x, total, above, here):
+    """Add the votes of eight pixels, from `x` on, to those before them, and to the rows above.
 
-
-@whole
-def integral_row(gray, u, v, y, left, width, bins, zero_flow, above, here):
-    """A row of the integral histograms of HOG, HOF, MBHx and MBHy over a part of a level.
-
-    gray: uint8 (H, W). u, v: float32 (H, at least W), px. The part begins at column `left`. above,
-    and here, the result: float32 ((width + 1) * planes), 4 bins + 1 planes to a pixel; pixel x of
-    `here` is the sum over the pixels left of x in rows up to y, where `above` is that of the rows
-    before.
+    marks: by first bin two vectors, with 1 in its lane and in that of the bin after it. total: the
+    sum in each lane over the pixels before, updated. above, here: LANES floats a pixel.
     """
-    planes = 4 * bins + 1
-    along, down = np.empty(width, np.float32), np.empty(width, np.float32)
-    low = np.empty((4, width), np.int32)
-    early, later = np.empty((4, width), np.float32), np.empty((4, width), np.float32)
-    never = np.float32(-1)
-    end = left + width
-    differences_row(gray, gray.shape[1], y, left, width, along, down)
-    vote_row(width, along, down, bins, never, low[0], early[0], later[0])
-    vote_row(width, u[y][left:end], v[y][left:end], bins, zero_flow, low[1], early[1], later[1])
-    differences_row(u, gray.shape[1], y, left, width, along, down)
-    vote_row(width, along, down, bins, never, low[2], early[2], later[2])
-    differences_row(v, gray.shape[1], y, left, width, along, down)
-    vote_row(width, along, down, bins, never, low[3], early[3], later[3])
-    votes = np.empty(SPAN * planes, np.float32)
-    total = np.zeros(planes, np.float32)
-    here[:planes] = ZERO
-    for start in range(0, width, SPAN):
-        count = min(SPAN, width - start)
-        spread_votes(start, count, bins, low, early, later, votes)
-        add_votes(start, count, planes, votes, total, above, here)
+    signature = types.void(marks, low, early, later, types.intp, total, above, here)
+
+    def codegen(context, builder, signature, args):
+        table, index, first, second, sums, over, under = pointers(
+            context, builder, signature, args, (0, 1, 2, 3, 5, 6, 7)
+        )
+        x, vectors, number = args[4], Vectors(builder), args[4].type
+        total = vectors.load(sums, number(0))
+        for lane in range(LANES):
+            place = builder.add(x, number(lane))
+            bin = builder.sext(builder.load(builder.gep(index, [place])), number)
+            bin = builder.mul(bin, number(2 * LANES))
+            after = builder.add(bin, number(LANES))
+            one = vectors.multiply(vectors.load(table, bin), vectors.spread(first, place))
+            other = vectors.multiply(vectors.load(table, after), vectors.spread(second, place))
+            total = vectors.add(total, vectors.add(one, other))
+            at = builder.mul(builder.add(place, number(1)), number(LANES))
+            vectors.store(vectors.add(vectors.load(over, at), total), under, at)
+        vectors.store(total, sums, number(0))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@row
+def add_votes(count, marks, low, early, later, total, above, here):
+    """Add the votes of a row to those of the rows before: here, the result, as `above`."""
+    for b in range(LANES):
+        total[b] = here[b] = ZERO
+    for x in range(0, count, LANES):
+        add_eight(marks, low, early, later, x, total, above, here)
+
+
+@pixel
+def bin_marks(bins, votes):
+    """Which lanes votes go to, as `add_eight` reads it, and which lanes are bins.
+
+    The bins are `votes` in number, from which the first `bins` form a circle; as many vectors as
+    hold them. Float32 (vectors, (bins + 1) * 2 LANES) and (vectors * LANES).
+    """
+    vectors = -(-votes // LANES)
+    marks = np.zeros((vectors, (bins + 1) * 2 * LANES), np.float32)
+    real = np.zeros(vectors * LANES, np.float32)
+    for bin in range(votes):
+        after = (bin + 1) % bins
+        marks[bin // LANES, bin * 2 * LANES + bin % LANES] = ONE
+        marks[after // LANES, (bin * 2 + 1) * LANES + after % LANES] = ONE
+        real[bin] = ONE
+    return marks, real
 
 
 @pixel
@@ -207,80 +235,122 @@ def describe(
 
     gray: uint8 (H, W). u, v: float32 (H, at least W), px. `steps` are those of a cell of time.
     Every bin of a descriptor has epsilon added; the descriptor is divided by its sum, and its root
-    is taken. The integral histograms run down the level, and a ring keeps the rows of a window: a
-    track is described when they reach the lower end of its own.
+    is taken.
     """
-    planes = 4 * bins + 1
     corners = np.empty((count, 2), np.int64)
-    top, left, height, width = windows(
-        order, count, ages, points, gray.shape[0], gray.shape[1], patch, corners
-    )
+    part = windows(order, count, ages, points, gray.shape[0], gray.shape[1], patch, corners)
+    top, height = part[0], part[2]
     latest = np.full(height + 1, -1, np.int64)  # by lower end, the latest track; then those before
     before = np.empty(count, np.int64)
     for k in range(count):
         end = corners[k, 0] - top + patch
         before[k] = latest[end]
         latest[end] = k
-    slots = patch + 1
-    ring = np.empty((slots, (width + 1) * planes), np.float32)
+    first = 0
+    for kind in (HOG, HOF, MBHX, MBHY):
+        zero = zero_flow if kind == HOF else np.float32(-1)
+        marks, real = bin_marks(bins, bins + 1 if kind == HOF else bins)
+        describe_kind(
+            kind, gray, u, v, part, patch, cells, bins, marks, real, zero, epsilon,
+            order, ages, corners, latest, before, steps, first, sums,
+        )  # fmt: skip
+        first += cells * cells * len(real)
+    for k in range(count):
+        ages[order[k]] += 1
+
+
+@whole
+def describe_kind(
+    kind, gray, u, v, part, patch, cells, bins, marks, real, zero, epsilon,
+    order, ages, corners, latest, before, steps, first, sums,
+):  # fmt: skip
+    """Add the descriptors of one kind, which lie from `first` on in the sums.
+
+    The integral histograms run down the part of the level that windows lie in, and a ring keeps
+    the rows of a window: a track is described when they reach the lower end of its own.
+    """
+    top, left, height, width = part
+    count = -(-width // LANES) * LANES
+    along, down = np.empty(count, np.float32), np.empty(count, np.float32)
+    low = np.zeros(count, np.int32)
+    early, later = np.zeros(count, np.float32), np.zeros(count, np.float32)
+    total = np.empty(LANES, np.float32)
+    slots, side = patch + 1, patch // cells
+    vectors, line = len(marks), (count + 1) * LANES
+    ring = np.empty((slots, vectors, line), np.float32)
+    flat = ring.reshape(-1)
     ring[0] = ZERO
-    side = patch // cells
-    edges = np.empty(cells + 1, np.int64)  # the rows of the ring at which cells begin and end
-    values = np.empty(cells * cells * planes, np.float32)
-    norms = np.empty(planes, np.float32)
+    edges = np.empty(cells + 1, np.int64)  # where in the ring the rows between cells begin
+    values = np.empty(cells * cells * len(real), np.float32)
     for y in range(height):
-        here = (y + 1) % slots
-        integral_row(gray, u, v, top + y, left, width, bins, zero_flow, ring[y % slots], ring[here])
+        vectors_row(kind, gray, u, v, top + y, left, width, along, down)
+        vote_row(width, along, down, bins, zero, low, early, later)
+        above, here = ring[y % slots], ring[(y + 1) % slots]
+        for vector in range(vectors):
+            add_votes(count, marks[vector], low, early, later, total, above[vector], here[vector])
         for edge in range(cells + 1):
-            edges[edge] = (y + 1 - patch + edge * side) % slots
+            edges[edge] = (y + 1 - patch + edge * side) % slots * vectors * line
         k = latest[y + 1]
         while k >= 0:
+            x = (corners[k, 1] - left) * LANES
+            gather_cells(flat, edges, x, side * LANES, line, real, epsilon, values)
             slot = order[k]
-            gather_cells(ring, edges, corners[k, 1] - left, side, planes, epsilon, values)
-            find_norms(bins, values, norms)
-            add_roots(planes, values, norms, sums[slot, ages[slot] // steps])
-            ages[slot] += 1
+            add_roots(values, sums[slot, ages[slot] // steps, first:])
             k = before[k]
 
 
-@row
-def gather_cells(ring, edges, x, side, planes, epsilon, values):
-    """The sums of every cell of a window, x outer, y inner: values, the result, (cells^2, P)."""
-    cells = len(edges) - 1
-    at = np.uintp(0)
-    for cx in range(cells):
-        left = np.uintp(x + cx * side) * np.uintp(planes)
-        right = left + np.uintp(side) * np.uintp(planes)
-        for cy in range(cells):
-            above, below = np.uintp(edges[cy]), np.uintp(edges[cy + 1])
-            for b in range(np.uintp(planes)):
-                total = ring[below, right + b] + ring[above, left + b]
-                total = total - ring[below, left + b] - ring[above, right + b]
-                values[at + b] = max(total, ZERO) + epsilon
-            at += np.uintp(planes)
+@intrinsic
+def cell_eight(typingctx, ring, above, below, width, real, first, epsilon, values, at):
+    """Put the sums of a cell in a vector of bins to `at`, no less than 0, epsilon added.
+
+    The cell spans the places from `above` to `below` in the ring, and `width` of them to the right.
+    real: from `first` on, 1 for lanes that are bins and 0 for others, whose value is 0.
+    """
+    signature = types.void(
+        ring, types.intp, types.intp, types.intp, real, types.intp, types.float32, values,
+        types.intp,
+    )  # fmt: skip
+
+    def codegen(context, builder, signature, args):
+        flat, mask, target = pointers(context, builder, signature, args, (0, 4, 7))
+        above, below, width, first, epsilon, at = (args[k] for k in (1, 2, 3, 5, 6, 8))
+        vectors = Vectors(builder)
+        zero = ir.Constant(vectors.floats, None)
+        both = builder.fadd(
+            vectors.load(flat, builder.add(below, width)), vectors.load(flat, above)
+        )
+        both = builder.fsub(both, vectors.load(flat, below))
+        total = builder.fsub(both, vectors.load(flat, builder.add(above, width)))
+        total = builder.select(builder.fcmp_ordered(">", total, zero), total, zero)
+        total = builder.fadd(total, vectors.fill(epsilon))
+        vectors.store(builder.fmul(total, vectors.load(mask, first)), target, at)
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 @row
-def find_norms(bins, values, norms):
-    """Of each plane what the descriptor that it belongs to is divided by, inverted."""
-    planes = np.uintp(4 * bins + 1)
-    for kind in range(4):
-        first = np.uintp(kind * bins + (1 if kind > 1 else 0))
-        end = first + np.uintp(bins + 1 if kind == 1 else bins)
-        norm = ZERO
-        for cell in range(np.uintp(0), np.uintp(len(values)), planes):
-            for b in range(first, end):
-                norm += values[cell + b]
-        norm = ONE / norm
-        for b in range(first, end):
-            norms[b] = norm
+def gather_cells(ring, edges, x, width, line, real, epsilon, values):
+    """The bins of every cell of a window, x outer, y inner: values, the result."""
+    at = 0
+    for _ in range(len(edges) - 1):
+        for edge in range(len(edges) - 1):
+            above, below = edges[edge] + x, edges[edge + 1] + x
+            for first in range(0, len(real), LANES):
+                cell_eight(ring, above, below, width, real, first, epsilon, values, at)
+                above, below, at = above + line, below + line, at + LANES
+        x += width
 
 
-@row
-def add_roots(planes, values, norms, into):
-    for cell in range(np.uintp(0), np.uintp(len(values)), np.uintp(planes)):
-        for b in range(np.uintp(planes)):
-            into[cell + b] += np.sqrt(values[cell + b] * norms[b])
+@reordered
+def add_roots(values, into):
+    """Add the roots of the values' shares in their sum."""
+    norm = ZERO
+    for at in range(len(values)):
+        norm += values[at]
+    norm = ONE / norm
+    for at in range(len(values)):
+        into[at] += np.sqrt(values[at] * norm)
 
 
 @whole
@@ -350,14 +420,93 @@ def measure(points, moves, scale, limits, numbers, path):
     return True
 
 
+@row
+def products_row(width, above, here, below, smooth, steep, products):
+    """The products xx, xy and yy of Sobel's derivatives of a row: products (3, width + 2).
+
+    Rows have a pixel more at either side; so do smooth and steep, which are overwritten.
+    """
+    for x in range(width + 2):
+        top, bottom = np.float32(above[x]), np.float32(below[x])
+        smooth[x] = top + TWO * np.float32(here[x]) + bottom
+        steep[x] = bottom - top
+    for x in range(width):
+        at = np.uintp(x) + np.uintp(1)
+        along = smooth[at + np.uintp(1)] - smooth[np.uintp(x)]
+        down = steep[np.uintp(x)] + TWO * steep[at] + steep[at + np.uintp(1)]
+        products[0, at] = along * along
+        products[1, at] = along * down
+        products[2, at] = down * down
+    for plane in range(3):
+        products[plane, 0], products[plane, width + 1] = (
+            products[plane, 2],
+            products[plane, width - 1],
+        )
+
+
+@row
+def eigenvalues_row(width, above, here, below, sums, eigenvalues):
+    """The lesser eigenvalue of each pixel's 3 x 3 sums of products."""
+    for plane in range(3):
+        for x in range(width + 2):
+            sums[plane, x] = above[plane, x] + here[plane, x] + below[plane, x]
+    for x in range(width):
+        at, after = np.uintp(x) + np.uintp(1), np.uintp(x) + np.uintp(2)
+        xx = sums[0, np.uintp(x)] + sums[0, at] + sums[0, after]
+        xy = sums[1, np.uintp(x)] + sums[1, at] + sums[1, after]
+        yy = sums[2, np.uintp(x)] + sums[2, at] + sums[2, after]
+        half = (xx - yy) * HALF
+        least = (xx + yy) * HALF - np.sqrt(half * half + xy * xy)
+        eigenvalues[x] = least * SOBEL_SCALE
+
+
+@reordered
+def largest_of(values):
+    largest = ZERO
+    for at in range(len(values)):
+        largest = max(largest, values[at])
+    return largest
+
+
 @whole
-def sample(order, count, ages, points, sums, eigenvalues, quality, distance):
+def grid_eigenvalues(mirrored, distance):
+    """The lesser eigenvalues at the middle of each cell of a grid, and the largest of all pixels.
+
+    mirrored: uint8 (H + 2, W + 2), a level of the gray with the pixels beside its edge mirrored at
+    it. As `cv2.cornerMinEigenVal` gives them, with Sobel's derivatives, summed over 3 x 3 px.
+    """
+    height, width = mirrored.shape[0] - 2, mirrored.shape[1] - 2
+    found = np.zeros((height // distance, width // distance), np.float32)
+    smooth, steep = np.empty(width + 2, np.float32), np.empty(width + 2, np.float32)
+    products = np.empty((3, 3, width + 2), np.float32)  # of row y in y % 3
+    sums = np.empty((3, width + 2), np.float32)
+    eigenvalues = np.empty(width, np.float32)
+    largest, made = ZERO, 0
+    for y in range(height):
+        while made < min(y + 2, height):
+            above, here, below = mirrored[made], mirrored[made + 1], mirrored[made + 2]
+            products_row(width, above, here, below, smooth, steep, products[made % 3])
+            made += 1
+        before, after = abs(y - 1), min(y + 1, 2 * height - 3 - y)
+        eigenvalues_row(
+            width, products[before % 3], products[y % 3], products[after % 3], sums, eigenvalues
+        )
+        largest = max(largest, largest_of(eigenvalues))
+        if y % distance == distance // 2 and y // distance < len(found):
+            for x in range(found.shape[1]):
+                found[y // distance, x] = eigenvalues[x * distance + distance // 2]
+    return found, largest
+
+
+@whole
+def sample(order, count, ages, points, sums, mirrored, quality, distance):
     """Begin a track in every cell of the grid without one, where the gray has enough structure.
 
-    eigenvalues: float32 (H, W), the lesser one of each pixel. Slots must be free for all cells.
-    Returns how many tracks live then.
+    mirrored: uint8 (H + 2, W + 2), as `grid_eigenvalues` takes it. Slots must be free for all
+    cells. Returns how many tracks live then.
     """
-    rows, columns = eigenvalues.shape[0] // distance, eigenvalues.shape[1] // distance
+    eigenvalues, largest = grid_eigenvalues(mirrored, distance)
+    rows, columns = eigenvalues.shape
     taken = np.zeros((rows, columns), np.bool_)
     for k in range(count):
         slot = order[k]
@@ -365,72 +514,18 @@ def sample(order, count, ages, points, sums, eigenvalues, quality, distance):
         y = int(points[slot, ages[slot], 1]) // distance
         if x < columns and y < rows:
             taken[y, x] = True
-    limit = np.float64(eigenvalues.max()) * quality
+    limit = np.float64(largest) * quality
     for y in range(rows):
         for x in range(columns):
-            px, py = x * distance + distance // 2, y * distance + distance // 2
-            if taken[y, x] or not eigenvalues[py, px] > limit:
+            if taken[y, x] or not eigenvalues[y, x] > limit:
                 continue
             slot = order[count]
             count += 1
             ages[slot] = 0
-            points[slot, 0, 0], points[slot, 0, 1] = px, py
+            points[slot, 0, 0] = x * distance + distance // 2
+            points[slot, 0, 1] = y * distance + distance // 2
             sums[slot] = ZERO
     return count
-
-
-@pixel
-def between(place, count, ratio):
-    """The pixel before a place of the larger grid, the one after, and the weight of the latter."""
-    at = np.float32((place + 0.5) * ratio - 0.5)
-    first = int(np.floor(at))
-    part = at - np.float32(first)
-    if first < 0:
-        first, part = 0, ZERO
-    if first >= count - 1:
-        first, part = count - 1, ZERO
-    return first, min(first + 1, count - 1), part
-
-
-@row
-def mix_along(count, image, y, firsts, seconds, parts, mixed, into):
-    for x in range(count):
-        part = parts[x]
-        mixed[into, x] = image[y, firsts[x]] * (ONE - part) + image[y, seconds[x]] * part
-
-
-@row
-def mix_down(count, mixed, above, below, part, factor, small, y):
-    for x in range(count):
-        small[y, x] = (mixed[above, x] * (ONE - part) + mixed[below, x] * part) * factor
-
-
-@whole
-def resize(image, width, factor, small, columns):
-    """Fill `columns` of `small` with `width` of `image`, bilinear, times a factor, float32 both.
-
-    In the arithmetic of OpenCV's portable code, which the authors' program ran: the faster code of
-    newer versions gives other last digits, and a track's rounding now and then depends on them.
-    """
-    height, rows = len(image), len(small)
-    if rows == height and columns == width:
-        small[:, :width] = image[:, :width] * factor
-        return
-    firsts, seconds = np.empty(columns, np.uintp), np.empty(columns, np.uintp)
-    parts = np.empty(columns, np.float32)
-    for x in range(columns):
-        firsts[x], seconds[x], parts[x] = between(x, width, width / columns)
-    mixed = np.empty((2, columns), np.float32)  # row y of the image, at its new width, in y % 2
-    held = np.full(2, -1)
-    for y in range(rows):
-        y0, y1, down = between(y, height, height / rows)
-        for at in (y0, y1):
-            if held[at % 2] != at:
-                held[at % 2] = at
-                into = np.uintp(at % 2)
-                mix_along(columns, image, np.uintp(at), firsts, seconds, parts, mixed, into)
-        above, below = np.uintp(y0 % 2), np.uintp(y1 % 2)
-        mix_down(columns, mixed, above, below, down, factor, small, np.uintp(y))
 
 
 _gray = types.uint8[:, ::1]
@@ -440,19 +535,17 @@ _plane = types.float32[:, ::1]
 _cube = types.float32[:, :, ::1]
 _n, _f = types.int64, types.float32
 MOVE = (_slots, _n, _slots, _cube, _cube, _cube, _cube)
-INTEGRAL_ROW = (_gray, _plane, _plane, _n, _n, _n, _n, _f, _line, _line)
 DESCRIBE = (
     _gray, _plane, _plane, _slots, _n, _slots, _cube, _n, _n, _n, _f, _f, _n, _cube,
 )  # fmt: skip
 FINISH = (_slots, _n, _slots, _cube, _cube, _cube, _f, types.float32[::1], _plane, _plane, _cube)
-SAMPLE = (_slots, _n, _slots, _cube, _cube, _plane, types.float64, _n)
-RESIZE = (_plane, _n, _f, _plane, _n)
+SAMPLE = (_slots, _n, _slots, _cube, _cube, _gray, types.float64, _n)
+GRID_EIGENVALUES = (_gray, _n)
 # The functions that are called from outside, and the types they are compiled for.
 ENTRIES = {
-    "integral_row": INTEGRAL_ROW,
     "move": MOVE,
     "describe": DESCRIBE,
     "finish": FINISH,
+    "grid_eigenvalues": GRID_EIGENVALUES,
     "sample": SAMPLE,
-    "resize": RESIZE,
 }

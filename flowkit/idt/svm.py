@@ -84,15 +84,23 @@ def fit_duals(
     """The SVM of each class against the rest, hinge loss (LIBSVM), by its training videos.
 
     train: the Gram matrix of the training videos, (N, N); labels: (N,). Returns float64 (classes,
-    N), how much each training video counts, and (classes,), what is added.
+    N), how much each training video counts, and (classes,), what is added. A vector of zeros, of a
+    video without tracks, does not count: at a large C what is added would serve it alone.
+    SplitError where a class has no other.
     """
     from sklearn.svm import SVC
 
     shares, added = np.zeros((classes, len(train))), np.empty(classes)
-    train = train.astype(np.float64)
+    seen = np.flatnonzero(np.diag(train) > 0)
+    train = train[np.ix_(seen, seen)].astype(np.float64)
+    if absent := sorted(set(range(classes)) - set(labels[seen].tolist())):
+        raise SplitError(
+            "expected training videos whose vectors are not zero of every class, got none of "
+            f"{listed([f'class {label}, from 0' for label in absent])}"
+        )
     for label in range(classes):
-        machine = SVC(C=C, kernel="precomputed").fit(train, labels == label)
-        shares[label, machine.support_] = machine.dual_coef_[0]
+        machine = SVC(C=C, kernel="precomputed").fit(train, labels[seen] == label)
+        shares[label, seen[machine.support_]] = machine.dual_coef_[0]
         added[label] = machine.intercept_[0]
     return shares, added
 

@@ -10,11 +10,11 @@ import numpy as np
 
 from flowkit._cv2 import cv2
 from flowkit.errors import FlowkitError
-from flowkit.flow import camera, farneback
+from flowkit.flow import camera
 from flowkit.flow.camera import Camera, warp_back
 from flowkit.flow.compiled import ensure_compiled
 from flowkit.flow.pairs import to_gray
-from flowkit.idt import kernels
+from flowkit.idt import flow_kernels, kernels
 from flowkit.idt.boxes import Boxes, box_mask
 from flowkit.idt.flow import STRIDE, Size, expand, solve
 from flowkit.idt.parameters import TrackParameters
@@ -108,14 +108,14 @@ def track_frames(
 
 def ensure_compiled_kernels() -> None:
     """Compile, or load from disk, what tracking runs: once in a parent, before its workers."""
-    farneback.warm_up()
     camera.warm_up()
-    for name in kernels.ENTRIES:
+    entries = [(module, name) for module in (flow_kernels, kernels) for name in module.ENTRIES]
+    for module, name in entries:
         ensure_compiled(
-            getattr(kernels, name),
-            kernels.ENTRIES[name],
+            getattr(module, name),
+            module.ENTRIES[name],
             title=f"the trajectories' {name}",
-            seconds=COMPILE_SECONDS // len(kernels.ENTRIES),
+            seconds=COMPILE_SECONDS // len(entries),
         )
 
 
@@ -183,28 +183,31 @@ class _Level:
     points: np.ndarray = field(init=False)
     moves: np.ndarray = field(init=False)
     sums: np.ndarray = field(init=False)
+    dtype: np.dtype = field(init=False)
+    bins: dict[str, int] = field(init=False)  # by descriptor
 
     def __post_init__(self) -> None:
         one = self.parameters
+        self.dtype, self.bins = track_dtype(one), one.planes
         self.order = np.zeros(0, np.int32)
         self.ages = np.zeros(0, np.int32)
         self.points = np.zeros((0, one.track_length + 1, 2), np.float32)
         self.moves = np.zeros((0, one.track_length, 2), np.float32)
-        numbers = one.cells**2 * sum(one.planes.values())
+        numbers = one.cells**2 * sum(map(kernels.whole_lanes, self.bins.values()))
         self.sums = np.zeros((0, one.time_cells, numbers), np.float32)
 
     def sample(self, gray: np.ndarray) -> None:
         """Begin tracks in `gray`, uint8 (H, W), where there are none."""
         distance = self.parameters.sampling
         self._reserve(self.count + (self.height // distance) * (self.width // distance))
-        eigenvalues = cv2.cornerMinEigenVal(gray, 3, ksize=3)
+        mirrored = cv2.copyMakeBorder(gray, 1, 1, 1, 1, cv2.BORDER_REFLECT_101)
         self.count = kernels.sample(
             self.order,
             self.count,
             self.ages,
             self.points,
             self.sums,
-            eigenvalues,
+            mirrored,
             self.parameters.quality,
             distance,
         )
@@ -240,9 +243,12 @@ class _Level:
     def finish(self, index: int) -> np.ndarray:
         """End the tracks of full length; returns the valid ones as arrays of `track_dtype`."""
         one = self.parameters
-        numbers = np.empty((self.count + 1, 6), np.float32)
-        paths = np.empty((self.count + 1, 2 * one.track_length), np.float32)
-        sums = np.empty((self.count + 1, *self.sums.shape[1:]), np.float32)
+        done = np.count_nonzero(self.ages[self.order[: self.count]] == one.track_length)
+        if not done:
+            return np.zeros(0, self.dtype)
+        numbers = np.empty((done, 6), np.float32)
+        paths = np.empty((done, 2 * one.track_length), np.float32)
+        sums = np.empty((done, *self.sums.shape[1:]), np.float32)
         limits = [one.min_deviation, one.max_deviation, one.max_step, one.camera_step]
         self.count, valid = kernels.finish(
             self.order,
@@ -257,17 +263,19 @@ class _Level:
             paths,
             sums,
         )
-        tracks = np.zeros(valid, track_dtype(one))
+        tracks = np.zeros(valid, self.dtype)
         tracks["frame"], tracks["scale"] = index, self.scale
         tracks["mean"], tracks["deviation"] = numbers[:valid, 0:2], numbers[:valid, 2:4]
         tracks["length"], tracks["travel"] = numbers[:valid, 4], numbers[:valid, 5]
         tracks["trajectory"] = paths[:valid]
         means = sums[:valid] / np.float32(one.track_length // one.time_cells)
-        means = means.reshape(valid, one.time_cells, one.cells**2, sum(one.planes.values()))
         first = 0
-        for name, bins in one.planes.items():
-            tracks[name] = means[..., first : first + bins].reshape(valid, one.widths[name])
-            first += bins
+        for name, bins in self.bins.items():
+            lanes = kernels.whole_lanes(bins)
+            last = first + one.cells**2 * lanes
+            cells = means[..., first:last].reshape(valid, one.time_cells, one.cells**2, lanes)
+            tracks[name] = cells[..., :bins].reshape(valid, one.widths[name])
+            first = last
         return tracks
 
     def _reserve(self, slots: int) -> None:

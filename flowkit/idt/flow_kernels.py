@@ -1,0 +1,630 @@
+# mypy: ignore-errors
+"""Trajectories' flow in compiled loops: polynomial expansion, and the field of one level.
+
+Importing this module imports Numba and compiles nothing: `flowkit.idt.tracking` compiles and keeps
+the result on disk. Numba, not mypy, types these functions.
+
+The method is that of `flowkit.flow.farneback_kernels`, for one window and one expansion, and for
+speed where that one repeats OpenCV's last digits: float32 throughout, multiplications and additions
+fused, four rows of the window at once, and expansions stored once, pixel by pixel. Loops run over
+whole rows of `columns(width)` cells; those right of the frame hold what no pixel reads.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from flowkit.flow.farneback_kernels import PLANES, NoAlias, repeat_edges
+from flowkit.idt.lanes import LANES, Vectors, pointers
+
+POLY_N = 7  # px from the center of the expansion to its edge
+HALF = 5  # px from the center of the window to its edge
+BLOCK = 4  # rows of the field that are solved together
+SLOTS = 16  # rows of matrices that are kept: at least BLOCK + 2 HALF
+BESIDE = 8  # cells left and right of a row whose window is summed
+SPARE = 80  # floats behind an expansion: the cells of the last row, and what is read past a pixel
+STRIDE = PLANES  # floats of a pixel: y, x, y^2, x^2, xy
+REGULARIZATION = np.float32(1e-3)  # added to the determinant
+
+ZERO, ONE = np.float32(0), np.float32(1)
+FUSED = {"contract"}  # a product and a sum in one step, rounded once
+
+row = njit(error_model="numpy", pipeline_class=NoAlias, fastmath=FUSED)
+pixel = njit(error_model="numpy", forceinline=True, fastmath=FUSED)
+whole = njit(error_model="numpy", nogil=True, fastmath=FUSED)
+
+
+# --- eight pixels at once ---
+
+
+@intrinsic
+def interleave_eight(typingctx, planes, columns, x, pixels, start):
+    """Put PLANES rows of eight pixels, from `x` on, as pixels with their planes together.
+
+    planes: (PLANES, columns). pixels is flat; the first goes to `start`, and three floats behind
+    the last are written over.
+    """
+    signature = types.void(planes, types.intp, types.intp, pixels, types.intp)
+
+    def codegen(context, builder, signature, args):
+        source, target = pointers(context, builder, signature, args, (0, 3))
+        columns, x, start = args[1], args[2], args[4]
+        vectors, number = Vectors(builder), x.type
+        rows = [
+            vectors.load(source, builder.add(builder.mul(number(plane), columns), x))
+            for plane in range(PLANES)
+        ]
+        rows += [ir.Constant(vectors.floats, None)] * (LANES - PLANES)
+        for lane, one in enumerate(vectors.turn(rows)):
+            vectors.store(one, target, builder.add(start, number(lane * STRIDE)))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def compare_eight(
+    typingctx, first, start, second, line, taps, w00, w01, w10, w11, shares, x, terms, columns
+):
+    """What the equations of eight pixels, from `x` on, are made of: terms (PLANES, columns).
+
+    Half the difference of both expansions' slopes y and x, and the mean of their curvatures y^2,
+    x^2 and, halved, xy: `first` at the pixels, whose row begins at `start`, and `second` at the
+    four pixels around each position, of which `taps` is the first, `line` a row and w00 to w11 the
+    weights. Where `shares` is 0, not 1, the weights are, and the first expansion counts as the
+    second, without its slopes.
+    """
+    signature = types.void(
+        first, types.intp, second, types.intp, taps, w00, w01, w10, w11, shares,
+        types.intp, terms, types.intp,
+    )  # fmt: skip
+
+    def codegen(context, builder, signature, args):
+        mine, other, index, *weights, share, target = pointers(
+            context, builder, signature, args, (0, 2, 4, 5, 6, 7, 8, 9, 11)
+        )
+        start, line, x, columns = args[1], args[3], args[10], args[12]
+        vectors, number = Vectors(builder), x.type
+        own = ir.Constant(vectors.floats, [0.5, 0.5, 0.5, 0.5, 0.25, 0.0, 0.0, 0.0])
+        theirs = ir.Constant(vectors.floats, [-0.5, -0.5, 0.5, 0.5, 0.25, 0.0, 0.0, 0.0])
+        curved = ir.Constant(vectors.floats, [0.0, 0.0, 0.5, 0.5, 0.25, 0.0, 0.0, 0.0])
+        all_curved = builder.fadd(own, curved)
+        rows = []
+        for lane in range(LANES):
+            place = builder.add(x, number(lane))
+            corner = builder.sext(builder.load(builder.gep(index, [place])), number)
+            below = builder.add(corner, line)
+            corners = (corner, builder.add(corner, number(STRIDE)),
+                       below, builder.add(below, number(STRIDE)))  # fmt: skip
+            total = None
+            for at, weight in zip(corners, weights, strict=True):
+                term = vectors.multiply(vectors.load(other, at), vectors.spread(weight, place))
+                total = term if total is None else vectors.add(total, term)
+            here = builder.add(start, builder.mul(place, number(STRIDE)))
+            inside = vectors.multiply(vectors.spread(share, place), curved)
+            factor = builder.fsub(all_curved, inside)
+            total = vectors.add(
+                vectors.multiply(total, theirs), vectors.multiply(vectors.load(mine, here), factor)
+            )
+            rows.append(total)
+        for plane, values in enumerate(vectors.turn(rows)[:PLANES]):
+            vectors.store(values, target, builder.add(builder.mul(number(plane), columns), x))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+# --- smaller versions ---
+
+
+@pixel
+def between(place, count, ratio):
+    """The pixel before a place of the larger grid, the one after, and the weight of the latter."""
+    at = np.float32((place + 0.5) * ratio - 0.5)
+    first = int(np.floor(at))
+    part = at - np.float32(first)
+    if first < 0:
+        first, part = 0, ZERO
+    if first >= count - 1:
+        first, part = count - 1, ZERO
+    return first, min(first + 1, count - 1), part
+
+
+@pixel
+def betweens(columns, width):
+    """Of each column of the smaller grid what `between` says."""
+    firsts, seconds = np.empty(columns, np.uintp), np.empty(columns, np.uintp)
+    parts = np.empty(columns, np.float32)
+    for x in range(columns):
+        firsts[x], seconds[x], parts[x] = between(x, width, width / columns)
+    return firsts, seconds, parts
+
+
+@row
+def mix_along(count, image, y, firsts, seconds, parts, mixed, into):
+    for x in range(count):
+        part = parts[x]
+        mixed[into, x] = image[y, firsts[x]] * (ONE - part) + image[y, seconds[x]] * part
+
+
+@row
+def mix_down(count, mixed, above, below, part, factor, small, y):
+    for x in range(count):
+        small[y, x] = (mixed[above, x] * (ONE - part) + mixed[below, x] * part) * factor
+
+
+@whole
+def resize(image, width, factor, small, columns):
+    """Fill `columns` of `small` with `width` of `image`, bilinear, times a factor, float32 both.
+
+    In the arithmetic of OpenCV's portable code, which the authors' program ran: the faster code of
+    newer versions gives other last digits, and a track's rounding now and then depends on them.
+    """
+    height, rows = len(image), len(small)
+    if rows == height and columns == width:
+        small[:, :width] = image[:, :width] * factor
+        return
+    firsts, seconds, parts = betweens(columns, width)
+    mixed = np.empty((2, columns), np.float32)  # row y of the image, at its new width, in y % 2
+    held = np.full(2, -1)
+    for y in range(rows):
+        y0, y1, down = between(y, height, height / rows)
+        for at in (y0, y1):
+            if held[at % 2] != at:
+                held[at % 2] = at
+                into = np.uintp(at % 2)
+                mix_along(columns, image, np.uintp(at), firsts, seconds, parts, mixed, into)
+        above, below = np.uintp(y0 % 2), np.uintp(y1 % 2)
+        mix_down(columns, mixed, above, below, down, factor, small, np.uintp(y))
+
+
+@row
+def first_tap(count, center, weight, into):
+    for x in range(count):
+        into[x] = np.float32(center[x]) * weight
+
+
+@row
+def next_tap(count, before, after, weight, into):
+    for x in range(count):
+        into[x] += (np.float32(before[x]) + np.float32(after[x])) * weight
+
+
+@pixel
+def mirror(place, count):
+    """The place within a side whose pixels beyond the edge mirror those before it."""
+    return abs(place) if place < count else 2 * count - 2 - place
+
+
+@whole
+def smooth_row(gray, y, gaussian, wide, into):
+    """A row under a Gaussian, down and along, into `into`; wide has a window more than a row."""
+    height, width = gray.shape
+    n = len(gaussian) - 1
+    first_tap(width, gray[y], gaussian[0], wide[n:])
+    for k in range(1, n + 1):
+        above, below = gray[mirror(y - k, height)], gray[mirror(y + k, height)]
+        next_tap(width, above, below, gaussian[k], wide[n:])
+    for k in range(1, n + 1):
+        wide[n - k] = wide[n + mirror(-k, width)]
+        wide[n + width - 1 + k] = wide[n + mirror(width - 1 + k, width)]
+    first_tap(width, wide[n:], gaussian[0], into)
+    for k in range(1, n + 1):
+        next_tap(width, wide[n - k :], wide[n + k :], gaussian[k], into)
+
+
+@whole
+def shrink(gray, gaussian, small, columns):
+    """Fill `columns` of `small` with the gray under a Gaussian, bilinear.
+
+    gray: uint8 (H, W), mirrored at its edge. gaussian: float32, from its center outward. Only those
+    rows are smoothed that a row of `small` lies between.
+    """
+    height, width = gray.shape
+    rows = len(small)
+    smooth = np.empty((1, width), np.float32)
+    wide = np.empty(width + 2 * len(gaussian), np.float32)
+    firsts, seconds, parts = betweens(columns, width)
+    mixed = np.empty((2, columns), np.float32)  # row y of the gray, at its new width, in y % 2
+    held = np.full(2, -1)
+    for y in range(rows):
+        y0, y1, down = between(y, height, height / rows)
+        for at in (y0, y1):
+            if held[at % 2] != at:
+                held[at % 2] = at
+                smooth_row(gray, at, gaussian, wide, smooth[0])
+                into = np.uintp(at % 2)
+                mix_along(columns, smooth, np.uintp(0), firsts, seconds, parts, mixed, into)
+        above, below = np.uintp(y0 % 2), np.uintp(y1 % 2)
+        mix_down(columns, mixed, above, below, down, ONE, small, np.uintp(y))
+
+
+# --- polynomial expansion ---
+
+
+@row
+def expand_down(y, bottom, count, image, g, xg, xxg, sums):
+    """Sum 15 pixels of each column of the frame under the weights 1, y and y^2."""
+    for x in range(count):
+        s0, s1, s2 = image[y, x] * g[0], ZERO, ZERO
+        for k in range(1, POLY_N + 1):
+            above, below = image[max(y - k, 0), x], image[min(y + k, bottom), x]
+            both = above + below
+            s0 += g[k] * both
+            s1 += xg[k] * (below - above)
+            s2 += xxg[k] * both
+        at = np.uintp(x) + np.uintp(BESIDE)
+        sums[0, at], sums[1, at], sums[2, at] = s0, s1, s2
+
+
+@row
+def expand_along(count, sums, g, xg, xxg, i11, i03, i33, i55, planes):
+    """Sum 15 columns and solve for the polynomial's coefficients."""
+    for x in range(count):
+        at = np.uintp(x) + np.uintp(BESIDE)
+        b1, b3, b5 = sums[0, at] * g[0], sums[1, at] * g[0], sums[2, at] * g[0]
+        b2 = b4 = b6 = ZERO
+        for k in range(1, POLY_N + 1):
+            left, right = at - np.uintp(k), at + np.uintp(k)
+            both = sums[0, right] + sums[0, left]
+            b1 += both * g[k]
+            b4 += both * xxg[k]
+            b2 += (sums[0, right] - sums[0, left]) * xg[k]
+            b3 += (sums[1, right] + sums[1, left]) * g[k]
+            b6 += (sums[1, right] - sums[1, left]) * xg[k]
+            b5 += (sums[2, right] + sums[2, left]) * g[k]
+        planes[0, x] = b3 * i11
+        planes[1, x] = b2 * i11
+        planes[2, x] = b1 * i03 + b5 * i33
+        planes[3, x] = b1 * i03 + b4 * i33
+        planes[4, x] = b6 * i55
+
+
+@row
+def interleave_row(count, planes, pixels, start):
+    for x in range(0, count, LANES):
+        interleave_eight(planes, count, x, pixels, start + x * STRIDE)
+
+
+@whole
+def expand(image, width, weights, inverse, pixels):
+    """The coefficients of y, x, y^2, x^2 and xy around every pixel.
+
+    image: float32 (H, columns(width)). weights: float32 (3, POLY_N + 1), the Gaussian g(k), k g(k)
+    and k^2 g(k) from its center outward. inverse: float32 (4,), the elements (1, 1), (0, 3), (3, 3)
+    and (5, 5) of the inverted metric. pixels, the result: float32 (H * width * PLANES + SPARE), row
+    by row. Pixels outside the frame equal the nearest one inside.
+    """
+    height, count = image.shape
+    g, xg, xxg = weights[0], weights[1], weights[2]
+    sums = np.zeros((3, count + 2 * BESIDE), np.float32)
+    planes = np.zeros((PLANES, count), np.float32)
+    for y in range(height):
+        expand_down(y, height - 1, count, image, g, xg, xxg, sums)
+        repeat_edges(sums, BESIDE, width, POLY_N)
+        expand_along(
+            count, sums, g, xg, xxg, inverse[0], inverse[1], inverse[2], inverse[3], planes
+        )
+        interleave_row(count, planes, pixels, y * width * STRIDE)
+
+
+# --- the matrices of a row: both expansions at the present field ---
+
+
+@row
+def tap_row(y, height, width, count, u, v, taps, w00, w01, w10, w11, shares):
+    """Where the four pixels around each position x + u begin, and their weights.
+
+    Where not all four are in the frame, the weights and the share are 0.
+    """
+    right, bottom, here = np.float32(width - 1), np.float32(height - 1), np.float32(y)
+    for x in range(count):
+        at_x, at_y = np.float32(np.int32(x)) + u[x], here + v[x]
+        left, top = np.floor(at_x), np.floor(at_y)
+        inside = (left >= ZERO) & (left < right) & (top >= ZERO) & (top < bottom)
+        column, line = np.int32(left if inside else ZERO), np.int32(top if inside else ZERO)
+        taps[x] = np.int32(np.int32(line * np.int32(width)) + column) * np.int32(STRIDE)
+        share = ONE if inside else ZERO
+        along = at_x - left if inside else ZERO
+        down = at_y - top if inside else ZERO
+        w11[x] = along * down
+        w01[x] = along * (share - down)
+        w10[x] = down - along * down
+        w00[x] = (share - down) - along * (share - down)
+        shares[x] = share
+
+
+@row
+def compare_row(count, first, start, second, line, taps, w00, w01, w10, w11, shares, terms):
+    for x in range(0, count, LANES):
+        compare_eight(first, start, second, line, taps, w00, w01, w10, w11, shares, x, terms, count)
+
+
+@row
+def matrix_row(count, u, v, terms, edge, g11, g12, g22, h1, h2):
+    """The equations of a row, whose blurred sums G (v, u) = h give the field.
+
+    `edge` is the weight of each pixel.
+    """
+    for x in range(count):
+        weight = edge[x]
+        yy, xx, xy = terms[2, x] * weight, terms[3, x] * weight, terms[4, x] * weight
+        down = terms[0, x] * weight + (yy * v[x] + xy * u[x])
+        along = terms[1, x] * weight + (xy * v[x] + xx * u[x])
+        g11[x] = yy * yy + xy * xy
+        g12[x] = (yy + xx) * xy
+        g22[x] = xx * xx + xy * xy
+        h1[x] = yy * down + xy * along
+        h2[x] = xy * down + xx * along
+
+
+# --- the window and the field of a row ---
+
+
+@pixel
+def mix(w, center, one, two, three, four, five):
+    """A pixel under the window: its center, and the sums of the pairs around it."""
+    return center * w[0] + one * w[1] + two * w[2] + three * w[3] + four * w[4] + five * w[5]
+
+
+@row
+def blur_down(
+    count, weights, r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10, r11, r12, r13, b0, b1, b2, b3
+):
+    """Four rows under the window: b0 to b3, of 14 rows that lie one below the other."""
+    w = weights[0], weights[1], weights[2], weights[3], weights[4], weights[5]
+    for x in range(count):
+        a0, a1, a2, a3, a4, a5, a6 = r0[x], r1[x], r2[x], r3[x], r4[x], r5[x], r6[x]
+        a7, a8, a9, a10, a11, a12, a13 = r7[x], r8[x], r9[x], r10[x], r11[x], r12[x], r13[x]
+        b0[x] = mix(w, a5, a4 + a6, a3 + a7, a2 + a8, a1 + a9, a0 + a10)
+        b1[x] = mix(w, a6, a5 + a7, a4 + a8, a3 + a9, a2 + a10, a1 + a11)
+        b2[x] = mix(w, a7, a6 + a8, a5 + a9, a4 + a10, a3 + a11, a2 + a12)
+        b3[x] = mix(w, a8, a7 + a9, a6 + a10, a5 + a11, a4 + a12, a3 + a13)
+
+
+@pixel
+def pairs(sums, at, k):
+    return sums[at - np.uintp(k)] + sums[at + np.uintp(k)]
+
+
+@pixel
+def blur_along(w, s, x):
+    at = np.uintp(x) + np.uintp(BESIDE)
+    return mix(
+        w, s[at], pairs(s, at, 1), pairs(s, at, 2), pairs(s, at, 3), pairs(s, at, 4),
+        pairs(s, at, 5),
+    )  # fmt: skip
+
+
+@row
+def solve_row(count, s11, s12, s22, t1, t2, weights, u, v):
+    """The field of a row: the solution of its 2 x 2 equations, their sums blurred along the row."""
+    w = weights[0], weights[1], weights[2], weights[3], weights[4], weights[5]
+    for x in range(count):
+        g11, g12, g22 = blur_along(w, s11, x), blur_along(w, s12, x), blur_along(w, s22, x)
+        h1, h2 = blur_along(w, t1, x), blur_along(w, t2, x)
+        inverse = ONE / (g11 * g22 - g12 * g12 + REGULARIZATION)
+        u[x] = (g11 * h2 - g12 * h1) * inverse
+        v[x] = (g22 * h1 - g12 * h2) * inverse
+
+
+# --- a level ---
+
+
+@whole
+def solve_level(flow, first, second, width, edges, window, iterations):
+    """The field of one level, in place: `flow` holds its start, then its result.
+
+    flow: float32 (2, H, columns(width)), u and v. first, second: expansions, as `expand` gives
+    them. edges: float32 (min(H, 11), columns), the weights of the five upper rows, of those between
+    and of the five lower rows. window: float32 (HALF + 1,), a Gaussian from its center outward.
+    Does not hold the GIL.
+
+    One pass an iteration: the matrices of a row are made just before the window reaches it, a ring
+    keeps those of the window, and a row is solved once its own matrices are made.
+    """
+    height, count = flow.shape[1:]
+    u, v = flow[0], flow[1]
+    line = width * STRIDE
+    taps, weights = np.zeros(count, np.int32), np.zeros((5, count), np.float32)
+    terms = np.zeros((PLANES, count), np.float32)
+    ring = np.zeros((SLOTS, PLANES, count), np.float32)
+    sums = np.zeros((PLANES, BLOCK, count + 2 * BESIDE), np.float32)
+    for _ in range(iterations):
+        made = 0
+        for top in range(0, height, BLOCK):
+            while made < min(top + BLOCK + HALF, height):
+                tap_row(
+                    made, height, width, count, u[made], v[made], taps,
+                    weights[0], weights[1], weights[2], weights[3], weights[4],
+                )  # fmt: skip
+                compare_row(
+                    count, first, made * line, second, line, taps,
+                    weights[0], weights[1], weights[2], weights[3], weights[4], terms,
+                )  # fmt: skip
+                edge = edges[made if made < 6 else max(5, len(edges) - (height - made))]
+                g = ring[made % SLOTS]
+                matrix_row(count, u[made], v[made], terms, edge, g[0], g[1], g[2], g[3], g[4])
+                made += 1
+            for plane in range(PLANES):
+                blur_block(top, height, ring, plane, window, sums[plane])
+                repeat_edges(sums[plane], BESIDE, width, HALF)
+            for k in range(min(BLOCK, height - top)):
+                solve_row(
+                    count, sums[0, k], sums[1, k], sums[2, k], sums[3, k], sums[4, k], window,
+                    u[top + k], v[top + k],
+                )  # fmt: skip
+
+
+@pixel
+def ring_row(ring, y, height, plane):
+    """A plane's row of matrices; beyond the level, its nearest row."""
+    return ring[min(max(y, 0), height - 1) % SLOTS, plane]
+
+
+@whole
+def blur_block(top, height, ring, plane, window, sums):
+    """BLOCK rows of a plane under the window, from `top` on: sums (BLOCK, count + 2 BESIDE)."""
+    y = top - HALF
+    blur_down(
+        ring.shape[2],
+        window,
+        ring_row(ring, y, height, plane),
+        ring_row(ring, y + 1, height, plane),
+        ring_row(ring, y + 2, height, plane),
+        ring_row(ring, y + 3, height, plane),
+        ring_row(ring, y + 4, height, plane),
+        ring_row(ring, y + 5, height, plane),
+        ring_row(ring, y + 6, height, plane),
+        ring_row(ring, y + 7, height, plane),
+        ring_row(ring, y + 8, height, plane),
+        ring_row(ring, y + 9, height, plane),
+        ring_row(ring, y + 10, height, plane),
+        ring_row(ring, y + 11, height, plane),
+        ring_row(ring, y + 12, height, plane),
+        ring_row(ring, y + 13, height, plane),
+        sums[0, BESIDE:],
+        sums[1, BESIDE:],
+        sums[2, BESIDE:],
+        sums[3, BESIDE:],
+    )
+
+
+# --- the median of 5 x 5 pixels ---
+
+
+@intrinsic
+def sort_eight(typingctx, pixels, x, sorted, columns):
+    """Sort the five pixels from each of eight on, from `x`: sorted (5, columns)."""
+    signature = types.void(pixels, types.intp, sorted, types.intp)
+
+    def codegen(context, builder, signature, args):
+        source, target = pointers(context, builder, signature, args, (0, 2))
+        x, columns = args[1], args[3]
+        vectors, number = Vectors(builder), x.type
+        five = [[vectors.load(source, builder.add(x, number(k)))] for k in range(5)]
+        first = vectors.merge(five[0], five[1])
+        second = vectors.merge(five[2], vectors.merge(five[3], five[4]))
+        for k, values in enumerate(vectors.merge(first, second)):
+            vectors.store(values, target, builder.add(builder.mul(number(k), columns), x))
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def merge_eight(typingctx, one, other, x, merged, columns):
+    """Merge two rows of five sorted pixels for eight pixels, from `x` on: merged (10, columns)."""
+    signature = types.void(one, other, types.intp, merged, types.intp)
+
+    def codegen(context, builder, signature, args):
+        first, second, target = pointers(context, builder, signature, args, (0, 1, 3))
+        x, columns = args[2], args[4]
+        vectors, number = Vectors(builder), x.type
+        places = [builder.add(builder.mul(number(k), columns), x) for k in range(10)]
+        rows = [[vectors.load(base, place) for place in places[:5]] for base in (first, second)]
+        for place, values in zip(places, vectors.merge(*rows), strict=True):
+            vectors.store(values, target, place)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def median_eight(typingctx, upper, lower, above, below, x, high, low, columns):
+    """The medians of two rows for eight pixels, from `x` on: high and low (columns,).
+
+    upper and lower: the pixels of two and two rows merged, which both windows hold; above and
+    below: those of the row that only the higher or the lower window holds, sorted.
+    """
+    signature = types.void(
+        upper, lower, above, below, types.intp, high, low, types.intp,
+    )  # fmt: skip
+
+    def codegen(context, builder, signature, args):
+        two, more, first, second, over, under = pointers(
+            context, builder, signature, args, (0, 1, 2, 3, 5, 6)
+        )
+        x, columns = args[4], args[7]
+        vectors, number = Vectors(builder), x.type
+        places = [builder.add(builder.mul(number(k), columns), x) for k in range(10)]
+        both = [[vectors.load(base, place) for place in places] for base in (two, more)]
+        # of 20 pixels and five, the 13th in order is one of the five or of the 8th to the 13th
+        middle = vectors.merge(*both)[7:13]
+        for base, target in ((first, over), (second, under)):
+            five = [vectors.load(base, place) for place in places[:5]]
+            vectors.store(vectors.merge(middle, five)[5], target, x)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@row
+def sort_row(count, pixels, sorted):
+    for x in range(0, count, LANES):
+        sort_eight(pixels, x, sorted, count)
+
+
+@row
+def merge_rows(count, one, other, merged):
+    for x in range(0, count, LANES):
+        merge_eight(one, other, x, merged, count)
+
+
+@row
+def median_rows(count, upper, lower, above, below, high, low):
+    for x in range(0, count, LANES):
+        median_eight(upper, lower, above, below, x, high, low, count)
+
+
+@whole
+def median(plane, width, field):
+    """The median of 5 x 5 pixels around each pixel of a plane, its edge repeated.
+
+    plane: float32 (H, columns(width)). field, the result: float32 (H, width). Two rows at once: the
+    sorted pixels of each row are made once, and those of two rows merged once.
+    """
+    height, count = plane.shape
+    wide = np.zeros(count + 4, np.float32)
+    sorted = np.zeros((8, 5, count), np.float32)  # of row y in y % 8
+    merged = np.zeros((2, 10, count), np.float32)
+    rows = np.zeros((2, count), np.float32)
+    made = 0
+    for y in range(0, height, 2):
+        while made < min(y + 4, height):
+            wide[2 : 2 + width] = plane[made, :width]
+            wide[0] = wide[1] = plane[made, 0]
+            wide[2 + width] = wide[3 + width] = plane[made, width - 1]
+            sort_row(count, wide, sorted[made % 8])
+            made += 1
+        last = height - 1
+        upper, lower = merged[y // 2 % 2], merged[(y // 2 + 1) % 2]
+        if y == 0:
+            merge_rows(count, sorted[0], sorted[0], upper)
+        merge_rows(count, sorted[min(y + 1, last) % 8], sorted[min(y + 2, last) % 8], lower)
+        above, below = sorted[max(y - 2, 0) % 8], sorted[min(y + 3, last) % 8]
+        median_rows(count, upper, lower, above, below, rows[0], rows[1])
+        for k in range(min(2, height - y)):
+            field[y + k] = rows[k, :width]
+
+
+_line = types.float32[::1]
+_rows = types.float32[:, ::1]
+_cube = types.float32[:, :, ::1]
+_n, _f = types.int64, types.float32
+RESIZE = (_rows, _n, _f, _rows, _n)
+SHRINK = (types.uint8[:, ::1], _line, _rows, _n)
+EXPAND = (_rows, _n, _rows, _line, _line)
+SOLVE_LEVEL = (_cube, _line, _line, _n, _rows, _line, _n)
+MEDIAN = (_rows, _n, _rows)
+# The functions that are called from outside, and the types they are compiled for.
+ENTRIES = {
+    "resize": RESIZE,
+    "shrink": SHRINK,
+    "expand": EXPAND,
+    "solve_level": SOLVE_LEVEL,
+    "median": MEDIAN,
+}
