@@ -1,60 +1,99 @@
 """What the cores do beside a GPU, in processor time: a start, a frame and a training clip, by step.
 
-usage: python benchmarks/host.py [RECORDS] [--videos 10] [--rounds 5] [--json FILE]
+usage: python benchmarks/host.py [RECORDS] [--clip FILE] [--videos 10] [--rounds 5] [--json FILE]
+       python benchmarks/host.py --page docs/gpu.md
 
 Beside a plain script of cv2 and multiprocessing, and torch's DataLoader with a stack of 20 JPEGs.
 Takes flow records of any format, or makes its own from videos that it makes (340x256, DIS); planes
-of TV-L1 with bound 20 have 2 to 5 KB, and the table says what those at hand have. Steps take turns
-in one process, and medians count, so that their ratios hold on a busy machine. Prints a Markdown
-table, and what 16 cores would do if they did nothing else: that is reckoned, not measured.
+of TV-L1 with bound 20 have 2 to 5 KB, and the table says what those at hand have. No flow is
+computed: the plain script and the flow process have planes at hand. Steps take turns, and medians
+count, so that their ratios hold on a busy machine. Prints a Markdown table, and what cores could do
+that do nothing else: that is reckoned, not measured. With --page both are written into the page,
+of the reports in results/: of a quiet machine, and of a busy one, whose virtual cores share
+physical ones.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from clips import run_benchmark
-from loader import BATCH, LENGTH, SIZE, STORES, PlainClips, make_source, open_clips, store_records
+import numpy as np
+import torch
+from clips import run_benchmark, write_json
+from loader import (
+    BATCH,
+    LENGTH,
+    SIZE,
+    STORES,
+    PlainClips,
+    make_source,
+    open_clips,
+    open_split,
+    store_records,
+)
 from torch.utils.data import default_collate
 
 from flowkit._cv2 import cv2
+from flowkit.data.augment import Augmentation
 from flowkit.data.datasets import Collate, start_worker
 from flowkit.data.kept_memory import KeptMemory
+from flowkit.data.stacks import StackForm
 from flowkit.records import formats
 from flowkit.records.layout import Storage
 from flowkit.records.reading import find_records, open_record
 from flowkit.records.writing import RecordWriter
 from flowkit.series import Series
 from flowkit.synthetic import write_videos
-from flowkit.training.loading import PIECE
+from flowkit.training.loading import PIECE, PassLoader
+from flowkit.training.sampling import MicroBatches, StepClips, Task
 from flowkit.video.reading import open_video
 
+PROJECT = Path(__file__).parents[1]
+RESULTS = Path(__file__).with_name("results")
+REPORTS = ("host-cpu.json", "host-cpu-busy.json")
+FROM, TO = "<!-- From here on written by benchmarks/host.py. -->\n", "<!-- To here. -->\n"
 CORES = 16
+FRAMES_PER_S, CLIPS_PER_S = 3000, 3600  # what is asked of that machine: to packs, of JPEG planes
 BOUND = 20.0  # px
 FORWARD = Series("forward", 1)
+COPIES = 4  # of the clip, for a whole command
+PASSES = 6  # of 256 clips, of a loader
+WORKER = "a loader's worker, all of it"
+RECKONED = """\
+Planes have {bytes:,} bytes. What {cores} such cores and one GPU can do is reckoned from the table,
+not measured, for cores that do nothing else:
+"""
 PLAIN = """
-import multiprocessing, sys
+import multiprocessing, pathlib, sys
 import cv2, numpy
 def work(path):
-    video, flow = cv2.VideoCapture(path), cv2.DISOpticalFlow_create()
-    _, before = video.read()
+    planes, video, number = numpy.load(sys.argv[1]), cv2.VideoCapture(str(path)), 0
+    out = pathlib.Path(sys.argv[2], path.stem)
+    out.mkdir(parents=True)
     while (read := video.read())[0]:
-        pair = [cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) for frame in (before, read[1])]
-        for plane in cv2.split(flow.calc(*pair, None)):
-            cv2.imencode(".jpg", numpy.clip(plane * 6.4 + 128, 0, 255).astype(numpy.uint8))
-        before = read[1]
+        number += 1
+        frame = cv2.resize(read[1], planes.shape[:0:-1])
+        cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+        cv2.imwrite(f"{out}/img_{number:05d}.jpg", frame)
+        for name, plane in zip("xy", planes):
+            quality = [cv2.IMWRITE_JPEG_QUALITY, 90]
+            cv2.imwrite(f"{out}/flow_{name}_{number:05d}.jpg", plane, quality)
 with multiprocessing.Pool(1) as pool:
-    pool.map(work, sys.argv[1:])
+    pool.map(work, sorted(pathlib.Path(sys.argv[3]).iterdir()))
 """
 
 
@@ -73,58 +112,97 @@ def process_ms(call: Callable[[], Any]) -> float:
     return 1000 * (time.process_time() - begin)
 
 
-def medians(steps: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+def medians(steps: dict[Any, Callable[[], float]], rounds: int) -> dict[Any, float]:
     """The median of what each step says, after one that does not count; the steps take turns."""
     told = [{name: step() for name, step in steps.items()} for _ in range(rounds + 1)][1:]
     return {name: round(statistics.median(one[name] for one in told), 3) for name in steps}
 
 
-def starts(folder: Path, video: Path, rounds: int) -> dict[str, float]:
-    """Whole commands on one small video, s: the same flow, DIS, to planes."""
-    script, out = folder / "plain.py", folder / "started"
+def whole_commands(folder: Path, planes: np.ndarray, clip: Path, rounds: int) -> dict[str, Any]:
+    """Commands on one small video, s, and what a frame of further ones adds to them, ms."""
+    folder.mkdir()
+    script, stored = folder / "plain.py", folder / "planes.npy"
     script.write_text(PLAIN)
-    own = [sys.executable, "-m", "flowkit_cli.main", "extract", str(video), "--out", str(out)]
-    own += ["--method", "dis", "--no-rgb", "--bound", "20", "-j", "1", "--overwrite"]
-    return medians(
-        {
-            "the plain script": lambda: command_s([sys.executable, str(script), str(video)]),
-            "flowkit extract": lambda: command_s(own),
+    np.save(stored, planes)
+    small, large = folder / "small", folder / "large"
+    [video, *_] = [one.path for one in write_videos(folder / "made", videos_per_class=1)]
+    for videos, source, count in ((small, video, 1), (large, clip, COPIES)):
+        videos.mkdir()
+        for number in range(count):
+            shutil.copy(source, videos / f"{number}{source.suffix}")
+    height, width = planes.shape[1:]
+    pretended = [sys.executable, str(PROJECT / "tests" / "pretended_gpu.py"), "InstantFarneback"]
+    options = ["--gpu", "--method", "farneback", "--bound", str(BOUND), "-j", "1"]
+    options += ["--resize", f"{width}x{height}", "--out"]
+    numbers = itertools.count()
+
+    def out() -> str:  # not the same again: ext4 steps over inodes that were freed lately
+        return str(folder / f"out{next(numbers)}")
+
+    def extract(of: Path, *more: str) -> list[str]:
+        return [*pretended, "extract", str(of), *options, out(), *more]
+
+    commands = {
+        "the plain script": lambda of: [sys.executable, str(script), str(stored), out(), str(of)],
+        "extract --gpu": extract,
+        "extract --gpu --pack": lambda of: extract(of, "--pack"),
+    }
+    steps = {
+        (name, of.name): lambda command=command, of=of: command_s(command(of))
+        for name, command in commands.items()
+        for of in (small, large)
+    }
+    told = medians(steps, rounds)
+    more = COPIES * count_frames(clip) - count_frames(video)
+    return {
+        "start": {name: told[name, "small"] for name in commands},
+        "whole frame": {
+            name: round(1000 * (told[name, "large"] - told[name, "small"]) / more, 3)
+            for name in commands
         },
-        rounds,
-    )
+    }
+
+
+def count_frames(video: Path) -> int:
+    """The frames of a video."""
+    with open_video(video) as opened:
+        return sum(1 for _ in opened.frames())
 
 
 def write_ms(root: Path, frames: list[bytes], planes: list[list[bytes]], *, pack: bool) -> float:
     """Writing and committing a record whose files are encoded already, ms per frame."""
     storage = Storage(bound=BOUND, pack=pack)
+    id = f"record{len(list(root.glob('*')))}"  # not the same again, as above
 
     def write() -> None:
-        with RecordWriter(root, f"{pack}", storage, (FORWARD,)) as writer:
-            writer.size = (256, 340)
+        with RecordWriter(root, id, storage, (FORWARD,)) as writer:
             for index, frame in enumerate(frames):
-                writer.frame_count += 1
-                writer.checks[writer.images].add(frame)
-                writer._write([(writer.images % (index + 1), frame)], index, 0)
+                writer.add_image(frame, (256, 340))
                 if index:
                     writer.add_files(FORWARD, planes[index % len(planes)], [(-BOUND, BOUND)] * 2)
-            writer.commit({"fps": 25.0, "request": storage.identity()}, overwrite=True)
+            writer.commit({"fps": 25.0, "request": storage.identity()})
 
     return process_ms(write) / len(frames)
 
 
-def frame_steps(folder: Path, video: Path, records: Path, rounds: int) -> dict[str, float]:
-    """The steps of a frame in a worker of ``extract --gpu``, ms; the flow itself is the GPU's."""
-    images = list(open_video(video).frames())
-    width, height = map(int, SIZE.split("x"))
-    scaled = [cv2.resize(image, (width, height)) for image in images]
+def read_planes_of(records: Path) -> list[list[np.ndarray]]:
+    """The planes of the first fields of the first record below a folder, x and y of each."""
     record = open_record(next(find_records(records)))
     series = record.series[0]
-    wanted = list(range(min(series.count, 50)))
-    files = record.read_fields(series, wanted)
-    pairs = [
+    files = record.read_fields(series, list(range(min(series.count, 50))))
+    return [
         formats.decode_planes(data, record.format, record.size, where=where)
         for data, where in files
     ]
+
+
+def frame_steps(
+    folder: Path, clip: Path, pairs: list[list[np.ndarray]], rounds: int
+) -> dict[str, float]:
+    """The steps of a frame in a worker of ``extract --gpu``, ms; the flow itself is the GPU's."""
+    images = list(open_video(clip).frames())
+    width, height = map(int, SIZE.split("x"))
+    scaled = [cv2.resize(image, (width, height)) for image in images]
     planes = [formats.encode_planes(pair, "jpg") for pair in pairs]
     frames = [formats.encode_image(image, "jpg", 95) for image in scaled]
 
@@ -132,7 +210,7 @@ def frame_steps(folder: Path, video: Path, records: Path, rounds: int) -> dict[s
         return lambda: process_ms(lambda: [call(item) for item in items]) / len(items)
 
     steps = {
-        "decode": lambda: process_ms(lambda: list(open_video(video).frames())) / len(images),
+        "decode": lambda: process_ms(lambda: list(open_video(clip).frames())) / len(images),
         "resize": per(images, lambda image: cv2.resize(image, (width, height))),
         "rgb JPEG": per(scaled, lambda image: formats.encode_image(image, "jpg", 95)),
         "two plane JPEGs": per(pairs, lambda pair: formats.encode_planes(pair, "jpg")),
@@ -143,7 +221,7 @@ def frame_steps(folder: Path, video: Path, records: Path, rounds: int) -> dict[s
 
 
 def clip_steps(root: Path, rounds: int) -> dict[str, float]:
-    """A training clip in a loader's worker, ms: all of it for each way of storing, and its read."""
+    """A training clip in a loader's worker, by step, for each way of storing, ms."""
     steps: dict[str, Callable[[], float]] = {}
     plain, turn = PlainClips(root / "jpg folder"), iter(range(0, BATCH * 1000, PIECE))
 
@@ -157,68 +235,148 @@ def clip_steps(root: Path, rounds: int) -> dict[str, float]:
         clips, _ = open_clips(root, name)
         collate = Collate(KeptMemory(1, 2, PIECE * (2 * LENGTH * 256 * 256 + 64)))
 
-        def piece(clips: Any = clips, collate: Collate = collate) -> float:
-            first = next(turn)
-            made = [clips[draw] for draw in range(first, first + PIECE)]
-            return process_ms(lambda: collate(made)) / PIECE
-
         def draw(clips: Any = clips) -> float:
             first = next(turn)
             return process_ms(lambda: [clips[n] for n in range(first, first + PIECE)]) / PIECE
 
         def read(clips: Any = clips) -> float:
-            drawn = [clips[n]["temporal"] for n in range(PIECE)]
-            made = [one for some in drawn for one in some]
-            files = lambda record, clip: record.read_fields(  # noqa: E731
-                record.series[0], clip.fields(record.field_count())
-            )
-            return process_ms(lambda: [files(one.record, one.clip) for one in made]) / PIECE
+            some = drawn(clips, next(turn))
+            return process_ms(lambda: [files_of(*one) for one in some]) / PIECE
 
-        steps |= {f"{name}: draw": draw, f"{name}: read": read, f"{name}: all but draw": piece}
+        def decode(clips: Any = clips) -> float:
+            read = [(one[0], files_of(*one)) for one in drawn(clips, next(turn))]
+            return process_ms(lambda: [decode_alone(*one) for one in read]) / PIECE
+
+        def piece(clips: Any = clips, collate: Collate = collate) -> float:
+            first = next(turn)
+            made = [clips[draw] for draw in range(first, first + PIECE)]
+            return process_ms(lambda: collate(made)) / PIECE
+
+        steps |= {f"{name}: draw": draw, f"{name}: read": read, f"{name}: decode alone": decode}
+        steps[f"{name}: read, decode, mean, crop"] = piece
     return medians(steps, rounds)
 
 
-def show(report: dict[str, Any]) -> None:
-    """The table, and the reckoning."""
-    print("| | processor time |\n|---|---|")
-    for title, unit in (("start", "s"), ("frame", "ms"), ("clip", "ms")):
-        for name, value in report[title].items():
-            print(f"| {title}: {name} | {value} {unit} |")
-    frame, clip = report["frame"], report["clip"]
-    common = sum(value for name, value in frame.items() if not name.startswith("write"))
-    print(f"\n{report['bytes_a_plane']:,} bytes per plane. Reckoned, {CORES} such cores alone:")
-    for kind in ("folder", "pack"):
-        rate = 1000 * CORES / (common + frame[f"write to a {kind}"])
-        print(f"* {rate:,.0f} frames/s to {kind}s")
-    for name in STORES:
-        one = clip[f"{name}: draw"] + clip[f"{name}: all but draw"]
-        print(f"* {1000 * CORES / one:,.0f} clips/s of {2 * LENGTH} planes from a {name}")
+def drawn(clips: Any, first: int) -> list[tuple[Any, Any]]:
+    """The record and the clip of each of a piece's draws."""
+    samples = [clips[number]["temporal"] for number in range(first, first + PIECE)]
+    return [(one.record, one.clip) for sample in samples for one in sample.clips]
+
+
+def files_of(record: Any, clip: Any) -> list[Any]:
+    """The bytes of the files of a clip's fields."""
+    return record.read_fields(record.series[0], clip.fields(record.field_count()))
+
+
+def decode_alone(record: Any, files: list[Any]) -> None:
+    """Decode a clip's files as the libraries do it, and keep nothing."""
+    from lz4.frame import decompress
+
+    for data, _ in files:
+        for one in data:
+            if record.format == "lz4":
+                decompress(one)
+            else:
+                cv2.imdecode(np.frombuffer(one, np.uint8), cv2.IMREAD_GRAYSCALE)
+
+
+def loader_ms(root: Path, name: str) -> dict[str, float]:
+    """A clip of a training's own loader with two workers, ms: theirs and its consumer's part.
+
+    The workers' includes their start and the first touch of their memory.
+    """
+    task = Task("main", *open_split(root, name))
+    inputs = {"temporal": StackForm(LENGTH)}
+    steps = StepClips([task], inputs, augmentation=Augmentation(), seed=0)
+    steps.send_planes()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    passes = MicroBatches(0, PASSES, BATCH, BATCH, 0, 1)
+    with (
+        closing(PassLoader(steps, BATCH, torch.device("cpu"), 2)) as loader,
+        loader.reading(passes) as batches,
+    ):
+        took = process_ms(lambda: [None for _ in batches])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    workers = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    count = PASSES * BATCH
+    return {
+        f"{name}: {WORKER}": round(1000 * workers / count, 3),
+        f"{name}: the one process that trains": round(took / count, 3),
+    }
+
+
+def table(*reports: dict[str, Any]) -> str:
+    """The table, a column for each report, and what is reckoned from it, as Markdown."""
+    loads = [" to ".join(map(str, one["load_average"])) for one in reports]
+    lines = ["| | " + " | ".join(f"processor time, load {load}" for load in loads) + " |"]
+    lines.append("|---" * (len(reports) + 1) + "|")
+    for title in ("start", "whole frame", "frame", "clip"):
+        unit = "s" if title == "start" else "ms"
+        for name in reports[0][title]:
+            cells = " | ".join(f"{one[title][name]} {unit}" for one in reports)
+            lines.append(f"| {title}: {name} | {cells} |")
+    lines += ["", RECKONED.format(bytes=reports[0]["bytes_a_plane"], cores=CORES)]
+    rates = [
+        ("frames/s to folders", "whole frame", "extract --gpu", None),
+        ("frames/s to packs", "whole frame", "extract --gpu --pack", FRAMES_PER_S),
+    ]
+    for store, asked in zip(STORES, (CLIPS_PER_S, CLIPS_PER_S, None), strict=True):
+        what = f"clips/s of {2 * LENGTH} planes from {store}s"
+        rates.append((what, "clip", f"{store}: {WORKER}", asked))
+    for what, title, name, asked in rates:
+        times = [one[title][name] for one in reports]
+        line = f"* {' to '.join(f'{1000 * CORES / ms:,.0f}' for ms in times)} {what}"
+        if asked:
+            cores = " to ".join(f"{asked * ms / 1000:.1f}" for ms in times)
+            line += f"; {asked:,} take {cores} cores"
+        lines.append(line)
+    return "\n".join([*lines, ""])
+
+
+def write_page(page: Path) -> None:
+    """Write the table of the stored reports between the marks in `page`."""
+    stored = [RESULTS / name for name in REPORTS if (RESULTS / name).exists()]
+    told = table(*(json.loads(report.read_text()) for report in stored))
+    before, _, rest = page.read_text(encoding="utf-8").partition(FROM)
+    page.write_text(f"{before}{FROM}\n{told}\n{TO}{rest.partition(TO)[2]}", encoding="utf-8")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is measured, by the titles of the table."""
+    start_worker(0)
+    load = [round(os.getloadavg()[0], 1)]
+    with tempfile.TemporaryDirectory(prefix="flowkit-") as name:
+        root = Path(name)
+        records = options.records or make_source(root / "made")
+        clip = options.clip or next(iter(write_videos(root / "clip", videos_per_class=1))).path
+        stored = store_records(records, root, options.videos, BOUND)
+        pairs = read_planes_of(root / "lz4 pack")
+        report = {"bytes_a_plane": stored["bytes_a_field"]["jpg pack"] // 2}
+        report |= whole_commands(root / "commands", np.stack(pairs[0]), clip, options.rounds)
+        report["frame"] = frame_steps(root, clip, pairs, options.rounds)
+        report["clip"] = clip_steps(root, options.rounds)
+        for store in STORES:
+            report["clip"] |= loader_ms(root, store)
+    return report | {"load_average": [*load, round(os.getloadavg()[0], 1)]}
 
 
 def main() -> None:
-    """Make the records, run, print the table, write the JSON."""
+    """Make the records, run, print the table, write the JSON; or write the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("records", nargs="?", type=Path, help="a folder of flow records")
+    parser.add_argument("--clip", type=Path, help="a video; else a small one is made")
     parser.add_argument("--videos", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--page", type=Path, help="write the table of the stored reports into it")
     options = parser.parse_args()
-    start_worker(0)
-    with tempfile.TemporaryDirectory(prefix="flowkit-") as name:
-        root = Path(name)
-        [video, *_] = [one.path for one in write_videos(root / "videos", videos_per_class=1)]
-        stored = store_records(
-            options.records or make_source(root / "made"), root, options.videos, BOUND
-        )
-        report = {
-            "bytes_a_plane": stored["bytes_a_field"]["jpg pack"] // 2,
-            "start": starts(root, video, options.rounds),
-            "frame": frame_steps(root, video, root / "lz4 pack", options.rounds),
-            "clip": clip_steps(root, options.rounds),
-        }
-    show(report)
+    if options.page:
+        write_page(options.page)
+        return
+    report = measure(options)
+    print(table(report))
     if options.json:
-        options.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(options.json, report)
 
 
 if __name__ == "__main__":

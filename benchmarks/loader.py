@@ -128,13 +128,16 @@ def open_clips(root: Path, name: str) -> tuple[Dataset[Any], Callable[[list], An
     """The data set of a reader and its collation."""
     if name == "plain":
         return PlainClips(root / "jpg folder"), default_collate
+    inputs = {"temporal": StackForm(LENGTH)}
+    return TrainingClips(*open_split(root, name), inputs=inputs, as_planes=True), collate
+
+
+def open_split(root: Path, name: str) -> tuple[Split, RecordFolder]:
+    """All records of a store as videos to train on, and their folder."""
     folder = RecordFolder(root / name)
     videos = tuple(Video(id, id.split("/")[0], id) for id in folder.find())
     classes = tuple(sorted({video.class_name for video in videos}))
-    split = Split("benchmark", classes, videos, (), ())
-    return TrainingClips(
-        split, folder, inputs={"temporal": StackForm(LENGTH)}, as_planes=True
-    ), collate
+    return Split("benchmark", classes, videos, (), ()), folder
 
 
 def serve(pipe: Connection, root: Path, name: str, batch: int) -> None:
