@@ -3,7 +3,7 @@
 usage: python benchmarks/slurm.py [array|srun|dask ...] [--frames 240] [--json FILE]
 
 Starts munged, slurmctld and slurmd (Debian: slurm-wlm, munge) for this run alone, with their files
-and ports of their own, as the user who calls, and ends them. On videos that it makes:
+and ports of their own, and ends them; so far run as root. On videos that it makes:
 
 * an array of eight tasks, `--shard slurm`; two of them are cancelled while they work; these two are
   submitted again with `--shard slurm/8`. Every record has the bytes that one run without SLURM

@@ -5,8 +5,8 @@ usage: python benchmarks/stores.py [--videos 2000] [--keys 1000000] [--json FILE
 Starts moto's S3 server (pip install 'flowkit-video[test]'), puts so many small videos into a bucket
 and runs `flowkit extract` from there to another, with two workers and DIS. Looks at the resident
 memory of the client and of its children all the while; the table has the most of each tenth of the
-run. Then a server that lists so many keys, a thousand a page, is listed through
-`flowkit.stores.objects` (nothing kept) and `find_videos` (a source of each).
+run. Then a file system of fsspec that has so many keys is listed (nothing of them is kept),
+searched for videos (a source of each is kept), and planned. 0 videos leave the first part out.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlsplit
 
 import psutil
 
@@ -30,25 +28,58 @@ sys.path.append(str(ROOT / "tests"))
 from made_stores import running_store  # noqa: E402
 from made_videos import moving_texture, write_video  # noqa: E402
 
-PAGE = 1000  # keys a page, as S3 lists them
 WATCH_S = 0.2
 TENTHS = 10
 
 LIST = """
-import resource, sys, time
+import gc, resource, sys, time
+import fsspec
+from flowkit.extraction.plan import plan
+from flowkit.extraction.request import Request
+from flowkit.flow.methods import make_method
+from flowkit.records.layout import Storage
 from flowkit.stores.objects import list_objects
-from flowkit.stores.urls import Access, parse_url
+from flowkit.stores.urls import parse_url
 from flowkit.video.sources import find_videos
-what, address = sys.argv[1:]
-url = parse_url("s3://bucket/videos", Access((("endpoint_url", address),)))
+
+KEYS, PER_FOLDER = int(sys.argv[1]), 1000
+
+class Keys(fsspec.AbstractFileSystem):
+    "So many keys, a thousand in a folder, none of which is anywhere in memory."
+    protocol = "keys"
+
+    def ls(self, path, detail=True, **_):
+        folder = path.strip("/").split("/")[2:]
+        if not folder:
+            folders = range(-(-KEYS // PER_FOLDER))
+            return [{"name": f"{path}/c_{k:04d}", "type": "directory"} for k in folders]
+        first = int(folder[0][2:]) * PER_FOLDER
+        keys = range(first, min(first + PER_FOLDER, KEYS))
+        facts = {"type": "file", "size": 123_456}
+        return [{"name": f"{path}/v_{k:07d}.mp4", "ETag": f"{k:032x}", **facts} for k in keys]
+
+def memory():
+    now = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, now / 2**20
+
+def tell(what, count, start):
+    gc.collect()
+    most, now = (after - before for before, after in zip(at_first, memory()))
+    print(what, count, most, now, time.process_time() - start, flush=True)
+
+fsspec.register_implementation("keys", Keys)
+url = parse_url("keys://bucket/videos")
 next(list_objects(url))  # libraries are loaded
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
-if what == "listed":
-    count = sum(1 for _ in list_objects(url))
-else:
-    count = len(find_videos([url]).sources)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(count, (after - before) / 1024, time.monotonic() - start)
+request = Request(make_method("dis"), storage=Storage(pack=True))
+at_first = memory()
+start = time.process_time()
+tell("listed", sum(1 for _ in list_objects(url)), start)
+start = time.process_time()
+sources = find_videos([url]).sources
+tell("found", len(sources), start)
+start = time.process_time()
+todo = plan(sources, parse_url("memory://nothing-there"), request)
+tell("planned", len(todo), start)
 """
 
 
@@ -60,21 +91,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     found = {"videos": asked.videos, "keys": asked.keys}
-    with running_store() as store:
-        found["tenths"] = watch_run(store, asked.videos)
-    print(f"| of {asked.videos:,} videos | client, MB | largest worker, MB |\n|---|---|---|")
-    for tenth, (client, worker) in enumerate(found["tenths"], 1):
-        print(f"| {tenth} of {TENTHS} | {client:.0f} | {worker:.0f} |")
-    environment = store.environment()
-    with listing(asked.keys) as address:
-        for what in ("listed", "found"):
-            command = [sys.executable, "-c", LIST, what, address]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if done.returncode:
-                sys.exit(done.stderr)
-            count, megabytes, seconds = map(float, done.stdout.split())
-            found[what] = {"keys": int(count), "mb": megabytes, "seconds": seconds}
-            print(f"{int(count):,} keys {what}: {megabytes:.0f} MB more, {seconds:.0f} s")
+    if asked.videos:
+        with running_store() as store:
+            found["tenths"] = watch_run(store, asked.videos)
+        print(f"| of {asked.videos:,} videos | client, MB | largest worker, MB |\n|---|---|---|")
+        for tenth, (client, worker) in enumerate(found["tenths"], 1):
+            print(f"| {tenth} of {TENTHS} | {client:.0f} | {worker:.0f} |")
+    command = [sys.executable, "-c", LIST, str(asked.keys)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr)
+    print(f"| {asked.keys:,} keys | most, MB | kept, MB | s of processor time |\n|---|---|---|---|")
+    for line in done.stdout.splitlines():
+        what, count, *figures = line.split()
+        most, kept, seconds = map(float, figures)
+        found[what] = {"keys": int(count), "mb": most, "kept_mb": kept, "processor_s": seconds}
+        print(f"| {what} | {most:.0f} | {kept:.0f} | {seconds:.0f} |")
     if asked.json:
         asked.json.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -122,49 +154,6 @@ def watch_run(store, count: int) -> list[tuple[float, float]]:
         own = [(client, worker) for at, client, worker in seen if first <= at <= last and worker]
         tenths.append((max(c for c, _ in own), max(w for _, w in own)) if own else (0.0, 0.0))
     return tenths
-
-
-class listing:
-    """The address of a server that lists so many keys, until the block ends."""
-
-    def __init__(self, keys: int) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                query = parse_qs(urlsplit(self.path).query)
-                first = int(query.get("continuation-token", ["0"])[0])
-                last = min(first + PAGE, keys)
-                items = "".join(
-                    f"<Contents><Key>videos/{k // 1000:04d}/v_{k:07d}.mp4</Key>"
-                    f'<ETag>"{k:032x}"</ETag><Size>{k}</Size></Contents>'
-                    for k in range(first, last)
-                )
-                more = f"<NextContinuationToken>{last}</NextContinuationToken>" * (last < keys)
-                truncated = "true" if last < keys else "false"
-                body = (
-                    '<?xml version="1.0"?><ListBucketResult '
-                    'xmlns="http://s3.amazonaws.com/doc/2006-03-01/">'
-                    f"<IsTruncated>{truncated}</IsTruncated>{items}{more}</ListBucketResult>"
-                ).encode()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-
-    def __enter__(self) -> str:
-        self.thread.start()
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
-
-    def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
 
 
 if __name__ == "__main__":

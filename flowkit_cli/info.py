@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowkit.stores.urls import Place
+from flowkit.stores.urls import Place, Url
 from flowkit_cli import output
 from flowkit_cli.options import json_option
 from flowkit_cli.store_options import PlacePath, store_options
@@ -44,7 +44,10 @@ def info(records: tuple[Place, ...], as_json: bool) -> None:
             before = len(paths)
             paths += find_records(given)
             if len(paths) == before:
-                raise RecordError(f"{given}: no flow records there: flowkit extract makes them")
+                raise RecordError(
+                    f"{given}: no flow records there: flowkit extract makes them",
+                    absent=isinstance(given, Url),  # a store has no empty folders
+                )
         except FlowkitError as error:
             if error.absent:  # which stops before the first line
                 raise

@@ -49,7 +49,10 @@ class RecordFolder:
         else:
             places = list(find_foreign(self.root, layout=self.layout))
         if not places:
-            raise RecordError(f"{self.root}: no flow records there: flowkit extract makes them")
+            raise RecordError(
+                f"{self.root}: no flow records there: flowkit extract makes them",
+                absent=isinstance(self.root, Url),  # a store has no empty folders
+            )
         found: dict[str, Place] = {}
         for place in places:
             id = relative_to(place, self.root).as_posix()

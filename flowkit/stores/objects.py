@@ -7,6 +7,7 @@ it before it forks.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
 from collections.abc import Iterator
@@ -183,6 +184,7 @@ def _system(url: Url) -> Any:
 
 def _open(url: Url) -> Any:
     settings = url.access.settings()
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL + 1)  # errors are told once, by `call`
     if url.scheme in S3:
         # Their own retries are nobody's to count: flowkit.stores.retries does all of it.
         settings["config_kwargs"] = {
@@ -201,7 +203,7 @@ def _open(url: Url) -> Any:
         raise InstallError(
             f"{url}: {url.scheme}:// needs a library that is not installed "
             f"({error.name or type(error).__name__}): pip install 'flowkit-video[s3]' for s3://, "
-            "gcsfs for gs://"
+            "'flowkit-video[gs]' for gs://"
         ) from None
     except (ValueError, TypeError) as error:
         kind = "an unknown kind of store" if isinstance(error, ValueError) else "unknown options"
