@@ -186,7 +186,6 @@ def score_hmax(
     name: str, split: Split, records: RecordFolder, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Score HMAX's features; what the JSON of the cell says."""
-    began = time.time()
     row, paper = HMAX_CELLS[name]
     scores = run_hmax(name, split, records, options.runs)
     for part, one in scores.items():
@@ -201,7 +200,6 @@ def score_hmax(
         "heldout": accuracy(scores["heldout"]),
         "split": split.name,
         "device": "CPU",
-        "seconds": round(time.time() - began),
     }
 
 
