@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -71,7 +72,7 @@ FRAMES_PER_S, CLIPS_PER_S = 3000, 3600  # what is asked of that machine: to pack
 BOUND = 20.0  # px
 FORWARD = Series("forward", 1)
 COPIES = 4  # of the clip, for a whole command
-PASSES = 6  # of 256 clips, of a loader
+PASSES, WARM_UP = 6, 4  # of 256 clips, of a loader; before they count
 WORKER = "a loader's worker, all of it"
 RECKONED = """\
 Planes have {bytes:,} bytes. What {cores} such cores and one GPU can do is reckoned from the table,
@@ -283,26 +284,37 @@ def decode_alone(record: Any, files: list[Any]) -> None:
 def loader_ms(root: Path, name: str) -> dict[str, float]:
     """A clip of a training's own loader with two workers, ms: theirs and its consumer's part.
 
-    The workers' includes their start and the first touch of their memory.
+    Passes that do not count come first, by which all of the workers' memory has been touched.
     """
     task = Task("main", *open_split(root, name))
     inputs = {"temporal": StackForm(LENGTH)}
     steps = StepClips([task], inputs, augmentation=Augmentation(), seed=0)
     steps.send_planes()
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    passes = MicroBatches(0, PASSES, BATCH, BATCH, 0, 1)
+    passes = MicroBatches(0, WARM_UP + 2 * PASSES, BATCH, BATCH, 0, 1)
     with (
         closing(PassLoader(steps, BATCH, torch.device("cpu"), 2)) as loader,
         loader.reading(passes) as batches,
     ):
-        took = process_ms(lambda: [None for _ in batches])
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    workers = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        for _ in range(WARM_UP):
+            next(batches)
+        before = children_s()
+        took = process_ms(lambda: [next(batches) is None for _ in range(PASSES)])
+        workers = children_s() - before
     count = PASSES * BATCH
     return {
         f"{name}: {WORKER}": round(1000 * workers / count, 3),
         f"{name}: the one process that trains": round(took / count, 3),
     }
+
+
+def children_s() -> float:
+    """The processor time of the children that live, s."""
+    fields = [
+        Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        for child in multiprocessing.active_children()
+    ]
+    ticks = sum(int(one[11]) + int(one[12]) for one in fields)  # utime and stime
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def table(*reports: dict[str, Any]) -> str:
