@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from flowkit.errors import FlowkitError, UsageError
-from flowkit.flow.methods import METHODS
+from flowkit.flow.methods import method_facts
 from flowkit.flow.stabilized import CAMERA_MATCHES, MOTIONS, Stabilization
 from flowkit.records.layout import FORMATS, LAYOUTS, written_layouts
 from flowkit.stores.urls import Place, Url
@@ -202,7 +202,7 @@ def extract(
     on_gpus = gpu or gpus is not None or method in GPU_METHODS.values()
     if on_gpus:
         method = _method_on_gpus(method)
-    if run.dask is not None and (on_gpus or METHODS[method].one_worker):
+    if run.dask is not None and (on_gpus or method_facts(method).one_worker):
         raise UsageError(
             f"--dask does not go with {'--gpu' if on_gpus else f'--method {method}'}: give each "
             "machine with GPUs a share of the videos by --shard I/N or slurm (docs/cluster.md)"
@@ -257,7 +257,7 @@ def extract(
 
 
 def _usual_workers(method: str, on_gpus: bool) -> int:
-    if METHODS[method].one_worker:
+    if method_facts(method).one_worker:
         return 1
     return math.ceil(cores() * (WORKERS_PER_CORE if on_gpus else 1))
 
@@ -299,7 +299,7 @@ def _method_on_gpus(method: str) -> str:
     if method not in (*GPU_METHODS, *GPU_METHODS.values()):
         without = (
             "it computes on the CPU"
-            if METHODS[method].runs_on == "cpu"
+            if method_facts(method).runs_on == "cpu"
             else "it finds a GPU by itself"
         )
         raise UsageError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import click
 
 from flowkit.errors import UsageError
 from flowkit.flow.method import FlowMethod
-from flowkit.flow.methods import METHODS, make_method, method_class
+from flowkit.flow.methods import METHODS, OWN, PROGRAM, make_method, method_class
 from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit_cli.store_options import PlacePath
 
@@ -134,6 +134,26 @@ failures_option = click.option(
 )
 
 
+class MethodName(click.Choice[str]):
+    """The name of a method in the table, or of one's own code, which holds a colon."""
+
+    def __init__(self, own_only: bool = False) -> None:
+        super().__init__(OWN if own_only else (*METHODS, *OWN))
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The name; a BadParameter for what is in no table and is no code's."""
+        return value if ":" in value else super().convert(value, param, ctx)
+
+
+parameter_option = click.option(
+    "--parameter",
+    "own_parameters",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A parameter of the class that --method MODULE:CLASS names.",
+)
+
+
 class MethodCommand(click.Command):
     """A command with the options of `method_options`; its help lists them by method, last."""
 
@@ -167,12 +187,14 @@ def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
         "tvl1 is quicker, but misses OpenCV's own regression test: 93% of the pixels of its scene "
         "within 0.1 px, where it asks for 95% (docs/tvl1.md).",
     )(command)
+    command = parameter_option(command)
     return click.option(
         "--method",
-        type=click.Choice(tuple(METHODS)),
+        type=MethodName(),
         default="tvl1",
         show_default=True,
-        help="The flow.",
+        help="The flow: one of these, a class of your own by its module, or a program that reads "
+        "pairs of images and writes fields (docs/methods.md).",
     )(command)
 
 
@@ -181,7 +203,7 @@ def chosen_method(method: str, preset: str | None, options: dict[str, Any]) -> F
 
     click.UsageError for a parameter of another method than the chosen one.
     """
-    parameters = {}
+    parameters = read_own_parameters(method, options.get("own_parameters", ()))
     for name, value in options.items():
         prefix = _prefix(name)
         if prefix is None or value is None:
@@ -190,6 +212,25 @@ def chosen_method(method: str, preset: str | None, options: dict[str, Any]) -> F
             raise click.UsageError(f"{_flag(name)} does not go with --method {method}")
         parameters[name.removeprefix(f"{prefix}_")] = value
     return make_method(method, preset=preset, **parameters)
+
+
+def read_own_parameters(method: str, given: Iterable[str]) -> dict[str, Any]:
+    """The parameters NAME=VALUE of a class of one's own, of the kinds of their defaults."""
+    if given and (method in METHODS or method.startswith(PROGRAM)):
+        raise click.UsageError("--parameter goes with --method MODULE:CLASS")
+    parameters: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise click.UsageError(f"--parameter: expected NAME=VALUE, got {text!r}")
+        fields = {field.name: field for field in dataclasses.fields(method_class(method))}
+        kind = type(fields[name].default) if name in fields else str
+        kinds = {bool: click.BOOL, int: click.INT, float: click.FLOAT}
+        try:
+            parameters[name] = kinds.get(kind, click.STRING).convert(value, None, None)
+        except click.BadParameter as error:
+            raise click.UsageError(f"--parameter {name}: {error.message}") from None
+    return parameters
 
 
 def renamed_option(old: str, new: str) -> Callable[..., Any]:

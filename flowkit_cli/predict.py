@@ -16,7 +16,15 @@ from flowkit.data.frames import FRAME_INPUTS
 from flowkit.errors import UsageError
 from flowkit.stores.urls import Url, absolute, as_place
 from flowkit_cli import output
-from flowkit_cli.options import cores, json_option, max_frame_option, workers_option
+from flowkit_cli.options import (
+    MethodName,
+    cores,
+    json_option,
+    max_frame_option,
+    parameter_option,
+    read_own_parameters,
+    workers_option,
+)
 from flowkit_cli.scoring_options import scoring_options, test_views
 from flowkit_cli.store_options import PlacePath, store_access, store_options
 from flowkit_cli.timeline import check_live, check_timeline, tell_live, tell_timeline
@@ -129,6 +137,13 @@ def _frame_options(command: Callable[..., Any]) -> Callable[..., Any]:
     metavar="S",
     help="With --live, how long nothing may come.",
 )
+@click.option(
+    "--method",
+    type=MethodName(own_only=True),
+    help="Of a stream that was trained on flow of your own code: that code, which runs only where "
+    "it is named.",
+)
+@parameter_option
 @scoring_options
 @max_frame_option
 @workers_option
@@ -148,6 +163,8 @@ def predict(
     stride_s: float | None,
     live: str | None,
     stall_s: float,
+    method: str | None,
+    own_parameters: tuple[str, ...],
     workers: int | None,
     as_json: bool,
     **options: Any,
@@ -174,7 +191,7 @@ def predict(
     Exit status: 0 all done, 1 some videos failed, 2 usage.
     """
     from flowkit.evaluation.held_records import hold_videos, looks_of
-    from flowkit.flow.methods import METHODS
+    from flowkit.flow.methods import METHODS, MethodFacts, make_method
 
     if live is not None:
         check_live(live, videos, timeline, out)
@@ -198,6 +215,9 @@ def predict(
     asked_for = {"spatial": spatial, **stacks, "temporal": temporal, "towers": towers}
     found = _find_streams(asked_for, runs)
     chosen = _read_fusion(fusion, runs, found)
+    options["own"] = None
+    if method is not None:
+        options["own"] = make_method(method, **read_own_parameters(method, own_parameters))
     if live is not None or timeline is not None:
         from flowkit.evaluation.timeline import Spans
 
@@ -217,8 +237,9 @@ def predict(
         return
     checkpoints = [one for _, one in found.values()]
     asked_at = [(one, test_views(options, one).moments) for one in checkpoints]
-    looks = looks_of(asked_at, max_frame_mpx=options["max_frame_mpx"], whole=out is not None)
-    facts = METHODS[looks.request.method.name]
+    limit, own = options["max_frame_mpx"], options["own"]
+    looks = looks_of(asked_at, max_frame_mpx=limit, whole=out is not None, own=own)
+    facts = METHODS.get(looks.request.method.name, MethodFacts("one's own"))
     if facts.one_worker or facts.runs_on == "cuda" or (workers is None and "-" in videos):
         workers = 1
     predictor, failed = None, 0
@@ -293,7 +314,8 @@ def _make_predictor(
         name: Scorer(path, views=test_views(options, one), device=device, pass_inputs=size)
         for name, (path, one) in found.items()
     }
-    predictor = Predictor(scorers, fusion, max_frame_mpx=options["max_frame_mpx"])
+    limit, own = options["max_frame_mpx"], options["own"]
+    predictor = Predictor(scorers, fusion, max_frame_mpx=limit, own=own)
     how = "" if fusion is None else f"; {describe(fusion, scorers)}"
     if fusion is not None and fusion.method == "svm":
         how += ", its percentages the softmax of margins"

@@ -25,7 +25,7 @@ from flowkit.data.stacks import StackForm
 from flowkit.documents import differences
 from flowkit.errors import UsageError, VideoError
 from flowkit.extraction.request import Request, resized_frames, target_size
-from flowkit.flow.method import takes_color
+from flowkit.flow.method import FlowMethod, takes_color
 from flowkit.flow.methods import make_method, method_of
 from flowkit.flow.pairs import series_fields
 from flowkit.flow.stabilized import Stabilization
@@ -181,21 +181,23 @@ def looks_of(
     *,
     max_frame_mpx: float = MAX_FRAME_MPX,
     whole: bool = False,
+    own: FlowMethod | None = None,
 ) -> Looks:
-    """What checkpoints, each at so many moments, look at; UsageError as `video_request`.
+    """What checkpoints, each at so many moments, look at; `own` and errors as `video_request`.
 
     A video with frames of more than `max_frame_mpx` megapixels is refused.
     """
     streams = list(streams)
-    request = video_request(checkpoint for checkpoint, _ in streams)
+    request = video_request((checkpoint for checkpoint, _ in streams), own)
     inputs = tuple((one.inputs, moments, one.several) for one, moments in streams)
     return Looks(replace(request, max_frame_mpx=max_frame_mpx), inputs, whole)
 
 
-def video_request(checkpoints: Iterable[Checkpoint]) -> Request:
+def video_request(checkpoints: Iterable[Checkpoint], own: FlowMethod | None = None) -> Request:
     """How the flow that networks were trained on is computed and stored.
 
     For networks that see frames alone it is as `flowkit extract` does it unless told otherwise.
+    Flow of one's own code is computed by `own`, as `flowkit.flow.methods.method_of` takes it.
     UsageError where they were trained on different flow, or on that of another tool.
     """
     trained = [
@@ -224,7 +226,7 @@ def video_request(checkpoints: Iterable[Checkpoint]) -> Request:
     stored = {one.values: name for name, one in FORMATS.items()}[flow["format"]]
     quality = {} if flow["quality"] is None else {"quality": flow["quality"]}
     return Request(
-        method_of(flow["method"]),
+        method_of(flow["method"], own),
         steps=tuple(dict.fromkeys(form.step for _, form in trained)),
         backward=any(form.bidirectional for _, form in trained),
         resize=flow["resize"],

@@ -12,6 +12,7 @@ import numpy as np
 from flowkit.errors import UsageError
 from flowkit.evaluation.held_records import HeldRecord, looks_of
 from flowkit.evaluation.scoring import Scorer
+from flowkit.flow.method import FlowMethod
 from flowkit.records.reading import Record
 from flowkit.scores.files import Scores, softmax
 from flowkit.scores.fusion import FUSIONS, Fusion, fuse
@@ -41,7 +42,7 @@ class Predictor:
 
     A video with frames of more than `max_frame_mpx` megapixels is refused. UsageError where the
     streams do not know the same classes, or were trained on different flow or flow that flowkit
-    cannot compute.
+    cannot compute. Streams that were trained on flow of one's own code are given it as `own`.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Predictor:
         fusion: Fusion | None = None,
         *,
         max_frame_mpx: float = MAX_FRAME_MPX,
+        own: FlowMethod | None = None,
     ) -> None:
         if not scorers or (fusion is None) == (len(scorers) > 1):
             raise UsageError(
@@ -68,7 +70,7 @@ class Predictor:
         for scorer in self.scorers.values():
             scorer.columns(self.classes)
         streams = ((one.checkpoint, one.views.moments) for one in self.scorers.values())
-        self.looks = looks_of(streams, max_frame_mpx=max_frame_mpx)
+        self.looks = looks_of(streams, max_frame_mpx=max_frame_mpx, own=own)
 
     def predict(self, path: str | os.PathLike[str]) -> Prediction:
         """What the video at `path` shows; VideoError where it is damaged or too short."""

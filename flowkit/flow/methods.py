@@ -1,12 +1,19 @@
-"""The flow methods by name, in one table, and what is done with any of them."""
+"""The flow methods by name, in one table, and what is done with any of them.
+
+A method of the user's own is named module:Class, a program exec:COMMAND. Such code runs only where
+it is named: no record and no checkpoint runs it by itself.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
+from flowkit.documents import differences
 from flowkit.errors import UsageError
 from flowkit.flow.method import takes_color
 from flowkit.flow.pairs import consecutive
@@ -57,20 +64,65 @@ def methods_on(*places: str) -> tuple[str, ...]:
     return tuple(name for name, facts in METHODS.items() if facts.runs_on in places)
 
 
+OWN = ("MODULE:CLASS", "exec:COMMAND")  # how methods that are not in the table are named
+PROGRAM = "exec:"
+
+
+def method_facts(name: str) -> MethodFacts:
+    """The facts of a method by its name, of own code, too; UsageError names those there are."""
+    if name in METHODS:
+        return METHODS[name]
+    if name.startswith(PROGRAM):
+        return MethodFacts("flowkit.flow.program:Program")
+    if ":" in name:
+        return MethodFacts(name)
+    raise UsageError(f"expected a method of {', '.join((*METHODS, *OWN))}, got {name!r}")
+
+
 def method_class(name: str) -> type[FlowMethod]:
-    """The class of a flow method by its name; UsageError names those there are."""
-    if name not in METHODS:
-        raise UsageError(f"expected a method of {', '.join(METHODS)}, got {name!r}")
-    module, _, class_name = METHODS[name].home.partition(":")
-    return getattr(import_module(module), class_name)
+    """The class of a flow method by its name, of one's own code, too.
+
+    UsageError names those there are, or says what one's own code lacks.
+    """
+    home = method_facts(name).home
+    module, _, class_name = home.partition(":")
+    if home != name:
+        return getattr(import_module(module), class_name)
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # as python -m does; workers get the same path
+    try:
+        found = getattr(import_module(module), class_name)
+    except Exception as error:
+        what = error if isinstance(error, ImportError | AttributeError) else repr(error)
+        raise UsageError(f"method {name}: cannot be imported: {what}") from error
+    _check_class(name, found)
+    return found
+
+
+def _check_class(name: str, found: Any) -> None:
+    """UsageError where what one's own code gives is no class of a flow method."""
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+        raise UsageError(f"method {name}: expected a frozen dataclass (docs/library.md)")
+    for attribute, kind in (("name", str), ("presets", dict)):
+        if not isinstance(getattr(found, attribute, None), kind):
+            raise UsageError(
+                f"method {name}: expected a class with `{attribute}`, a {kind.__name__}"
+            )
+    if not callable(getattr(found, "fields", None)):
+        raise UsageError(f"method {name}: expected a class with `fields`, which yields fields")
+    if found.name in METHODS or ":" in found.name:
+        raise UsageError(f"method {name}: expected a `name` of its own, got {found.name!r}")
 
 
 def make_method(name: str, *, preset: str | None = None, **parameters: Any) -> FlowMethod:
     """A flow method by name, with its defaults, a preset's values over them, then `parameters`.
 
+    ``module:Class`` is a method of one's own, ``exec:COMMAND`` a program (`flow.program`).
     UsageError for a name, a preset or a parameter that there is not, or a value out of range.
     """
     chosen = method_class(name)
+    if name.startswith(PROGRAM):
+        parameters["command"] = name.removeprefix(PROGRAM)
     if preset is not None and preset not in chosen.presets:
         there = ", ".join(chosen.presets) or "none"
         raise UsageError(f"method {name} has no preset {preset!r}; it has: {there}")
@@ -116,13 +168,32 @@ def describe_method(method: FlowMethod) -> dict[str, Any]:
     return {"name": method.name, **parameters}
 
 
-def method_of(identity: dict[str, Any]) -> FlowMethod:
+def method_of(identity: dict[str, Any], own: FlowMethod | None = None) -> FlowMethod:
     """The method that `describe_method` described; files that it names are looked for here.
 
-    UsageError as `make_method`. A method may say, as ``unnamed``, what older identities leave out.
+    Of one's own code it is `own`, which must be described so. UsageError as `make_method`, and
+    where own code is described that is not given, or is another. A method may say, as `unnamed`,
+    what older identities leave out.
     """
     name = identity["name"]
-    return make_method(**{**getattr(method_class(name), "unnamed", {}), **identity})
+    if name in METHODS:
+        if own is not None:
+            raise UsageError(f"expected flow of {name}, got the method {own.name}: leave it out")
+        return make_method(**{**getattr(method_class(name), "unnamed", {}), **identity})
+    if own is None:
+        raise UsageError(
+            f"the flow is of own code, {_told(identity)}, which runs only where it is named: "
+            f"--method {' or '.join(OWN)} names it again"
+        )
+    if found := differences(identity, describe_method(own)):
+        raise UsageError(f"--method: another method than that of the flow: {'; '.join(found)}")
+    return own
+
+
+def _told(identity: dict[str, Any]) -> str:
+    """A method's identity in words: "exec (command: python flow.py)"."""
+    parameters = ", ".join(f"{key}: {value}" for key, value in identity.items() if key != "name")
+    return f"{identity['name']}{f' ({parameters})' if parameters else ''}"
 
 
 def device_of(method: FlowMethod) -> str:
