@@ -101,7 +101,7 @@ def method_class(name: str) -> type[FlowMethod]:
 
 def _check_class(name: str, found: Any) -> None:
     """UsageError where what one's own code gives is no class of a flow method."""
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found)):
+    if not isinstance(found, type) or not dataclasses.is_dataclass(found):
         raise UsageError(f"method {name}: expected a frozen dataclass (docs/library.md)")
     for attribute, kind in (("name", str), ("presets", dict)):
         if not isinstance(getattr(found, attribute, None), kind):
@@ -110,8 +110,8 @@ def _check_class(name: str, found: Any) -> None:
             )
     if not callable(getattr(found, "fields", None)):
         raise UsageError(f"method {name}: expected a class with `fields`, which yields fields")
-    if found.name in METHODS or ":" in found.name:
-        raise UsageError(f"method {name}: expected a `name` of its own, got {found.name!r}")
+    if (called := getattr(found, "name", "")) in METHODS or ":" in called:
+        raise UsageError(f"method {name}: expected a `name` of its own, got {called!r}")
 
 
 def make_method(name: str, *, preset: str | None = None, **parameters: Any) -> FlowMethod:
