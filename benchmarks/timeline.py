@@ -19,9 +19,10 @@ import numpy as np
 
 from flowkit.data.frames import FrameForm
 from flowkit.data.stacks import StackForm
+from flowkit.evaluation.held_windows import Spans
 from flowkit.evaluation.prediction import Predictor
 from flowkit.evaluation.scoring import Scorer, TestViews
-from flowkit.evaluation.timeline import Spans, predict_windows
+from flowkit.evaluation.timeline import predict_windows
 from flowkit.flow.methods import describe_method, make_method
 from flowkit.networks.checkpoints import BEST, LAST, Checkpoint, write_checkpoint
 from flowkit.networks.towers import make_net

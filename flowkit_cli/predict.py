@@ -219,7 +219,7 @@ def predict(
     if method is not None:
         options["own"] = make_method(method, **read_own_parameters(method, own_parameters))
     if live is not None or timeline is not None:
-        from flowkit.evaluation.timeline import Spans
+        from flowkit.evaluation.held_windows import Spans
 
         spans = Spans(window_s, window_s / 2 if stride_s is None else stride_s)
     if live is not None:

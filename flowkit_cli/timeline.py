@@ -14,8 +14,9 @@ from flowkit.workers.signals import Stopped
 from flowkit_cli import output
 
 if TYPE_CHECKING:
+    from flowkit.evaluation.held_windows import Spans
     from flowkit.evaluation.prediction import Predictor
-    from flowkit.evaluation.timeline import Segment, Spans, Window
+    from flowkit.evaluation.timeline import Segment, Window
     from flowkit.records.reading import Record
 
 ENDINGS = {".csv": "a table of windows (.csv)", ".jsonl": "a list of windows (.jsonl)"}

@@ -20,8 +20,9 @@ from test_timeline import DIS, SIZE, predictor
 
 from flowkit.data.stacks import StackForm
 from flowkit.errors import FlowkitError, UsageError, VideoError
+from flowkit.evaluation.held_windows import Spans
 from flowkit.evaluation.prediction import Prediction
-from flowkit.evaluation.timeline import Spans, Window, predict_live, predict_windows
+from flowkit.evaluation.timeline import Window, predict_live, predict_windows
 from flowkit.extraction.extract import extract_video
 from flowkit.extraction.request import Request
 from flowkit.records.reading import flow_of, open_record
@@ -233,6 +234,12 @@ def test_what_goes_wrong_in_a_child_is_one_error():
     with pytest.raises(VideoError, match="gone") as error:
         list(stream_from_child(raise_absent))
     assert error.value.absent
+
+
+def test_the_child_of_a_timeline_does_not_import_torch():
+    """A child that did would hold half a gigabyte more, and start seconds later."""
+    code = "import sys, flowkit.evaluation.held_windows; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_a_decoder_that_crashes_costs_its_video(tmp_path):

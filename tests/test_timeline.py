@@ -14,9 +14,10 @@ from made_videos import moving_texture, write_video
 from flowkit.data.frames import FrameForm
 from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError, VideoError
+from flowkit.evaluation.held_windows import Spans, _Held
 from flowkit.evaluation.prediction import Prediction, Predictor
 from flowkit.evaluation.scoring import Scorer, TestViews
-from flowkit.evaluation.timeline import Segment, Segments, Spans, Window, predict_windows
+from flowkit.evaluation.timeline import Segment, Segments, Window, predict_windows
 from flowkit.extraction.extract import extract_video
 from flowkit.extraction.request import Request
 from flowkit.flow.methods import make_method
@@ -89,8 +90,6 @@ def test_a_video_shorter_than_a_window_is_one_and_one_of_a_frame_fails(runs, vid
 
 
 def test_no_more_than_a_window_and_a_stride_is_held_however_long_the_video(runs, tmp_path):
-    from flowkit.evaluation.timeline import _Held
-
     one = predictor(runs, "temporal")
     request = one.looks.request
     held = _Held(tmp_path / "a", request, SIZE, 10.0, request.series, 2)
