@@ -37,7 +37,7 @@ def without_remark(line):
         if not part.startswith("-") or part.startswith("->"):
             break
         kept += gap + part
-    return re.split(r" #|; | \| | -> | > ", kept)[0].rstrip()
+    return re.split(r" #|; | \| | -> | >", kept)[0].rstrip()
 
 
 def parse(arguments):
