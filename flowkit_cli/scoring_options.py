@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowkit.data.clips import VIEWS
+from flowkit.evaluation.views import AVERAGES
 
 if TYPE_CHECKING:
     from flowkit.evaluation.views import TestViews
@@ -33,8 +34,9 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--average",
-            type=click.Choice(["softmax", "logits"]),
-            help="What is averaged over the views.  [default: softmax; of joined towers logits]",
+            type=click.Choice(AVERAGES),
+            help="What is averaged over the views; vote: the share of moments whose most likely "
+            "class it is.  [default: softmax; of joined towers logits]",
         ),
         click.option("--device", help="cpu, cuda or cuda:1.  [default: cuda if there is one]"),
         click.option(

@@ -9,7 +9,15 @@ from typing import Any
 import click
 
 from flowkit.networks.table import FIRST_LAYERS, NETS, PREFIX
-from flowkit.training.recipes import MODES, RECIPES, SCHEDULES, RecipeFacts, TowersRecipe
+from flowkit.training.recipes import (
+    DRAWS,
+    MODES,
+    OPTIMIZERS,
+    RECIPES,
+    SCHEDULES,
+    RecipeFacts,
+    TowersRecipe,
+)
 from flowkit_cli.record_options import missing_option, record_options
 from flowkit_cli.store_options import PlacePath, cache_option, store_options
 
@@ -32,6 +40,9 @@ RECIPE_NUMBERS = (
     "clip_norm",
     "first_phase_steps",
     "top_blocks",
+    "second_rate",
+    "optimizer",
+    "draw",
     "eval_every",
 )
 
@@ -198,6 +209,11 @@ def number_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--steps", type=click.IntRange(1), help="Updates; others move with it."),
         click.option("--batch-size", type=click.IntRange(1), help="Videos of an update."),
         click.option(
+            "--draw",
+            type=click.Choice(DRAWS),
+            help="What is drawn first: a class, each as likely, or a video, each as likely.",
+        ),
+        click.option(
             "--segments",
             type=click.IntRange(1),
             help="Clips of each video, one from each equal part; the mean of their logits is "
@@ -219,7 +235,16 @@ def number_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "accuracy stays where it was.",
         ),
         click.option("--drop-factor", type=float, help="What it is multiplied by there."),
-        click.option("--momentum", type=float),
+        click.option(
+            "--optimizer",
+            type=click.Choice(OPTIMIZERS),
+            help="Stochastic gradient descent with momentum, or RMSprop.",
+        ),
+        click.option(
+            "--momentum",
+            type=float,
+            help="What is kept at a step of the sum of gradients, or of RMSprop's mean of squares.",
+        ),
         click.option("--weight-decay", type=float),
         click.option("--dropout", type=float, help="Part of the outputs that is set to zero."),
         click.option(
@@ -232,6 +257,11 @@ def number_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--clip-norm", type=float, help="Largest norm of the gradient."),
         click.option("--first-phase-steps", type=click.IntRange(1), help="Of --mode two-phase."),
+        click.option(
+            "--second-rate",
+            type=float,
+            help="Learning rate of its second phase, instead of --lr.",
+        ),
         click.option(
             "--top-blocks",
             type=click.IntRange(0),

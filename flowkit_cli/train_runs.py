@@ -159,7 +159,9 @@ def _say_job(job: Job, recipe_name: str | None, ranks: Ranks, machine: Machine) 
     output.say(
         f"{recipe.steps:,} steps of {recipe.batch_size} videos"
         + (f" in {recipe.segments} segments" if recipe.segments > 1 else "")
-        + f", rate {recipe.learning_rate:g} {fall}, momentum {recipe.momentum:g}, "
+        + f", {recipe.optimizer}, rate {recipe.learning_rate:g} {fall}, "
+        + (f"then {recipe.second_rate:g} in the second phase, " if recipe.second_rate else "")
+        + f"momentum {recipe.momentum:g}, "
         f"weight decay {recipe.weight_decay:g}, dropout {recipe.dropout:g}, seed {job.seed}"
     )
     output.say(

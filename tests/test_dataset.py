@@ -102,6 +102,12 @@ def test_classes_are_drawn_alike_whatever_their_number_of_videos(split, folder):
     assert abs(np.mean(labels) - 0.5) < 0.08  # one video of jump, three of run
 
 
+def test_videos_are_drawn_alike_where_that_is_asked_for(split, folder):
+    clips = training(split, folder, inputs={"spatial": FrameForm()}, draw="video")
+    labels = [clips[draw]["label"] for draw in range(400)]
+    assert abs(np.mean(labels) - np.mean(clips.labels)) < 0.08 < abs(np.mean(clips.labels) - 0.5)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_samples_do_not_depend_on_the_number_of_workers(split, folder, workers):
     clips = training(split, folder, inputs=BOTH | {"temporal": StackForm(4, mode="trajectory")})

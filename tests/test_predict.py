@@ -394,7 +394,8 @@ def test_what_cannot_be_is_refused(project, arguments, message, flow):
 
 
 def test_an_overlay_of_another_kind_is_refused(project, video):
-    assert "ends in .mp4" in run(video, "--out", "overlay.gif", fails=True).stderr
+    with pytest.raises(UsageError, match="ends in .mp4"):
+        run(video, "--out", "overlay.gif", fails=True)
 
 
 def test_series_are_those_of_the_form(flow):

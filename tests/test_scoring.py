@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from random import Random
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def finish(scorer, records, out, *, split=SPLIT, part="test"):
 
 
 def by_hand(run, records, form, *, average, **how):
-    """The mean over all views of all moments of the test part, one forward pass a view."""
+    """The mean over all views of all moments of the test part, one forward pass per view."""
     checkpoint, net = load_net(run)
     [stream] = checkpoint.inputs
     clips = TestClips(
@@ -82,6 +83,24 @@ def test_scores_are_the_mean_over_all_views_of_all_moments(tmp_path, records, na
     np.testing.assert_allclose(scores.values, expected, atol=1e-5, rtol=1e-5)
     assert np.ptp(expected, axis=0).max() > 0.05  # the videos do differ
     assert scores.meta["kind"] == average
+
+
+def test_each_moment_has_one_vote_of_the_mean_of_its_views(tmp_path, records, run, monkeypatch):
+    scorer, random, votes = Scorer(run, views=TestViews(7, "flip", "vote")), Random(0), []
+
+    def logits(one, inputs):
+        drawn = 2 * torch.tensor([[random.gauss(0, 1) for _ in CLASSES] for _ in one.places * 2])
+        for (_, times), views in zip(one.places, drawn.unflatten(0, (-1, 2)), strict=True):
+            votes.extend([int(views.softmax(1).mean(0).argmax())] * times)
+        return drawn
+
+    monkeypatch.setattr(scorer, "_forward", logits)
+    scores, _ = finish(scorer, records, tmp_path / "s.npz")
+    by_video = np.reshape(votes, (-1, 7))
+    expected = [[np.mean(row == place) for place in range(len(CLASSES))] for row in by_video]
+    np.testing.assert_allclose(scores.values, expected, atol=1e-6)
+    assert 0 < np.max(expected) < 1, "no video is unanimous"
+    assert (scores.meta["kind"], scores.meta["views"]["average"]) == ("softmax", "vote")
 
 
 @pytest.mark.parametrize(("moments", "crops"), [(1, "center"), (3, "center"), (1, "ten")])
@@ -353,7 +372,7 @@ def test_videos_that_a_run_was_trained_on_are_found(tmp_path):
     [
         ({"moments": 0}, "expected at least one moment, got 0"),
         ({"crops": "five"}, "expected views ten or center.* got 'five'"),
-        ({"average": "max"}, "softmax or logits, got 'max'"),
+        ({"average": "max"}, "softmax, logits, vote, got 'max'"),
     ],
 )
 def test_views_that_cannot_be_are_refused(options, message):

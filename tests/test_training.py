@@ -112,6 +112,22 @@ def test_the_papers_recipes():
     assert make_recipe("paper", "two-phase").first_phase_steps == 5_000
 
 
+def test_the_second_phase_may_have_a_rate_of_its_own():
+    recipe = make_recipe("paper", "two-phase", second_rate=1e-4, steps=100)
+    steps = (0, 24, 25, 69, 70)  # the first phase ends at 25, the rate drops at 70
+    rates = [recipe.rate(step) for step in steps]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-4, 1e-4, 1e-5])
+    for numbers, message in (
+        ({"mode": "scratch", "second_rate": 1e-4}, "with two phases only"),
+        ({"mode": "two-phase", "second_rate": 0.0}, "second_rate above 0"),
+        ({"mode": "scratch", "optimizer": "adam"}, "optimizer of sgd, rmsprop, got 'adam'"),
+        ({"mode": "scratch", "draw": "clip"}, "draw of class, video, got 'clip'"),
+        ({"mode": "scratch", "optimizer": "rmsprop", "momentum": 1.0}, "less than 1 with rmsprop"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            make_recipe("paper", numbers.pop("mode"), **numbers)
+
+
 def test_recipes_have_sizes_for_both_streams():
     large, small = (256, 224), (128, 112)  # short side and crop, px
     assert {name: facts.sizes for name, facts in RECIPES.items()} == {
@@ -532,9 +548,12 @@ def test_two_phases_train_the_heads_and_then_the_top_blocks(tmp_path, records):
     assert changed == [heads, heads, heads | {"trunk.block4"}, heads | {"trunk.block4"}]
 
 
-def test_two_phases_are_resumed_bit_for_bit(tmp_path, records):
+@pytest.mark.parametrize(
+    "numbers", [{}, {"optimizer": "rmsprop", "second_rate": 1e-4, "draw": "video"}]
+)
+def test_two_phases_are_resumed_bit_for_bit(tmp_path, records, numbers):
     run(make_job(records, recipe={"steps": 1, "drop_at": ()}), tmp_path / "first")
-    recipe = {"mode": "two-phase", "first_phase_steps": 1, "steps": 4}
+    recipe = {"mode": "two-phase", "first_phase_steps": 1, "steps": 4, **numbers}
     job = make_job(records, weights=str(tmp_path / "first"), recipe=recipe)
     run(job, tmp_path / "straight")
     next(train(job, tmp_path / "killed", ALONE, Machine()))

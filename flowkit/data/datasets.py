@@ -7,7 +7,7 @@ number of workers, of processes, or on where a training was interrupted.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -50,8 +50,9 @@ class TrainingClips(Dataset[dict[str, Any]]):
     """Training samples by draw number: ``DataLoader(clips, sampler=range(first, last))``.
 
     Each draw takes a class, of those that have videos, a video of it, a clip of that and its
-    random changes. A sample is a dict of ``"spatial"``, float32 (3, crop, crop), and
-    ``"temporal"``, float32 (2L, crop, crop) in px, as far as `inputs` names them, and ``"label"``.
+    random changes; with `draw` "video" it takes any video, each as likely. A sample is a dict of
+    ``"spatial"``, float32 (3, crop, crop), and ``"temporal"``, float32 (2L, crop, crop) in px, as
+    far as `inputs` names them, and ``"label"``.
     Both are of one clip: the frame is its middle one, and without a stack any frame of the video.
     A stack of N frames, or of their differences, is float32 (3N, crop, crop), from any start.
     `skipped` counts videos passed over for want of a record.
@@ -77,6 +78,7 @@ class TrainingClips(Dataset[dict[str, Any]]):
         inputs: Inputs = TEMPORAL,
         augmentation: Augmentation | None = None,
         segments: int = 1,
+        draw: Literal["class", "video"] = "class",
         several: Moments | None = None,
         part: str = "train",
         seed: int = 0,
@@ -85,7 +87,7 @@ class TrainingClips(Dataset[dict[str, Any]]):
     ) -> None:
         self.inputs, self.several = check_inputs(inputs), several
         self.augmentation = augmentation or Augmentation()
-        self.segments, self.seed, self.as_planes = segments, seed, as_planes
+        self.segments, self.draw, self.seed, self.as_planes = segments, draw, seed, as_planes
         self.videos, self.records, self.skipped = _open_all(split, part, records, missing)
         _check_records(self.records, self.inputs)
         self.labels = split.labels(self.videos)
@@ -101,7 +103,9 @@ class TrainingClips(Dataset[dict[str, Any]]):
         """Sample number `number`, from 0; RecordError where a file of the record is damaged."""
         draw, segment = divmod(number, self.segments)
         random = np.random.default_rng((self.seed, draw))
-        alike = self.by_label[int(random.integers(len(self.by_label)))]
+        alike: Sequence[int] = range(len(self.videos))
+        if self.draw == "class":
+            alike = self.by_label[int(random.integers(len(self.by_label)))]
         place = alike[int(random.integers(len(alike)))]
         record = self.records[place]
         looks = self._draw_looks(self.videos[place].id, record.frame_count, segment, random)

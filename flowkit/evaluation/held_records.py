@@ -65,7 +65,7 @@ class Looks:
         """The record of the video at `path`; VideoError where it is damaged or too short."""
         count = _count_frames(path, self.request)
         forms = [form for inputs, _, _ in self.streams for form in inputs.values()]
-        least = max(1 + self.whole, *(form.least_frames for form in forms))
+        least = max([1 + self.whole, *(form.least_frames for form in forms)])
         if count < least:
             raise VideoError(f"{path}: expected at least {least} frames, got {count}")
         wanted = Wanted(count, set(), {one: set() for one in self.request.series})

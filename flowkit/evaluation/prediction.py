@@ -83,7 +83,7 @@ class Predictor:
                 ("video",),
                 self.classes,
                 np.stack(list(scorer.score([record], self.classes))),
-                meta={"kind": scorer.views.average},
+                meta={"kind": scorer.views.kind},
             )
             for name, scorer in self.scorers.items()
         }

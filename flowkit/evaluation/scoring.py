@@ -154,7 +154,7 @@ class Scorer:
             form += f", {checkpoint.towers.about}"
         shown = f"{views.moments} x {view_set(views.crops).count} views"
         return {
-            "kind": views.average,
+            "kind": views.kind,
             "stream": checkpoint.stream,
             "about": f"{checkpoint.net}{form}, step {checkpoint.step:,}, {shown}",
             "nets": checkpoint.net.split("+"),
@@ -230,9 +230,11 @@ class Scorer:
         """The sum over the moments of a pass of the mean over views: float64 (K,)."""
         logits = self._forward(one, inputs)
         values = self.net.split_logits(logits)[self.task][:, columns].double()
-        if self.views.average == "softmax":
+        if self.views.kind == "softmax":
             values = values.softmax(1)
         moments = values.unflatten(0, (len(one.places), -1)).mean(1).cpu().numpy()  # (places, K)
+        if self.views.average == "vote":
+            moments = np.eye(moments.shape[1])[moments.argmax(1)]
         return np.array([times for _, times in one.places], np.float64) @ moments
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from flowkit.data.clips import MOMENTS, view_set
 from flowkit.data.moments import TOWER_MOMENTS
@@ -12,28 +12,36 @@ from flowkit.errors import UsageError
 if TYPE_CHECKING:
     from flowkit.networks.checkpoints import Checkpoint
 
+Average = Literal["softmax", "logits", "vote"]
+AVERAGES: tuple[Average, ...] = get_args(Average)
+
 
 @dataclass(frozen=True)
 class TestViews:
     """How a video is asked: moments of equal spacing, crops of each, and what is averaged.
 
     `crops` is a name of `clips.VIEWS`: "ten" (corners and center, and their flips) or "center".
-    `average`: the mean of the
-    views' "softmax" scores or of their "logits".
+    `average`: the mean of the views' "softmax" scores or of their "logits", or "vote", the share of
+    moments whose most likely class, by the mean softmax of their views, each one is.
     """
 
     __test__ = False  # no test of pytest's
 
     moments: int = MOMENTS
     crops: str = "ten"
-    average: Literal["softmax", "logits"] = "softmax"
+    average: Average = "softmax"
 
     def __post_init__(self) -> None:
         if self.moments < 1:
             raise UsageError(f"expected at least one moment, got {self.moments}")
         view_set(self.crops)
-        if self.average not in ("softmax", "logits"):
-            raise UsageError(f"expected an average of softmax or logits, got {self.average!r}")
+        if self.average not in AVERAGES:
+            raise UsageError(f"expected an average of {', '.join(AVERAGES)}, got {self.average!r}")
+
+    @property
+    def kind(self) -> Literal["softmax", "logits"]:
+        """What scores of these views are, as `flowkit.scores.files.Scores` tells them apart."""
+        return "logits" if self.average == "logits" else "softmax"
 
 
 def default_views(checkpoint: Checkpoint) -> TestViews:

@@ -22,13 +22,20 @@ MODES: tuple[Mode, ...] = ("scratch", "fine-tune", "last-layer", "two-phase")
 TOWER_MODES: tuple[Mode, ...] = ("top", "fine-tune")
 Schedule = Literal["drops", "cosine", "plateau"]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+Optimizer = Literal["sgd", "rmsprop"]
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
+Draw = Literal["class", "video"]
+DRAWS: tuple[Draw, ...] = get_args(Draw)
+# Numbers of a recipe that are above 0, or None
+RATES = ("learning_rate", "trunk_rate", "bias_rate", "drop_factor", "clip_norm", "second_rate")
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Stochastic gradient descent, step by step; the defaults are those of the 2014 paper.
 
-    A step is one update by a batch of `batch_size` videos, however many devices and passes share
+    A step is one update by a batch of `batch_size` videos, of a class each that is drawn first, or
+    with `draw` "video" each as likely as any other, however many devices and passes share
     it: `segments` clips of each, one from each equal part, whose logits are averaged before the
     loss (Wang et al. 2016, arXiv:1608.00859).
 
@@ -39,7 +46,10 @@ class Recipe:
     `bias_decay` False no weight decay. `frozen_statistics` keeps those of given weights
     in all batch normalizations but the first (the same paper's partial BN). `clip_norm` is the
     largest norm of the gradient, None for any. Two phases: the heads alone learn for
-    `first_phase_steps`, then the last `top_blocks` blocks of the trunk, too. The held-out part, if
+    `first_phase_steps`, then the last `top_blocks` blocks of the trunk, too, at `second_rate`
+    instead of `learning_rate` if there is one. `optimizer` "rmsprop" divides each gradient by the
+    root of the mean of its squares (Hinton's lecture 6e, 2012); `momentum` is what that mean keeps
+    at a step, as in Keras. The held-out part, if
     there is one, is asked and a checkpoint written every `eval_every` steps.
     """
 
@@ -64,6 +74,9 @@ class Recipe:
     first_phase_steps: int = 0
     top_blocks: int = 2
     eval_every: int = 1_000
+    second_rate: float | None = None
+    optimizer: Optimizer = "sgd"
+    draw: Draw = "class"
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
@@ -72,13 +85,18 @@ class Recipe:
             raise UsageError(
                 f"expected a schedule of {', '.join(SCHEDULES)}, got {self.schedule!r}"
             )
+        for name, choices in (("optimizer", OPTIMIZERS), ("draw", DRAWS)):
+            if getattr(self, name) not in choices:
+                raise UsageError(
+                    f"expected {name} of {', '.join(choices)}, got {getattr(self, name)!r}"
+                )
         for name in ("steps", "batch_size", "segments", "patience", "eval_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"expected {name} of at least 1, got {getattr(self, name)}")
         for name in ("warmup_steps", "first_phase_steps", "top_blocks", "weight_decay", "momentum"):
             if getattr(self, name) < 0:
                 raise UsageError(f"expected {name} of at least 0, got {getattr(self, name)}")
-        for name in ("learning_rate", "trunk_rate", "bias_rate", "drop_factor", "clip_norm"):
+        for name in RATES:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UsageError(f"expected {name} above 0, got {value}")
@@ -89,6 +107,10 @@ class Recipe:
                 f"expected a first phase within the {self.steps} steps, "
                 f"got {self.first_phase_steps}"
             )
+        if self.second_rate is not None and self.mode != "two-phase":
+            raise UsageError("expected a second rate with two phases only")
+        if self.optimizer == "rmsprop" and not self.momentum < 1:
+            raise UsageError(f"expected momentum of less than 1 with rmsprop, got {self.momentum}")
 
     def rate(self, step: int, drops: int = 0) -> float:
         """The learning rate of the heads at step `step`, from 0, after `drops` on a plateau."""
@@ -97,7 +119,10 @@ class Recipe:
             left = 0.5 * (1 + math.cos(math.pi * step / self.steps))
         else:
             left = self.drop_factor ** (drops + sum(step >= drop for drop in self.drop_at))
-        return self.learning_rate * left * warmth
+        rate = self.learning_rate
+        if self.second_rate is not None and step >= self.first_phase_steps:
+            rate = self.second_rate
+        return rate * left * warmth
 
     def top_blocks_at(self, step: int) -> int | None:
         """How many blocks of the trunk, from the last, learn at step `step`; None: all."""
@@ -263,7 +288,7 @@ def make_recipe(
     """The recipe `name` for `mode`, with `numbers` of its own instead of the recipe's.
 
     "paper" is section 4 of Simonyan & Zisserman 2014: 80,000 steps from scratch, 20,000 from other
-    weights. "short" is for small data, from scratch. "pretrained" is for weights of ImageNet, 60
+    weights. "short" is for small data, from scratch. "pretrained" is for weights of ImageNet, 20
     passes over the `videos` that train. Any recipe takes another number of `passes`, or of `steps`:
     whatever happens at a step of it moves in proportion, unless it is
     given, too.

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -73,6 +73,7 @@ class StepClips(Dataset[dict[str, Any]]):
         augmentation: Augmentation,
         seed: int,
         segments: int = 1,
+        draw: Literal["class", "video"] = "class",
         several: Moments | None = None,
         missing: Missing = "error",
     ) -> None:
@@ -92,6 +93,7 @@ class StepClips(Dataset[dict[str, Any]]):
                     inputs=inputs,
                     augmentation=augmentation,
                     segments=segments,
+                    draw=draw,
                     several=several,
                     seed=int(np.random.SeedSequence((seed, place, number)).generate_state(1)[0]),
                     missing=missing,

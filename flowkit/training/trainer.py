@@ -329,6 +329,7 @@ def prepare(job: Job, ranks: Ranks, machine: Machine, *, resume: Path | None = N
         augmentation=job.augmentation,
         seed=job.seed,
         segments=job.recipe.segments,
+        draw=job.recipe.draw,
         several=job.several,
         missing=job.missing,
     )
@@ -407,7 +408,7 @@ def _make_descent(net: Net, recipe: Recipe) -> Descent:
         if biases:
             decay = recipe.weight_decay if recipe.bias_decay else 0.0
             groups.append(Group(biases, share * recipe.bias_rate, decay))
-    return Descent(groups, recipe.momentum)
+    return Descent(groups, recipe.momentum, squares=recipe.optimizer == "rmsprop")
 
 
 def _load_momentum(net: Net, descent: Descent, tensors: dict[str, torch.Tensor]) -> None:
