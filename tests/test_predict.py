@@ -394,7 +394,7 @@ def test_what_cannot_be_is_refused(project, arguments, message, flow):
 
 
 def test_an_overlay_of_another_kind_is_refused(project, video):
-    with pytest.raises(UsageError, match="ends in .mp4"):
+    with pytest.raises(UsageError, match=r"ends in \.mp4"):
         run(video, "--out", "overlay.gif", fails=True)
 
 
