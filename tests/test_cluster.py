@@ -48,6 +48,7 @@ def outcomes_of(cluster, items, task=pool_tasks.mishap, **options):
     return sorted(ended, key=lambda event: event.index)
 
 
+@pytest.mark.slow
 def test_mishaps_cost_their_items_and_no_worker(cluster):
     items = list(range(16))
     items[3], items[10], items[12] = -signal.SIGSEGV, "error", "hang"

@@ -13,6 +13,7 @@ from command import run_here
 from made_records import write_record
 from made_videos import moving_texture, write_video
 
+from flowkit.data.stacks import StackForm
 from flowkit.errors import RecordError, UsageError
 from flowkit.evaluation.held_records import video_request
 from flowkit.extraction.convert import Change, convert_record, find_sources
@@ -150,7 +151,7 @@ def test_a_network_trained_on_flow_converted_with_a_loss_predicts_no_video(extra
     convert(extracted(format="png"), tmp_path, bound=3.0, inexact=True)
     flow = flow_of(open_record(tmp_path / ID))
     assert flow["converted"] == {"format": "png", "quality": 90, "bound": None}
-    trained = SimpleNamespace(flow=flow, inputs={"temporal": "some form"})
+    trained = SimpleNamespace(flow=flow, inputs={"temporal": StackForm(2)})
     with pytest.raises(UsageError, match="converted with a loss"):
         video_request([trained])
 

@@ -119,6 +119,7 @@ def test_it_stops_after_the_cpu_methods_very_iteration(emulated, parameters):
     assert np.abs(field - expected).max() < 2e-3  # rounding, where a pixel hangs in the balance
 
 
+@pytest.mark.slow
 def test_the_camera_is_taken_off_on_top_of_batches(emulated):
     frames = [texture(64, 80)]
     frames += [shifted(frames[0], 2 * t, t) for t in (1, 2, 3)]

@@ -107,8 +107,15 @@ def run(sources, out, request, *, gpus=(0,), workers=2, **options):
     [
         (PretendedFarneback(), {}),
         (Quantizing(), {"storage": Storage(bound=2.5, format="png")}),
-        (Plain(), {"storage": Storage(format="lz4", rgb=False), "steps": (7, 1)}),
-        (Quantizing(), {"storage": FLOATS, "steps": (1, 2), "backward": True, "resize": "40x30"}),
+        pytest.param(
+            *(Plain(), {"storage": Storage(format="lz4", rgb=False), "steps": (7, 1)}),
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            Quantizing(),
+            {"storage": FLOATS, "steps": (1, 2), "backward": True, "resize": "40x30"},
+            marks=pytest.mark.slow,
+        ),
         (Quantizing(), {"stabilize": Stabilization(), "backward": True}),
     ],
     ids=["planes", "bound", "fields", "floats", "stabilized"],
@@ -333,6 +340,7 @@ def test_no_pairs_need_no_process_and_sizes_may_not_change():
         list(RemoteFlow("nowhere", quantized=False).compute([(small, small)]))
 
 
+@pytest.mark.slow
 def test_a_timeout_costs_a_video_that_waits_for_its_flow(videos, tmp_path):
     request = Request(Troubled("slow", dark=50))
     ended, _, _ = run(videos, tmp_path, request, workers=1, timeout_s=3)

@@ -147,6 +147,7 @@ def predict(runs, *options):
     return run_here("predict", "--moments", 2, "--window", 1, *options, cwd=runs.parent)
 
 
+@pytest.mark.slow
 def test_the_command_tells_windows_as_lines_and_keeps_what_was_seen(runs, video):
     places = {"/a.ts": piece_by_piece(video.read_bytes(), then_s=20)}
     with http_stream(places) as web:

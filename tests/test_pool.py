@@ -124,6 +124,7 @@ def test_reason_of_a_failure(way, item, kind, reason):
     assert after.result[0] == "next"
 
 
+@pytest.mark.slow
 def test_result_that_waited_for_the_caller_is_not_late(way):
     outcomes = run_pool(pool_tasks.rest, range(3), workers=3, timeout_s=1)
     kinds = []

@@ -123,6 +123,7 @@ def local(clips, store, tmp_path_factory):
     return extract_here(clips, tmp_path_factory.mktemp("local") / "flow", store)
 
 
+@pytest.mark.slow
 def test_a_run_between_buckets_equals_one_between_folders(store, clips, local, tmp_path):
     upload(store, clips, "plain")
     command = ("extract", "s3://videos/plain", "--out", "s3://flow/plain", "--json", *METHOD)

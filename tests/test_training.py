@@ -1050,6 +1050,7 @@ def test_fields_and_moments_of_the_made_videos_fit(records):
     assert records.open(records.find()["grow/v0"]).field_count() == FIELDS
 
 
+@pytest.mark.slow
 def test_a_training_begins_and_descends_without_the_compiler_of_torch():
     """The compiler takes as long to import as torch does, and sympy a third of that."""
     program = (
