@@ -105,7 +105,10 @@ def test_one_warp_of_full_length_equals_the_cpu_method(emulated, size):
     [
         {"nscales": 1},
         {"nscales": 3, "warps": 2, "epsilon": 0.02, "scale_step": 0.7},
-        {"nscales": 1, "inner_iterations": 7, "outer_iterations": 4, "tau": 0.2, "theta": 0.4},
+        pytest.param(
+            {"nscales": 1, "inner_iterations": 7, "outer_iterations": 4, "tau": 0.2, "theta": 0.4},
+            marks=pytest.mark.slow,
+        ),
         {"nscales": 1, "median_filtering": 1, "lambda_": 0.1},
     ],
 )

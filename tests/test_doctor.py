@@ -264,6 +264,7 @@ def test_the_driver_release_is_read(text, release):
     assert doctor.driver_release(text) == release
 
 
+@pytest.mark.slow
 def test_the_made_pair_moves_and_a_method_is_measured_on_it():
     first, second, third = doctor.made_frames(3)
     assert (first.shape, first.dtype, first.std() > 20) == (doctor.SIZE, np.uint8, True)

@@ -167,7 +167,10 @@ def test_dis_presets_are_opencvs(preset):
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("tvl1-opencv", {"lambda_": 0.05, "warps": 2, "median_filtering": 1}),
+        pytest.param(
+            *("tvl1-opencv", {"lambda_": 0.05, "warps": 2, "median_filtering": 1}),
+            marks=pytest.mark.slow,
+        ),
         ("farneback-opencv", {"win_size": 21, "gaussian": True, "poly_n": 7, "poly_sigma": 1.5}),
         ("farneback", {"win_size": 21, "gaussian": True, "poly_n": 7, "poly_sigma": 1.5}),
         ("dis", {"patch_size": 12, "refinement_alpha": 5.0, "mean_normalization": False}),

@@ -69,7 +69,7 @@ def test_passes_are_the_same_to_the_bit_however_many_workers_and_pieces(training
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow), 3])
 def test_planes_stay_until_the_next_but_one_pass_is_asked_for(training, monkeypatch, workers):
     monkeypatch.setattr(loading, "PIECE", 2)
     former, codes = None, []

@@ -174,6 +174,7 @@ class IOAdapter:
 """
 
 
+@pytest.mark.slow
 def test_the_program_of_the_docs_speaks_on_pipes(place):
     page = Path(__file__).parents[1] / "docs/own.md"
     [block] = re.findall(r"```python\n(# ptl\.py.*?)```", page.read_text(), re.S)
@@ -241,6 +242,7 @@ def test_a_crash_costs_one_video(place):
     assert any("ZeroDivisionError" in one.get("reason", "") for one in told)
 
 
+@pytest.mark.slow
 def test_a_program_ends_with_the_worker_that_is_killed_for_its_time(place):
     (place / "pipes.py").write_text(
         "import os, time\nopen('pid', 'w').write(str(os.getpid()))\ntime.sleep(99)"

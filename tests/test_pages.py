@@ -276,7 +276,10 @@ def test_a_pack_is_shown_like_its_folder(tmp_path, record):
     np.testing.assert_array_equal(contact_sheet(packed), contact_sheet(record))
 
 
-@pytest.mark.parametrize("ending", [".png", ".gif", ".mp4"])
+@pytest.mark.parametrize(
+    "ending",
+    [".png", *(pytest.param(ending, marks=pytest.mark.slow) for ending in (".gif", ".mp4"))],
+)
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, ending):
     # late enough for the encoder to have written something
     record = write_record(tmp_path, {FORWARD: turning(120, (48, 64))}, size=(48, 64))

@@ -345,6 +345,7 @@ def test_no_secret_is_seen_of_a_run_that_fails(store, clips, tmp_path):
     assert CANARY not in (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
 def test_settings_of_a_store_are_options(store, clips, tmp_path):
     upload(store, clips, "options")
     environment = store.environment()

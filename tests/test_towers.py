@@ -129,7 +129,7 @@ def test_other_networks_have_the_parameters_that_adding_up_their_layers_gives(
 
 
 @pytest.mark.parametrize("net", [name for name, facts in NETS.items() if facts.seams])
-@pytest.mark.parametrize("seam", ["relu2", "relu5"])
+@pytest.mark.parametrize("seam", [pytest.param("relu2", marks=pytest.mark.slow), "relu5"])
 def test_a_tower_cut_and_put_together_again_is_the_network(net, seam):
     with torch.device("meta"):
         whole = build_stream(net, "spatial", {"main": CLASSES})
