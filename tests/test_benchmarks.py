@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -96,6 +97,15 @@ def test_cluster():
     assert found["cost"]["frames"] == 6 and 0 < found["cost"]["own_share_median"] < 1
     assert found["speed"]["ratio_of_medians"] > 0
     assert found["memory"]["done"] == 10 and len(found["memory"]["rows_done_client_workers_mb"]) > 5
+
+
+@pytest.mark.skipif(
+    shutil.which("slurmctld", path="/usr/sbin:/sbin") is None or os.geteuid() != 0,
+    reason="needs Debian's slurm-wlm and munge, and root",
+)
+def test_slurm():
+    found = figures(run("slurm.py", "srun", "--frames", 20))
+    assert found["srun"]["same_bytes"] is True
 
 
 def test_extract_gpu_with_the_processor_in_its_place():

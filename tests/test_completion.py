@@ -5,6 +5,7 @@ import pty
 import re
 import select
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def test_a_real_shell_completes(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     command, source = SETUP[shell]
     child, terminal = pty.fork()
     if child == 0:

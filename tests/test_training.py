@@ -335,8 +335,12 @@ def test_a_signal_during_the_held_out_part_is_answered_and_that_part_asked_again
         return ask(training, is_stopped)
 
     monkeypatch.setattr(Training, "ask_heldout", ask_with_signal)
-    with pytest.raises(Stopped) as stopped:
-        run(job, tmp_path / "stopped")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
+    try:
+        with pytest.raises(Stopped) as stopped:
+            run(job, tmp_path / "stopped")
+    finally:
+        signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     assert stopped.value.status == 130
     resumed = run(job, tmp_path / "stopped", start="resume")
