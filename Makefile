@@ -59,7 +59,7 @@ demo: $(READY)
 check: lint site test wheel
 
 # Compiled tests and modules are kept: their many interpreters would compile all of it again.
-PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist worksteal
 
 test: $(READY)
 	$(PYTEST) -m "not slow"
