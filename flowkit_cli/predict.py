@@ -243,10 +243,10 @@ def predict(
     if facts.one_worker or facts.runs_on == "cuda" or (workers is None and "-" in videos):
         workers = 1
     predictor, failed = None, 0
-    asked, total = (asked, None) if "-" in videos else (iter(named := list(asked)), len(named))
+    known = None if "-" in videos else list(asked)
     with (
-        closing(hold_videos(looks, asked, workers=workers or cores())) as events,
-        output.ProgressBar(total) as progress,
+        closing(hold_videos(looks, known or asked, workers=workers or cores())) as events,
+        output.ProgressBar(None if known is None else len(known)) as progress,
     ):
         for event in events:
             predictor = predictor or _make_predictor(found, chosen, options)  # while they work

@@ -61,11 +61,15 @@ class Looks:
     streams: tuple[tuple[Inputs, int, Moments | None], ...]
     whole: bool = False
 
+    def least_frames(self, *, whole: bool = False) -> int:
+        """The fewest frames that a video may have; those with a field, if all are looked at."""
+        forms = [form for inputs, _, _ in self.streams for form in inputs.values()]
+        return max([1 + (whole or self.whole), *(form.least_frames for form in forms)])
+
     def hold(self, path: Path) -> HeldRecord:
         """The record of the video at `path`; VideoError where it is damaged or too short."""
         count = _count_frames(path, self.request)
-        forms = [form for inputs, _, _ in self.streams for form in inputs.values()]
-        least = max([1 + self.whole, *(form.least_frames for form in forms)])
+        least = self.least_frames()
         if count < least:
             raise VideoError(f"{path}: expected at least {least} frames, got {count}")
         wanted = Wanted(count, set(), {one: set() for one in self.request.series})

@@ -83,8 +83,7 @@ def _windows_of(
         raise VideoError(f"{video.path}: states no frame rate, so times are not known")
     frames = resized_frames(video, request.resize, request.sampling)
     size = target_size(request.resize, video.size)
-    least = max(1 + whole, *(form.least_frames for form in forms))
-    held = _Held(path, request, size, rate, series, least)
+    held = _Held(path, request, size, rate, series, looks.least_frames(whole=whole))
     length = max(round(spans.length_s * rate), held.least)
     stride = min(max(round(spans.stride_s * rate), 1), length)
     for start, record in held.windows(frames, length, stride):
