@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -25,6 +25,7 @@ from flowkit.data.splits import Split, Video, train_on_all
 from flowkit.documents import listed
 from flowkit.errors import SplitError
 from flowkit.records.reading import common_flow
+from flowkit.training.recipes import Draw
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class StepClips(Dataset[dict[str, Any]]):
         augmentation: Augmentation,
         seed: int,
         segments: int = 1,
-        draw: Literal["class", "video"] = "class",
+        draw: Draw = "class",
         several: Moments | None = None,
         missing: Missing = "error",
     ) -> None:
