@@ -14,11 +14,18 @@ import click
 
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.flow.methods import method_facts
-from flowkit.flow.stabilized import CAMERA_MATCHES, MOTIONS, Stabilization
 from flowkit.records.layout import FORMATS, LAYOUTS, written_layouts
 from flowkit.stores.urls import Place, Url
 from flowkit_cli.extract_totals import ExtractTotals
-from flowkit_cli.options import MethodCommand, choices_text, chosen_method, cores, method_options
+from flowkit_cli.options import (
+    MethodCommand,
+    choices_text,
+    chosen_method,
+    cores,
+    method_options,
+    read_stabilization,
+    stabilize_options,
+)
 from flowkit_cli.store_options import store_options
 from flowkit_cli.video_runs import (
     VideoRun,
@@ -67,19 +74,7 @@ def _read_time(context: click.Context, option: click.Parameter, text: str | None
     help="Fields from every frame t to t + STEP; may be given several times.",
 )
 @click.option("--backward", is_flag=True, help="Also the fields from t + STEP back to t, computed.")
-@click.option(
-    "--stabilize",
-    type=click.Choice(MOTIONS),
-    help="Take the camera's motion off: find it as this, then compute the flow again, to the "
-    "second frame as the first one's camera would see it. Where too few matches agree, the "
-    "plain flow stays, and is counted.",
-)
-@click.option(
-    "--matches",
-    type=click.Choice(CAMERA_MATCHES),
-    help="With --stabilize, the points that tell the camera's motion: along the flow, or those and "
-    "SIFT's.  [default: flow]",
-)
+@stabilize_options
 @click.option(
     "--resize",
     metavar="SIZE",
@@ -210,7 +205,7 @@ def extract(
     numbers = _read_gpus(gpus)
     flow_method = chosen_method(method, preset, options)
     storage = _read_storage(run.out, options)
-    options["stabilize"] = _read_stabilization(options["stabilize"], options["matches"])
+    options["stabilize"] = read_stabilization(options["stabilize"], options["matches"])
     quantized = options["stabilize"] is None
     with ExitStack() as stack:
         processes = None
@@ -274,13 +269,6 @@ def _read_storage(out: Place, options: dict[str, Any]) -> Storage:
         options["pack"] = True
     stored = ("format", "quality", "bound", "rgb", "rgb_quality", "layout", "pack")
     return Storage(**{name: options[name] for name in stored})
-
-
-def _read_stabilization(motion: Any, matches: Any) -> Stabilization | None:
-    """What --stabilize and --matches ask for; UsageError for matches without a use."""
-    if motion is None and matches is not None:
-        raise UsageError(f"--matches {matches} goes with --stabilize {' or '.join(MOTIONS)}")
-    return None if motion is None else Stabilization(motion, matches or "flow")
 
 
 def _read_request(method: FlowMethod, storage: Storage, options: dict[str, Any]) -> Request:

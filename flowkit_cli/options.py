@@ -14,6 +14,7 @@ import click
 from flowkit.errors import UsageError
 from flowkit.flow.method import FlowMethod
 from flowkit.flow.methods import METHODS, OWN, PROGRAM, make_method, method_class
+from flowkit.flow.stabilized import CAMERA_MATCHES, MOTIONS, Stabilization
 from flowkit.video.image_folders import MAX_FRAME_MPX
 from flowkit_cli.store_options import PlacePath
 
@@ -231,6 +232,31 @@ def read_own_parameters(method: str, given: Iterable[str]) -> dict[str, Any]:
         except click.BadParameter as error:
             raise click.UsageError(f"--parameter {name}: {error.message}") from None
     return parameters
+
+
+def stabilize_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Whether the camera's motion is taken off the flow, and by which points."""
+    matches = click.option(
+        "--matches",
+        type=click.Choice(CAMERA_MATCHES),
+        help="With --stabilize, the points that tell the camera's motion: along the flow, or those "
+        "and SIFT's.  [default: flow]",
+    )
+    motion = click.option(
+        "--stabilize",
+        type=click.Choice(MOTIONS),
+        help="Take the camera's motion off: find it as this, then compute the flow again, to the "
+        "second frame as the first one's camera would see it. Where too few matches agree, the "
+        "plain flow stays, and is counted.",
+    )
+    return motion(matches(command))
+
+
+def read_stabilization(motion: Any, matches: Any) -> Stabilization | None:
+    """What --stabilize and --matches ask for; UsageError for matches without a use."""
+    if motion is None and matches is not None:
+        raise UsageError(f"--matches {matches} goes with --stabilize {' or '.join(MOTIONS)}")
+    return None if motion is None else Stabilization(motion, matches or "flow")
 
 
 def renamed_option(old: str, new: str) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ import click
 
 from flowkit.flow.methods import methods_on
 from flowkit_cli import output
-from flowkit_cli.options import cores, json_option
+from flowkit_cli.options import cores, json_option, read_stabilization, stabilize_options
 
 if TYPE_CHECKING:
     from flowkit.extraction.forecast import Forecast, FormatCost, MethodCost
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     multiple=True,
     help="Measure this one; may be given several times.  [default: all that compute here]",
 )
+@stabilize_options
 @click.option(
     "-j",
     "--workers",
@@ -55,6 +56,8 @@ def plan(
     frames_per_video: float | None,
     resize: str | None,
     methods: tuple[str, ...],
+    stabilize: Any,
+    matches: Any,
     workers: int | None,
     as_json: bool,
 ) -> None:
@@ -84,6 +87,7 @@ def plan(
         resize=resize,
         videos=videos,
         frames_per_video=frames_per_video,
+        stabilize=read_stabilization(stabilize, matches),
     )
     machine = cores()
     if as_json:

@@ -144,6 +144,9 @@ def test_the_same_seed_gives_the_same_codebook_and_too_few_rows_none():
 # --- the SVM ---
 
 
+NAMES = ("jump", "run", "walk")
+
+
 def test_margins_are_those_of_scikit_learns_linear_svm():
     from sklearn.svm import SVC
 
@@ -151,7 +154,7 @@ def test_margins_are_those_of_scikit_learns_linear_svm():
     rows, labels = rng.normal(size=(60, 10)), np.repeat([0, 1, 2], 20)
     rows[np.arange(60), labels] += 1.5
     others = rng.normal(size=(7, 10))
-    found = decide(rows @ rows.T, labels, others @ rows.T, 3, C=2.0)
+    found = decide(rows @ rows.T, labels, others @ rows.T, NAMES, C=2.0)
     for label in range(3):
         theirs = SVC(C=2.0, kernel="linear").fit(rows, labels == label).decision_function(others)
         assert np.allclose(found[:, label], theirs, atol=1e-3)
@@ -162,11 +165,11 @@ def test_a_vector_of_zeros_teaches_no_svm_and_a_class_of_such_is_refused():
     rows, labels = rng.normal(size=(30, 8)), np.arange(30) % 3
     others = rng.normal(size=(10, 8))
     with_one, one_more = np.concatenate([rows, np.zeros((1, 8))]), np.append(labels, 2)
-    found = decide(with_one @ with_one.T, one_more, others @ with_one.T, 3, C=100.0)
-    assert np.array_equal(found, decide(rows @ rows.T, labels, others @ rows.T, 3, C=100.0))
+    found = decide(with_one @ with_one.T, one_more, others @ with_one.T, NAMES, C=100.0)
+    assert np.array_equal(found, decide(rows @ rows.T, labels, others @ rows.T, NAMES, C=100.0))
     rows[labels == 1] = 0
-    with pytest.raises(SplitError, match="not zero of every class, got none of class 1"):
-        decide(rows @ rows.T, labels, others @ rows.T, 3, C=100.0)
+    with pytest.raises(SplitError, match=r"not zero of every class, got none of run$"):
+        decide(rows @ rows.T, labels, others @ rows.T, NAMES, C=100.0)
 
 
 def test_sharpness_is_the_scale_that_logits_were_divided_by():

@@ -9,6 +9,7 @@ from made_videos import moving_texture, write_images, write_video
 from flowkit.errors import UsageError, VideoError
 from flowkit.extraction import forecast as module
 from flowkit.extraction.forecast import MethodCost, forecast
+from flowkit.flow.stabilized import StabilizedFlow
 from flowkit.video.sources import find_videos
 
 
@@ -104,6 +105,20 @@ def test_a_method_that_cannot_compute_here_says_why():
     dis, cuda = forecast((), methods, videos=1, frames_per_video=3, resize="32x32").methods
     assert not dis.error and dis.flow_s > 0
     assert "CUDA" in cuda.error and cuda.flow_s == 0
+
+
+def test_flow_less_the_cameras_motion_is_measured_as_such(videos, monkeypatch):
+    asked = []
+    compute = StabilizedFlow.fields
+    monkeypatch.setattr(
+        StabilizedFlow, "fields", lambda self, pairs: asked.append(1) or compute(self, pairs)
+    )
+    planned(videos, "videos", "--method", "dis")
+    assert not asked
+    planned(videos, "videos", "--method", "dis", "--stabilize", "homography")
+    assert asked
+    done = run_here("plan", "videos", "--matches", "flow", cwd=videos)
+    assert done.returncode == 2 and b"goes with --stabilize" in done.stderr
 
 
 @pytest.mark.parametrize("options", [(), ("--videos", "3"), ("--frames-per-video", "3")])

@@ -52,7 +52,7 @@ def score_bilinear(
             temporal.check_record(record)
     products = _products(net, list(clips.values()), device, report)
     train, labels = len(clips["train"].videos), np.array(clips["train"].labels)
-    margins = decide(products[:train], labels, products[train:], len(task.classes), C=C)
+    margins = decide(products[:train], labels, products[train:], task.classes, C=C)
     rows, first = {}, 0
     for part in [part for part in clips if part != "train"]:
         last = first + len(clips[part].videos)

@@ -14,10 +14,11 @@ import numpy as np
 
 from flowkit._cv2 import cv2
 from flowkit.errors import FlowkitError, UsageError, VideoError
-from flowkit.extraction.request import resized_frames
-from flowkit.flow.method import FlowMethod, takes_color
+from flowkit.extraction.request import Request, resized_frames
+from flowkit.flow.method import takes_color
 from flowkit.flow.methods import device_of, make_method, prepare_method
 from flowkit.flow.pairs import consecutive
+from flowkit.flow.stabilized import Stabilization
 from flowkit.records.layout import FORMATS, Storage
 from flowkit.records.writing import RecordWriter
 from flowkit.series import Series
@@ -109,12 +110,14 @@ def forecast(
     resize: str | None = None,
     videos: int | None = None,
     frames_per_video: float | None = None,
+    stabilize: Stabilization | None = None,
 ) -> Forecast:
     """Measure `methods` and all formats for some seconds on a few of `sources`, at `resize`.
 
     Their frames are counted, unless `videos` and `frames_per_video` tell the amount; then there
-    need be no sources, and a made video is measured. UsageError where there is neither, or where
-    a source lies in a store, and VideoError where no source can be read.
+    need be no sources, and a made video is measured. With `stabilize` each method's flow is less
+    the camera's motion. UsageError where there is neither, or where a source lies in a store, and
+    VideoError where no source can be read.
     """
     if not sources and (videos is None or frames_per_video is None):
         raise UsageError("expected videos, or their number and their frames")
@@ -126,7 +129,7 @@ def forecast(
         measured = _openable(sources) if sources else _made_sample(work / "made")
         taken, decode_s = _decode_some(measured, resize)
         store_s, frame_bytes, formats = _time_records(work, taken)
-        costs = tuple(_time_methods(methods, taken, decode_s + store_s))
+        costs = tuple(_time_methods(methods, stabilize, taken, decode_s + store_s))
         if videos is None or frames_per_video is None:
             counted = _count(sources)
             average = sum(counted) / len(counted)
@@ -228,7 +231,10 @@ def _frames_of(path: Path) -> int:
 
 
 def _time_methods(
-    methods: Sequence[str], samples: Sequence[list[np.ndarray]], rest_s: float
+    methods: Sequence[str],
+    stabilize: Stabilization | None,
+    samples: Sequence[list[np.ndarray]],
+    rest_s: float,
 ) -> Iterator[MethodCost]:
     """Each method in one thread, after a first pair, which compiles and opens."""
     threads = cv2.getNumThreads()
@@ -238,7 +244,7 @@ def _time_methods(
             method = make_method(name)
             try:
                 prepare_method(method)
-                flow_s = _seconds_per_pair(method, samples)
+                flow_s = _seconds_per_pair(Request(method, stabilize=stabilize), samples)
                 yield MethodCost(name, device_of(method), flow_s, rest_s)
             except FlowkitError as error:
                 yield MethodCost(name, device_of(method), 0.0, 0.0, str(error))
@@ -246,14 +252,14 @@ def _time_methods(
         cv2.setNumThreads(threads)
 
 
-def _seconds_per_pair(method: FlowMethod, samples: Sequence[list[np.ndarray]]) -> float:
-    color = takes_color(method)
-    clock = process_time if device_of(method) == "cpu" else perf_counter
-    for _ in method.fields(consecutive(samples[0][:2], color=color)):
+def _seconds_per_pair(request: Request, samples: Sequence[list[np.ndarray]]) -> float:
+    color = takes_color(request.method)
+    clock = process_time if device_of(request.method) == "cpu" else perf_counter
+    for _ in request.fields(consecutive(samples[0][:2], color=color)):
         pass
     pairs, start = 0, clock()
     for frames in itertools.cycle(samples):
-        for _ in method.fields(consecutive(frames, color=color)):
+        for _ in request.fields(consecutive(frames, color=color)):
             pairs += 1
             if (passed := clock() - start) > SECONDS:
                 return passed / pairs

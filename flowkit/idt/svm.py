@@ -79,26 +79,27 @@ def gram_matrix(
 
 
 def fit_duals(
-    train: np.ndarray, labels: np.ndarray, classes: int, *, C: float
+    train: np.ndarray, labels: np.ndarray, classes: Sequence[str], *, C: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """The SVM of each class against the rest, hinge loss (LIBSVM), by its training videos.
 
-    train: the Gram matrix of the training videos, (N, N); labels: (N,). Returns float64 (classes,
-    N), how much each training video counts, and (classes,), what is added. A vector of zeros, of a
+    train: the Gram matrix of the training videos, (N, N); labels: (N,), places in `classes`, their
+    names. Returns float64 (classes, N), how much each training video counts, and (classes,), what
+    is added. A vector of zeros, of a
     video without tracks, does not count: at a large C what is added would serve it alone.
     SplitError where a class has no other.
     """
     from sklearn.svm import SVC
 
-    shares, added = np.zeros((classes, len(train))), np.empty(classes)
+    shares, added = np.zeros((len(classes), len(train))), np.empty(len(classes))
     seen = np.flatnonzero(np.diag(train) > 0)
     train = train[np.ix_(seen, seen)].astype(np.float64)
-    if absent := sorted(set(range(classes)) - set(labels[seen].tolist())):
+    if absent := sorted(set(range(len(classes))) - set(labels[seen].tolist())):
         raise SplitError(
             "expected training videos whose vectors are not zero of every class, got none of "
-            f"{listed([f'class {label}, from 0' for label in absent])}"
+            f"{listed([classes[label] for label in absent])}"
         )
-    for label in range(classes):
+    for label in range(len(classes)):
         machine = SVC(C=C, kernel="precomputed").fit(train, labels[seen] == label)
         shares[label, seen[machine.support_]] = machine.dual_coef_[0]
         added[label] = machine.intercept_[0]
@@ -106,12 +107,12 @@ def fit_duals(
 
 
 def decide(
-    train: np.ndarray, labels: np.ndarray, other: np.ndarray, classes: int, *, C: float
+    train: np.ndarray, labels: np.ndarray, other: np.ndarray, classes: Sequence[str], *, C: float
 ) -> np.ndarray:
     """What the SVM of each class says of other videos: their signed margins, float32 (M, classes).
 
-    train and labels as in `fit_duals`; other: products of the others with the training videos,
-    (M, N).
+    train, labels and classes as in `fit_duals`; other: products of the others with the training
+    videos, (M, N).
     """
     shares, added = fit_duals(train, labels, classes, C=C)
     return (other.astype(np.float64) @ shares.T + added).astype(np.float32)
@@ -281,8 +282,8 @@ def train_svms(
         report=report,
     )
     labels = np.array(split.labels(everyone))
-    count, classes = len(everyone), len(split.classes)
-    shares, added = fit_duals(products[:count], labels, classes, C=C)
+    count = len(everyone)
+    shares, added = fit_duals(products[:count], labels, split.classes, C=C)
     margins = (products[count:] @ shares.T + added).astype(np.float32)
     scored = {"heldout": list(split.heldout), "test": list(split.test)}
     rows = {
@@ -380,7 +381,7 @@ def _cross_validate(
             products[np.ix_(inside, inside)],
             labels[inside],
             products[np.ix_(np.flatnonzero(outside), inside)],
-            len(split.classes),
+            split.classes,
             C=C,
         )
     known = np.flatnonzero(~np.isnan(margins).any(axis=1))
