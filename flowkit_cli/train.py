@@ -189,6 +189,7 @@ def _make_job(stream: Stream, options: dict[str, Any]) -> Job:
         seed=options["seed"],
         eval_moments=options["eval_moments"],
         missing=options["missing"],
+        hidden=options["hidden"],
     )
 
 

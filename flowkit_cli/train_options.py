@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flowkit.networks.table import FIRST_LAYERS, NETS, PREFIX
+from flowkit.networks.table import FIRST_LAYERS, HIDDEN, NETS, PREFIX
 from flowkit.training.recipes import (
     DRAWS,
     MODES,
@@ -126,6 +126,16 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "[default: by --recipe]",
         ),
         click.option(
+            "--hidden",
+            type=click.IntRange(*HIDDEN),
+            default=0,
+            show_default=True,
+            metavar="UNITS",
+            help="A fully connected layer of so many units, with ReLU and dropout, between the "
+            "network's features and the classes; it learns as the layer of the classes does. 0: "
+            "none.",
+        ),
+        click.option(
             "--weights",
             metavar="SOURCE",
             help="What to start from: a run's folder or checkpoint, a file (.safetensors, .pth, "
@@ -221,7 +231,9 @@ def number_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--lr", "learning_rate", type=float, help="Learning rate at first."),
         click.option(
-            "--trunk-rate", type=float, help="Share of it that all but the last layer takes."
+            "--trunk-rate",
+            type=float,
+            help="Share of it that all but the last layer (and --hidden) takes.",
         ),
         click.option(
             "--schedule",

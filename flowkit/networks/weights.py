@@ -42,13 +42,17 @@ NAMED = 3  # number of tensors that an error names; it counts the others
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors of a trunk by name, and heads by task: (class names, weight, bias), of `where`."""
+    """Tensors of a trunk by name, and heads by task: (class names, weight, bias), of `where`.
+
+    `hidden` are those of the layer between them, if there is one.
+    """
 
     where: str
     trunk: dict[str, torch.Tensor]
     heads: dict[str, tuple[tuple[str, ...], torch.Tensor, torch.Tensor]] = field(
         default_factory=dict
     )
+    hidden: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,11 @@ def read_weights(source: str, net: str) -> Weights:
     trunk = {
         name.removeprefix("trunk."): tensor
         for name, tensor in state.items()
-        if not name.startswith(("heads.", *net_facts(net).classifier))
+        if not name.startswith(("heads.", "hidden.", *net_facts(net).classifier))
     }
     if net == "inception-v3" and not any(name.startswith("trunk.") for name in state):
         _fold_inception_pixels(trunk)
-    return Weights(where, trunk)
+    return Weights(where, trunk, hidden=_below(state, "hidden."))
 
 
 def weights_origin(source: str) -> Origin:
@@ -117,8 +121,9 @@ def load_weights(
 ) -> Loaded:
     """Put `weights` into the net: the whole trunk, and of a head the rows of classes it knows.
 
-    `tasks` are the class names of the net's heads. Where the net takes another number of channels
-    than the filters, `first_layer`, one of FIRST_LAYERS, says what becomes of them.
+    A hidden layer that they have must be the net's; one that they lack stays fresh, with the heads
+    on it. `tasks` are the class names of the net's heads. Where the net takes another number of
+    channels than the filters, `first_layer`, one of FIRST_LAYERS, says what becomes of them.
     CheckpointError, which names what is expected, where a tensor is missing or has another shape.
     """
     own = net.trunk.state_dict()
@@ -162,6 +167,7 @@ def load_weights(
                 if names
             )
         )
+    _load_hidden(net, weights)
     net.trunk.load_state_dict(trunk, strict=False)
     return Loaded(weights.where, made, _load_heads(net, weights, tasks))
 
@@ -194,12 +200,33 @@ def _from_checkpoint(path: Path, net: str) -> Weights:
     if checkpoint.net != net:
         raise CheckpointError(f"{where}: expected a {net}, it is a {checkpoint.net}")
     tensors = read_tensors(path, "weights")
-    trunk = {n.removeprefix("trunk."): t for n, t in tensors.items() if n.startswith("trunk.")}
     heads = {
         task: (classes, tensors[f"heads.{task}.weight"], tensors[f"heads.{task}.bias"])
         for task, classes in checkpoint.tasks.items()
     }
-    return Weights(str(where), trunk, heads)
+    return Weights(str(where), _below(tensors, "trunk."), heads, _below(tensors, "hidden."))
+
+
+def _below(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors whose names begin so, without that."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _load_hidden(net: StreamNet, weights: Weights) -> None:
+    """Copy the hidden layer that the weights have; CheckpointError where it is not the net's."""
+    if not weights.hidden:
+        return
+    own = {} if net.hidden is None else net.hidden.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.hidden.items()}
+    if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()}:
+        [units, *_] = shapes.get("full.weight", (0,))
+        raise CheckpointError(
+            f"{weights.where}: has a hidden layer of {units:,}, "
+            + (f"not of {len(own['full.bias']):,}" if own else "and the network has none")
+            + f": give --hidden {units}"
+        )
+    assert net.hidden is not None
+    net.hidden.load_state_dict(weights.hidden)
 
 
 def _load_heads(
@@ -211,7 +238,7 @@ def _load_heads(
         known = weights.heads.get(task)
         if known is None and len(weights.heads) == 1:
             [known] = weights.heads.values()
-        if known is None:
+        if known is None or known[1].shape[1] != net.heads[task].in_features:
             continue
         rows = {name: row for row, name in enumerate(known[0])}
         places = [(own, rows[name]) for own, name in enumerate(classes) if name in rows]

@@ -30,7 +30,7 @@ from flowkit.training.sampling import Task
 log = logging.getLogger(__name__)
 
 # Fields of a job, beside its recipe and augmentation, that a checkpoint tells of.
-OPTIONS = ("weights", "first_layer", "seed", "eval_moments", "missing")
+OPTIONS = ("weights", "first_layer", "seed", "eval_moments", "missing", "hidden")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Job:
 
     `inputs` are what the network takes. The first task is the one that the best step is chosen for,
     by its held-out part. `weights` are what to start from (`weights.read_weights`), None for
-    fresh ones. `eval_moments` clips of a held-out video, at equal spacing, are asked.
+    fresh ones. `eval_moments` clips of a held-out video, at equal spacing, are asked. A layer of
+    `hidden` units stands before the classes, none where it is 0.
 
     With `towers` the networks of a spatial and a temporal run, the two of `weights`, are joined;
     `net` names both, NET+NET.
@@ -56,6 +57,7 @@ class Job:
     eval_moments: int = 5
     missing: Missing = "error"
     towers: Towers | None = None
+    hidden: int = 0
 
     def __post_init__(self) -> None:
         check_inputs(self.inputs)
@@ -81,6 +83,8 @@ class Job:
 
     def _check_towers(self, towers: Towers) -> None:
         tower_seams(self.net, towers.seam)
+        if self.hidden:
+            raise UsageError("joined towers have no hidden layer")
         if len(self.inputs) < 2 or len(self.tasks) > 1 or isinstance(self.weights, str | None):
             raise UsageError(
                 "joined towers take both streams, one task, and the weights of a spatial and a "
@@ -136,6 +140,7 @@ class Job:
             self.inputs,
             {task.name: len(task.classes) for task in self.tasks},
             dropout=self.recipe.dropout,
+            hidden=self.hidden,
             seed=self.seed,
         )
         if isinstance(self.weights, str):

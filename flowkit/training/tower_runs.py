@@ -65,6 +65,11 @@ def read_towers(spatial: Path, temporal: Path) -> TowerRuns:
         checkpoint = read_checkpoint(path)
         if checkpoint.stream != stream:
             raise UsageError(f"--{stream} {path}: holds a {checkpoint.stream} stream")
+        if checkpoint.hidden:
+            raise UsageError(
+                f"--{stream} {path}: has a hidden layer of {checkpoint.hidden:,}, and networks "
+                "are joined without one: train it again without --hidden"
+            )
         found.append(checkpoint)
     one, other = found
     (task, classes), (_, others) = (next(iter(c.tasks.items())) for c in found)

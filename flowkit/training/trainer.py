@@ -42,6 +42,7 @@ from flowkit.training.saving import CheckpointThread
 log = logging.getLogger(__name__)
 
 EVAL_CLIPS = 32  # held-out clips of a pass
+HEADS = ("heads.", "hidden.")  # names of parameters that take the whole learning rate
 OTHER_TASK = -100  # label of a clip for the heads of other tasks: cross_entropy leaves it out
 
 
@@ -245,6 +246,7 @@ class Training:
                 progress=dict(self.progress),
                 trained_on=self.trained_on,
                 towers=job.towers,
+                hidden=job.hidden,
             )
             self.saving.write(folder, names, checkpoint, self.net.state_dict(), self._momentum())
 
@@ -396,11 +398,10 @@ def _prepare(
 
 def _make_descent(net: Net, recipe: Recipe) -> Descent:
     """Of the trunk and the heads, and of the biases of both if the recipe treats them otherwise."""
-    heads = {id(one) for one in net.heads.parameters()}
     has_own_biases = recipe.bias_rate != 1 or not recipe.bias_decay
     groups = []
     for share, is_head in ((recipe.trunk_rate, False), (1.0, True)):
-        named = [(n, p) for n, p in net.named_parameters() if (id(p) in heads) == is_head]
+        named = [(n, p) for n, p in net.named_parameters() if n.startswith(HEADS) == is_head]
         biases = [one for name, one in named if has_own_biases and name.endswith("bias")]
         apart = {id(one) for one in biases}
         others = [one for _, one in named if id(one) not in apart]
