@@ -1,5 +1,6 @@
 """What tests share: the folder of real clips, where there is one."""
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,15 @@ from flowkit.workers import children
 for name in children.CHILD_ENVIRONMENT:
     if "THREADS" in name:
         os.environ.setdefault(name, "1")
+
+# What is imported stays until the end, so no search for garbage need visit it, here or in a fork.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
 
 DATA = Path(os.environ.get("FLOWKIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
