@@ -38,6 +38,7 @@ COMMANDS = {
     "split": "Divide videos into training and test part; check and list such a split.",
     "stack": "Write the flow stack of a clip, as a network takes it, to a file.",
     "train": "Train the spatial or the temporal stream, or an SVM on Fisher vectors.",
+    "adopt": "A run of weights that others trained and published: TSN's, I3D's.",
     "eval": "Score the test videos with trained streams.",
     "fuse": "Several streams' scores to one.",
     "report": "Scores to accuracies, tables and a page with pictures.",

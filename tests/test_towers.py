@@ -147,6 +147,7 @@ def test_a_tower_cut_and_put_together_again_is_the_network(net, seam):
         ("small", "relu2"),
         ("small", "relu5"),
         ("resnet18", "relu4"),
+        ("bninception", "relu4"),
         ("efficientnet-lite0", "relu3"),
     ],
 )
@@ -163,7 +164,12 @@ def test_a_sum_with_a_tower_of_zeros_is_the_other_network(net, seam):
 
 
 @pytest.mark.parametrize(
-    ("net", "seam"), [*(("small+small", seam) for seam in SEAMS), ("resnet18+resnet18", "relu3")]
+    ("net", "seam"),
+    [
+        *(("small+small", seam) for seam in SEAMS),
+        ("resnet18+resnet18", "relu3"),
+        ("bninception+bninception", "relu3"),
+    ],
 )
 @pytest.mark.parametrize("join", ["conv", "cat"])
 def test_conv_and_cat_start_equal_to_sum(net, join, seam):

@@ -34,7 +34,7 @@ def ucf101_split(folder: str | os.PathLike[str], number: int = 1) -> Split:
     where a file is missing or a line does not agree with classInd.
     """
     index = _only(folder, "*classInd.txt")
-    classes, _ = _class_names(index)
+    classes, _ = read_class_names(index)
     parts = []
     for part in ("train", "test"):
         path = _only(folder, f"*{part}list{number:02d}.txt")
@@ -102,7 +102,7 @@ def list_split(
         names = _folder_names(Path(train), lines, labels_from or 0)
         first = labels_from or 0
     else:
-        names, number = _class_names(Path(classes))
+        names, number = read_class_names(Path(classes))
         first = labels_from if labels_from is not None else number or 0
         if labels_from is None and any(line.label == 0 for line in lines):
             first = 0
@@ -211,7 +211,7 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
             yield f"{path}, line {number}", stripped
 
 
-def _class_names(path: Path) -> tuple[list[str], int | None]:
+def read_class_names(path: Path) -> tuple[list[str], int | None]:
     """Class names in order, "NAME" or "NUMBER NAME" in a line, and the first of the numbers.
 
     Numbers go from 0 or 1 without gaps; None where there are none.

@@ -29,6 +29,7 @@ from flowkit.flow.method import FlowMethod, takes_color
 from flowkit.flow.methods import make_method, method_of
 from flowkit.flow.pairs import series_fields
 from flowkit.flow.stabilized import Stabilization
+from flowkit.networks.table import FLOW_BOUND
 from flowkit.records import formats
 from flowkit.records.copies import local_copy
 from flowkit.records.layout import FORMATS, Storage, field_templates
@@ -46,6 +47,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("flowkit")
 
 IMAGES = "img_%05d.jpg"
+# As a checkpoint's `flow`: what published two-stream networks were trained on (docs/weights.md).
+PUBLISHED_FLOW: dict[str, Any] = {
+    "method": {"name": "tvl1"},
+    "resize": "256",
+    "bound": FLOW_BOUND,
+    "format": "jpg",
+    "quality": 90,
+}
 
 
 @dataclass(frozen=True)
@@ -200,20 +209,24 @@ def looks_of(
 def video_request(checkpoints: Iterable[Checkpoint], own: FlowMethod | None = None) -> Request:
     """How the flow that networks were trained on is computed and stored.
 
-    For networks that see frames alone it is as `flowkit extract` does it unless told otherwise.
+    For networks that see frames alone it is as `flowkit extract` does it unless told otherwise. For
+    published ones whose checkpoint does not say, it is TV-L1 of frames of a short side of 256 px
+    within 20 px, as TSN's and I3D's was, or what another stream beside them was trained on.
     Flow of one's own code is computed by `own`, as `flowkit.flow.methods.method_of` takes it.
     UsageError where they were trained on different flow, or on that of another tool.
     """
     trained = [
-        (one.flow or {}, form)
+        (one.flow, form)
         for one in checkpoints
         for form in one.inputs.values()
         if isinstance(form, StackForm)
     ]
     if not trained:
         return Request(make_method("tvl1"))
-    flow = trained[0][0]
-    for other, _ in trained[1:]:
+    forms = [form for _, form in trained]
+    told = [flow for flow, _ in trained if flow is not None]
+    flow = told[0] if told else PUBLISHED_FLOW
+    for other in told[1:]:
         if found := differences(flow, other):
             raise UsageError(f"expected streams trained on the same flow: {'; '.join(found)}")
     if not isinstance(flow.get("method"), dict):
@@ -231,8 +244,8 @@ def video_request(checkpoints: Iterable[Checkpoint], own: FlowMethod | None = No
     quality = {} if flow["quality"] is None else {"quality": flow["quality"]}
     return Request(
         method_of(flow["method"], own),
-        steps=tuple(dict.fromkeys(form.step for _, form in trained)),
-        backward=any(form.bidirectional for _, form in trained),
+        steps=tuple(dict.fromkeys(form.step for form in forms)),
+        backward=any(form.bidirectional for form in forms),
         resize=flow["resize"],
         storage=Storage(stored, bound=flow["bound"], **quality),
         sampling=Sampling(**flow.get("sampling", {})),

@@ -34,6 +34,7 @@ from flowkit.documents import differences, listed
 from flowkit.errors import SplitError, UsageError
 from flowkit.evaluation.views import TestViews, default_views
 from flowkit.networks.checkpoints import checkpoint_path, load_net
+from flowkit.networks.table import net_facts
 from flowkit.networks.towers import make_convolutional
 from flowkit.records.reading import Record
 from flowkit.scores.files import PLACED, Scores, read_scores, write_scores
@@ -180,8 +181,11 @@ class Scorer:
 
     @property
     def _frames(self) -> int:
-        """The moments of a sample: 1, of joined towers maybe more."""
-        return 1 if self.several is None else self.several.frames
+        """The images that a sample costs: 1, of joined towers its moments, of I3D all it sees."""
+        if self.several is not None:
+            return self.several.frames
+        [form] = self.checkpoint.inputs.values()
+        return max(form.length, 1) if net_facts(self.checkpoint.net).over_time else 1
 
     def _read(self, one: _Pass) -> list[torch.Tensor]:
         """The whole rescaled stacks or frames of a pass: float32 (places, C, H, W) per input.

@@ -12,20 +12,19 @@ import hashlib
 import importlib.util
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import nn
 from torch.nn import functional
 
-from flowkit.data.augment import RGB_MEAN, RGB_STD
 from flowkit.data.clips import Stream
 from flowkit.data.frames import RGB_CHANNELS
 from flowkit.errors import InstallError, UsageError
 from flowkit.networks.fresh import draw_normal
+from flowkit.networks.pixels import FlowPixels, FramePixels
 
 # (repeats, kernel side, stride, expansion, output channels) of the stages of lite0.
 STAGES = (
@@ -41,12 +40,6 @@ STEM_CHANNELS, FEATURES = 32, 1280
 CHANNEL_STEP = 8  # widths are rounded to multiples of it
 # PyTorch's momentum of 0.1 and not TensorFlow's 0.01, for trainings of a few hundred steps.
 NORM_EPS, NORM_MOMENTUM = 1e-3, 0.1
-# Mean and deviation of RGB in 0..255, as the weights were trained on it
-PIXEL_MEAN, PIXEL_STD = 127, 128
-# Displacement that stands for a pixel of 1, in parts of the input's side: 0.7 px of 112. Tried on
-# held-out groups of ten classes, a last layer on frozen features was worse with 0.35 px and 2 px.
-FLOW_UNIT = 1 / 160
-FLOW_LIMIT = 6  # units; larger displacements, mostly errors, are cut
 
 
 @dataclass(frozen=True)
@@ -108,38 +101,15 @@ OTHER_LAYERS = {
 }
 
 
-class FramePixels(nn.Module):
-    """Frames standardized by ImageNet's mean and deviation -> by those that weights expect.
-
-    float32 (B, 3N, h, w) of both, N frames; `mean` and `std` are of values in 0..255, one or three
-    of R, G, B.
-    """
-
-    scale: torch.Tensor
-    shift: torch.Tensor
-
-    def __init__(
-        self, frames: int = 1, mean: ArrayLike = PIXEL_MEAN, std: ArrayLike = PIXEL_STD
-    ) -> None:
-        super().__init__()
-        scale = 255 * RGB_STD / np.asarray(std, np.float32)
-        shift = (255 * RGB_MEAN - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-        for name, values in (("scale", scale), ("shift", shift)):
-            buffer = torch.tensor(np.tile(values, frames), dtype=torch.float32)[:, None, None]
-            self.register_buffer(name, buffer, persistent=False)
-
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return frames * self.scale + self.shift
-
-
-class FlowPixels(nn.Module):
-    """Displacements in px -> in units that stand for the range of pixels, large ones cut.
-
-    float32 (B, 2L, h, w) of both.
-    """
-
-    def forward(self, stacks: torch.Tensor) -> torch.Tensor:
-        return (stacks / (FLOW_UNIT * stacks.shape[-1])).clamp(-FLOW_LIMIT, FLOW_LIMIT)
+def same_pads(sizes: Sequence[int], kernels: Sequence[int], strides: Sequence[int]) -> list[int]:
+    """TensorFlow's "SAME" padding for `functional.pad`: last axis first, both its sides."""
+    pads: list[int] = []
+    for size, kernel, stride in zip(
+        reversed(sizes), reversed(kernels), reversed(strides), strict=True
+    ):
+        rest = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+        pads += [rest // 2, rest - rest // 2]
+    return pads
 
 
 class SameConv2d(nn.Conv2d):
@@ -153,11 +123,7 @@ class SameConv2d(nn.Conv2d):
         """float32 (B, C, h, w) -> (B, O, ceil(h / stride), ceil(w / stride))."""
         if self.stride == (1, 1):
             return super().forward(x)
-        pads: list[int] = []  # px: left, right, top, bottom
-        for axis in (1, 0):
-            size, kernel, stride = x.shape[2 + axis], self.kernel_size[axis], self.stride[axis]
-            rest = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
-            pads += [rest // 2, rest - rest // 2]
+        pads = same_pads(x.shape[2:], self.kernel_size, self.stride)
         return super().forward(functional.pad(x, pads))
 
 

@@ -24,11 +24,15 @@ GRID = 6  # places along each side of the last maps, of an input of 170 px
 WIDTH = 4096  # of the two fully connected layers
 
 
-class FramesInTime(nn.Module):
-    """A stack of N frames as a volume: float32 (B, 3N, h, w) -> (B, 3, N, h, w)."""
+class ImagesInTime(nn.Module):
+    """A stack of N images of C channels as a volume: float32 (B, N C, h, w) -> (B, C, N, h, w)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
 
     def forward(self, stacks: torch.Tensor) -> torch.Tensor:
-        return stacks.unflatten(1, (-1, RGB_CHANNELS)).transpose(1, 2)
+        return stacks.unflatten(1, (-1, self.channels)).transpose(1, 2)
 
 
 class OneMoment(nn.Module):
@@ -55,7 +59,7 @@ def slow_fusion(
         )
     c1, c2, c3, c4, c5 = FILTERS
     layers: dict[str, nn.Module] = {
-        "volume": FramesInTime(),
+        "volume": ImagesInTime(RGB_CHANNELS),
         "conv1": nn.Conv3d(RGB_CHANNELS, c1, (frames - 6, 11, 11), (2, 3, 3)),
         "relu1": nn.ReLU(inplace=True),
         "norm1": nn.LocalResponseNorm(**LRN),  # type: ignore[arg-type]

@@ -18,8 +18,8 @@ from flowkit.data.clips import STREAMS, Stream
 from flowkit.data.frames import RGB_CHANNELS, FrameForm
 from flowkit.data.inputs import Inputs, check_inputs, input_channels
 from flowkit.errors import InstallError, UsageError
-from flowkit.networks.efficientnet import FramePixels
 from flowkit.networks.fresh import draw_normal, init_normal, undrawn
+from flowkit.networks.pixels import FramePixels
 from flowkit.networks.table import check_hidden, net_facts
 
 # The normalization of Krizhevsky et al. 2012: k 2, size 5, beta 0.75, and alpha 1e-4 for each of
@@ -29,6 +29,7 @@ DROPOUT = 0.9  # share dropped, temporal network; the paper evaluates 0.5 and 0.
 # The same for the 2014 network at its rate of 1e-2: He's gain ends in NaN within 5 steps where
 # dropout is 0.9 (tried with batches of 8), and 1/3, PyTorch's own, stays at chance for 40 steps.
 CNN_M_GAIN = 0.8
+BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)  # the layers with running statistics
 HEAD_STD = 0.01  # deviation of a head's fresh weights (Krizhevsky et al. 2012)
 SMALL_WIDTHS = (32, 64, 128, 256)  # channels of the blocks of "small"
 GROUPS = 8  # groups of channels that "small" normalizes: the same for a batch of any size
@@ -130,7 +131,7 @@ class StreamNet(nn.Module):
         With `frozen_statistics` all normalizations but the first keep them.
         """
         super().train(mode)
-        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        norms = [module for module in self.modules() if isinstance(module, BATCH_NORMS)]
         for place, norm in enumerate(norms):
             if not norm.weight.requires_grad or (self.frozen_statistics and place):
                 norm.eval()
@@ -209,15 +210,15 @@ def count_parameters(net: nn.Module) -> int:
 
 
 def widen_first_layer(weight: torch.Tensor, channels: int) -> torch.Tensor:
-    """The RGB filters (O, 3, h, w) averaged over color and repeated: (O, channels, h, w).
+    """The RGB filters (O, 3, ...) averaged over color and repeated: (O, channels, ...).
 
     Cross-modality initialization of Wang et al. 2015 (arXiv:1507.02159, section 2.2).
     """
-    return weight.mean(1, keepdim=True).repeat(1, channels, 1, 1)
+    return weight.mean(1, keepdim=True).repeat_interleave(channels, 1)
 
 
 def share_first_layer(weight: torch.Tensor, channels: int, stream: Stream) -> torch.Tensor:
-    """The RGB filters (O, 3, h, w) for every frame or field of a stack: (O, channels, h, w).
+    """The RGB filters (O, 3, ...) for every frame or field of a stack: (O, channels, ...).
 
     Of flow the red ones are for x and the green ones for y. Each is divided by the number of frames
     or fields. So the layer answers a stack of frames as it would their mean, and one of flow as an
@@ -225,7 +226,7 @@ def share_first_layer(weight: torch.Tensor, channels: int, stream: Stream) -> to
     """
     own = weight if stream == "spatial" else weight[:, :2]
     count = channels // own.shape[1]
-    return own.repeat(1, count, 1, 1) / count
+    return torch.cat([own] * count, 1) / count
 
 
 def torchvision_weights(net: str, name: str) -> tuple[dict[str, torch.Tensor], str]:

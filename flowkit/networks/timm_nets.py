@@ -15,7 +15,7 @@ from torch import nn
 from flowkit.data.clips import Stream
 from flowkit.data.frames import RGB_CHANNELS
 from flowkit.errors import InstallError, UsageError
-from flowkit.networks.efficientnet import FlowPixels, FramePixels
+from flowkit.networks.pixels import FlowPixels, FramePixels
 from flowkit.networks.table import PREFIX, NetFacts
 
 log = logging.getLogger(__name__)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from flowkit.data.inputs import Inputs, check_inputs, input_channels
 from flowkit.errors import UsageError
+from flowkit.networks.bninception import Block
 from flowkit.networks.joining import Towers, net_names, tower_seams
 from flowkit.networks.streams import DROPOUT, StreamNet, build_net, build_stream, count_parameters
 from flowkit.networks.table import net_facts
@@ -424,14 +425,13 @@ def _sequence(layers: Mapping[str, nn.Module]) -> nn.Sequential:
 
 
 def _channels(layers: Mapping[str, nn.Module]) -> int:
-    """How many channels the last convolution of some layers gives."""
-    convolutions = [
-        module
-        for layer in layers.values()
-        for module in layer.modules()
-        if isinstance(module, nn.Conv2d)
-    ]
-    return convolutions[-1].out_channels
+    """How many channels the last convolution or block of branches of some layers gives."""
+    for layer in reversed(list(layers.values())):
+        if isinstance(layer, Block):
+            return layer.out_channels
+        if found := [module for module in layer.modules() if isinstance(module, nn.Conv2d)]:
+            return found[-1].out_channels
+    raise AssertionError("layers without a convolution")
 
 
 def _over_time(

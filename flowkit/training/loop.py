@@ -322,15 +322,20 @@ def _where_to_start(folder: Path, start: Start) -> Path | None:
                 f"{folder}: holds files of another program where a training writes its own: "
                 f"{listed(others)}; move them away, or choose another --out"
             )
-    if not last.exists():
+    if not last.exists() and not (folder / BEST).exists():
         return None
     match start:
-        case "resume":
+        case "resume" if last.exists():
             return last
         case "overwrite":
             for file in (folder / BEST, last):
                 file.unlink(missing_ok=True)
             return None
+    if not last.exists():
+        raise UsageError(
+            f"{folder}: holds weights that were trained elsewhere: --weights {folder} starts from "
+            "them, --out writes elsewhere, --overwrite begins again here"
+        )
     raise UsageError(
         f"{folder}: holds a training at step {read_checkpoint(last).step}: --resume goes on with "
         "it, --overwrite begins again, --out writes elsewhere"

@@ -29,6 +29,7 @@ from flowkit.errors import (
     UsageError,
 )
 from flowkit.networks.checkpoints import Checkpoint, read_checkpoint, read_tensors
+from flowkit.networks.streams import BATCH_NORMS
 from flowkit.networks.towers import Net, TowersNet
 from flowkit.training.descent import Descent, Group
 from flowkit.training.distributed import Ranks
@@ -264,7 +265,7 @@ class Training:
         learned = [
             module
             for module in self.net.modules()
-            if isinstance(module, nn.BatchNorm2d) and module.training
+            if isinstance(module, BATCH_NORMS) and module.training
         ]
         for module in learned:
             assert module.running_mean is not None and module.running_var is not None

@@ -1,0 +1,124 @@
+"""Trained weights that others published as a run of flowkit's, which nothing is trained for.
+
+docs/weights.md says which files there are, what their networks see, and how that is made here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from flowkit.data.inputs import Inputs
+from flowkit.data.origins import Origin
+from flowkit.documents import listed
+from flowkit.errors import CheckpointError, UsageError
+from flowkit.networks.checkpoints import BEST, Checkpoint, write_checkpoint
+from flowkit.networks.streams import build_net
+from flowkit.networks.table import NETS, net_facts
+from flowkit.networks.weights import Weights, load_weights, read_weights
+
+TASK = "main"
+
+
+def adopt(
+    file: str | os.PathLike[str],
+    net: str,
+    classes: Sequence[str],
+    *,
+    length: int | None = None,
+) -> tuple[Checkpoint, dict[str, torch.Tensor]]:
+    """A checkpoint of published weights, and its network's tensors: what `write_adopted` writes.
+
+    `file` holds tensors by their published names, those of the last layer too. `classes` are the
+    names of its outputs in order. `length` is how many frames or fields I3D sees, by default the 64
+    of its training; other networks see as many as their first layer has filters for.
+    CheckpointError where a tensor is missing, unfit or unknown, UsageError for a network without
+    published weights, another number of classes than outputs, or one named twice.
+    """
+    facts = net_facts(net)
+    if facts.published is None:
+        names = " and ".join(name for name, one in NETS.items() if one.published)
+        raise UsageError(f"expected a network with published weights, {names}, got {net}")
+    weights = read_weights(os.fspath(file), net)
+    inputs = _inputs(weights, net, length)
+    last = _last_layer(weights, net, len(classes))
+    if twice := [name for name in dict.fromkeys(classes) if classes.count(name) > 1]:
+        raise UsageError(f"expected every class once, got several times: {listed(twice)}")
+    dropout = facts.dropout or 0.0
+    made = build_net(net, inputs, {TASK: len(classes)}, dropout=dropout)
+    load_weights(made, weights, {})
+    head = made.heads[TASK].state_dict()  # the tensors of the head, not copies
+    for name, tensor in last.items():
+        if tensor.shape != head[name].shape:
+            raise CheckpointError(
+                f"{weights.where}: expected a last layer's {name} {tuple(head[name].shape)}, got "
+                f"{tuple(tensor.shape)}"
+            )
+        head[name].copy_(tensor)
+    short_side, crop = facts.size
+    checkpoint = Checkpoint(
+        0,
+        net,
+        inputs,
+        dropout,
+        {TASK: tuple(classes)},
+        short_side,
+        crop,
+        training={"weights": weights.where},
+        trained_on=Origin(unknown=(weights.where,)),
+    )
+    return checkpoint, made.state_dict()
+
+
+def write_adopted(out: Path, checkpoint: Checkpoint, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write what `adopt` gives as the run `out`; UsageError where a folder of files is there."""
+    if out.is_dir() and any(out.iterdir()):
+        raise UsageError(f"{out}: holds files already: name a new folder (--out)")
+    write_checkpoint(out, [BEST], checkpoint, tensors, {})
+
+
+def _inputs(weights: Weights, net: str, length: int | None) -> Inputs:
+    """What the published network sees, by the channels of its first layer."""
+    facts = net_facts(net)
+    assert facts.published is not None
+    known: Mapping[int, Inputs] = importlib.import_module(facts.published).PUBLISHED_INPUTS
+    first = weights.trunk.get(f"{facts.first_layer}.weight", torch.empty(0))
+    channels = first.shape[1] if first.ndim > 1 else 0
+    if channels not in known:
+        raise CheckpointError(
+            f"{weights.where}: expected {facts.first_layer}.weight, the first layer of {net}, with "
+            f"{', '.join(map(str, known))} channels, got "
+            + (f"{channels}" if first.ndim > 1 else "a file without it")
+        )
+    inputs = known[channels]
+    if length is None:
+        return inputs
+    if not facts.over_time:
+        raise UsageError(f"{net}: the first layer says how long its stacks are, leave --stack out")
+    name = {"spatial": "count", "temporal": "length"}
+    return {
+        stream: replace(form, **{name[stream]: length})  # type: ignore[arg-type]
+        for stream, form in inputs.items()
+    }
+
+
+def _last_layer(weights: Weights, net: str, classes: int) -> dict[str, torch.Tensor]:
+    """Weight (K, F) and bias (K,) of the layer of the classes, of which there should be K."""
+    tensors = weights.last
+    if set(tensors) != {"weight", "bias"}:
+        raise CheckpointError(
+            f"{weights.where}: has no last layer, weight and bias, as {net} is published with: "
+            "flowkit train learns one on the layers below (--weights)"
+        )
+    rows = [len(tensor) if tensor.ndim else 0 for tensor in tensors.values()]
+    if rows != [classes, classes]:
+        raise UsageError(
+            f"{weights.where}: expected a name for each of its {rows[0]} classes, got {classes} "
+            "names"
+        )
+    return tensors
