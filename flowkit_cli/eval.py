@@ -13,7 +13,7 @@ from flowkit.stores.urls import Place
 from flowkit_cli import output
 from flowkit_cli.options import cores, json_option
 from flowkit_cli.record_options import missing_option, record_folder, record_options
-from flowkit_cli.scoring_options import scoring_options, test_views
+from flowkit_cli.scoring_options import own_nets, scoring_options, test_views
 from flowkit_cli.store_options import PlacePath, cache_option, store_options
 
 if TYPE_CHECKING:
@@ -104,11 +104,14 @@ def eval(  # the command's name
     folder = record_folder(records, options)
     device = choose_device(options["device"])
     readers = options["workers"] or (1 if device.type == "cpu" else cores())
+    checkpoints = {run: read_checkpoint(run) for run in runs_given or _find_runs(runs)}
+    own = own_nets(options["own_nets"], checkpoints)
     views_of = {  # of all runs, before the first is scored
-        run: test_views(options, read_checkpoint(run)) for run in runs_given or _find_runs(runs)
+        run: test_views(options, checkpoint) for run, checkpoint in checkpoints.items()
     }
     for run, views in views_of.items():
-        scorer = Scorer(run, views=views, device=device, pass_inputs=options["pass_inputs"])
+        size = options["pass_inputs"]
+        scorer = Scorer(run, views=views, device=device, pass_inputs=size, own=own[run])
         place = scorer.path.parent
         asked: tuple[Part, ...] = parts or ("test", "heldout")
         split = _read_split(
@@ -145,7 +148,8 @@ def _cross_validate(scorer: Scorer, records: RecordFolder, folds: int, workers: 
     split = read_split(run / SPLIT_FILE)
     files = []
     is_new = False
-    for number, job in enumerate(fold_jobs(run, scorer.checkpoint, records, folds)):
+    jobs = fold_jobs(run, scorer.checkpoint, records, folds, own=scorer.own)
+    for number, job in enumerate(jobs):
         place = fold_folder(run, number, folds)
         start: Start = "resume"
         if (place / LAST).exists() and (found := job.differences(read_checkpoint(place / LAST))):
@@ -160,7 +164,11 @@ def _cross_validate(scorer: Scorer, records: RecordFolder, folds: int, workers: 
                 )
         files.append(place / "scores-heldout.npz")
         own = Scorer(
-            place, views=scorer.views, device=scorer.device, pass_inputs=scorer.pass_inputs
+            place,
+            views=scorer.views,
+            device=scorer.device,
+            pass_inputs=scorer.pass_inputs,
+            own=scorer.own,
         )
         progress = score_part(
             own,

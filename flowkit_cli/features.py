@@ -13,7 +13,7 @@ from flowkit.evaluation.feature_files import FEATURE_FORMATS
 from flowkit_cli import output
 from flowkit_cli.options import choices_text, cores
 from flowkit_cli.record_options import record_folder, record_options
-from flowkit_cli.scoring_options import scoring_options, test_views
+from flowkit_cli.scoring_options import own_nets, scoring_options, test_views
 
 
 @click.command()
@@ -85,10 +85,12 @@ def features(
     output.check_out_folder("--out", out)
     folder = record_folder(records, options)
     found = {id: partial(folder.open, place) for id, place in folder.find().items()}
-    views = test_views(options, read_checkpoint(run))
+    checkpoint = read_checkpoint(run)
+    views, own = test_views(options, checkpoint), own_nets(options["own_nets"], {run: checkpoint})
     device = choose_device(options["device"])
     readers = options["workers"] or (1 if device.type == "cpu" else cores())
-    scorer = Scorer(run, views=views, device=device, pass_inputs=options["pass_inputs"])
+    size = options["pass_inputs"]
+    scorer = Scorer(run, views=views, device=device, pass_inputs=size, own=own[run])
     failed = 0
     written = write_features(
         scorer, found.items(), out, layer=layer, per=per, format=format, readers=readers

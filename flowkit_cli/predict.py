@@ -25,7 +25,7 @@ from flowkit_cli.options import (
     read_own_parameters,
     workers_option,
 )
-from flowkit_cli.scoring_options import scoring_options, test_views
+from flowkit_cli.scoring_options import own_nets, scoring_options, test_views
 from flowkit_cli.store_options import PlacePath, store_access, store_options
 from flowkit_cli.timeline import check_live, check_timeline, tell_live, tell_timeline
 
@@ -215,6 +215,7 @@ def predict(
     asked_for = {"spatial": spatial, **stacks, "temporal": temporal, "towers": towers}
     found = _find_streams(asked_for, runs)
     chosen = _read_fusion(fusion, runs, found)
+    options["nets"] = own_nets(options.pop("own_nets"), dict(found.values()))
     options["own"] = None
     if method is not None:
         options["own"] = make_method(method, **read_own_parameters(method, own_parameters))
@@ -311,7 +312,13 @@ def _make_predictor(
 
     device, size = choose_device(options["device"]), options["pass_inputs"]
     scorers = {
-        name: Scorer(path, views=test_views(options, one), device=device, pass_inputs=size)
+        name: Scorer(
+            path,
+            views=test_views(options, one),
+            device=device,
+            pass_inputs=size,
+            own=options["nets"][path],
+        )
         for name, (path, one) in found.items()
     }
     limit, own = options["max_frame_mpx"], options["own"]

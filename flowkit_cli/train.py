@@ -10,6 +10,7 @@ import click
 from flowkit.data.frames import FRAME_INPUTS
 from flowkit.documents import read_plain_file
 from flowkit.errors import UsageError
+from flowkit.own_code import is_own
 from flowkit.stores.urls import as_place
 from flowkit_cli import output
 from flowkit_cli.options import choices_text
@@ -149,6 +150,9 @@ def temporal(
 
 
 def _train(name: str, stream: Stream, options: dict[str, Any]) -> None:
+    source = click.get_current_context().get_parameter_source("recipe")
+    if source is click.core.ParameterSource.DEFAULT and is_own(options["net"] or ""):
+        options["recipe"] = "short"  # not that of weights of ImageNet
     run_job(name, options, lambda: _make_job(stream, options))
 
 
@@ -159,6 +163,7 @@ def _make_job(stream: Stream, options: dict[str, Any]) -> Job:
     from flowkit.training.jobs import Job
     from flowkit.training.recipes import make_recipe, recipe_facts
 
+    own = options["net"] if is_own(options["net"] or "") else None
     setup = recipe_facts(options["recipe"])
     net = options["net"] or setup.net
     numbers = read_numbers(options)
@@ -169,7 +174,9 @@ def _make_job(stream: Stream, options: dict[str, Any]) -> Job:
         if facts.dropout is not None:
             numbers.setdefault("dropout", facts.dropout)
     mode: Any = options["mode"] or ("fine-tune" if options["weights"] else setup.mode)
-    weights = options["weights"] or (None if mode == "scratch" else setup.weights)
+    weights = options["weights"]
+    if mode != "scratch" and own is None:  # whose function brings its weights, if it has some
+        weights = weights or setup.weights
     tasks = _tasks(options)
     videos = len(tasks[0].split.train)
     return Job(
@@ -190,6 +197,7 @@ def _make_job(stream: Stream, options: dict[str, Any]) -> Job:
         eval_moments=options["eval_moments"],
         missing=options["missing"],
         hidden=options["hidden"],
+        own=own,
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from flowkit.networks.table import FIRST_LAYERS, HIDDEN, NETS, PREFIX
+from flowkit.networks.table import FIRST_LAYERS, HIDDEN, NETS, OWN_NET, PREFIX
+from flowkit.own_code import is_own
 from flowkit.training.recipes import (
     DRAWS,
     MODES,
@@ -48,11 +49,11 @@ RECIPE_NUMBERS = (
 
 
 class NetName(click.Choice[str]):
-    """A network of the table, or one of timm's by its name there."""
+    """A network of the table, one of timm's by its name there, or one of the user's own code."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The name; that of timm's is looked up when the network is built."""
-        if isinstance(value, str) and value.startswith(PREFIX):
+        """The name; that of timm's or of own code is looked up when the network is built."""
+        if isinstance(value, str) and (value.startswith(PREFIX) or is_own(value)):
             return value
         return super().convert(value, param, ctx)
 
@@ -120,9 +121,9 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
     options = [
         click.option(
             "--net",
-            type=NetName(tuple(NETS)),
-            help="The network, or timm/NAME for one of timm's; another than the recipe's brings "
-            "sizes and dropout of its own.  "
+            type=NetName((*NETS, OWN_NET)),
+            help="The network, timm/NAME for one of timm's, or a function of your own by its "
+            "module (docs/own.md); another than the recipe's brings sizes and dropout of its own.  "
             "[default: by --recipe]",
         ),
         click.option(

@@ -6,6 +6,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,19 +66,23 @@ def _resumed_job(folder: Path, options: dict[str, Any]) -> Job | None:
     """
     from flowkit.data.record_folders import RecordFolder
     from flowkit.networks.checkpoints import LAST, read_checkpoint
+    from flowkit.networks.table import check_own
+    from flowkit.own_code import is_own
     from flowkit.training.stored_jobs import prolong, stored_job
 
     context = click.get_current_context()
     default = click.core.ParameterSource.DEFAULT
     given = {name for name in context.params if context.get_parameter_source(name) is not default}
     others = given - OF_THE_MACHINE - OF_THE_LENGTH - OF_THE_INPUT
-    if others or not (folder / LAST).exists():
+    own = options["net"] if "net" in given and is_own(options["net"]) else None
+    if others - {"net" if own else ""} or not (folder / LAST).exists():
         return None
     checkpoint = read_checkpoint(folder / LAST)
+    check_own(checkpoint.net, own, where=folder / LAST)
     if given & OF_THE_INPUT and checkpoint.inputs != {"spatial": options["form"]}:
         return None
     moved = RecordFolder(options["records"]) if "records" in given else None
-    job = stored_job(folder, checkpoint, moved)
+    job = stored_job(folder, checkpoint, moved, own=own)
     if given & OF_THE_LENGTH:
         job = prolong(job, steps=options["steps"], passes=options["passes"])
     output.say(f"{folder}: goes on at step {checkpoint.step:,} of {job.recipe.steps:,}")
@@ -101,8 +106,9 @@ def _run(job: Job, folder: Path, ranks: Ranks, machine: Machine, start: Start) -
         if found := best.progress.get("best"):
             videos = output.count(len(job.tasks[0].split.heldout), "held-out video")
             text += f", {found['accuracy']:.1%} of {videos}"
-        run = "" if folder.parent == Path("runs") else f" {shlex.quote(str(folder))}"
-        output.result(f"{text}; next: flowkit eval{run}")
+        words = [] if folder.parent == Path("runs") else [str(folder)]
+        words += [] if job.own is None else ["--net", job.net]
+        output.result(f"{text}; next: {shlex.join(['flowkit', 'eval', *words])}")
 
 
 def _line(progress: StepReport) -> str:
@@ -183,12 +189,22 @@ def _net_lines(job: Job, recipe_name: str | None) -> Iterator[str]:
     from flowkit.networks.towers import make_net
 
     heads = {task.name: len(task.classes) for task in job.tasks}
-    with torch.device("meta"):
-        net = make_net(job.net, job.inputs, heads, job.towers, hidden=job.hidden)
-        parameters = count_parameters(net)
+    with torch.device("meta") if job.own is None else nullcontext():  # own code computes
+        net = make_net(
+            job.net,
+            job.inputs,
+            heads,
+            job.towers,
+            dropout=job.recipe.dropout,
+            hidden=job.hidden,
+            own=job.own,
+            side=job.augmentation.crop,
+        )
+    parameters = count_parameters(net)
     shapes = " and ".join(f"{c} channels of {h}x{w} px" for *_, c, h, w in job.shapes)
     forms = [f"; {form.about}" for form in job.inputs.values() if form != FrameForm()]
-    weights = f"weights {' and '.join(job.sources)}" if job.sources else "fresh weights"
+    fresh = "fresh weights" if job.own is None else "weights as its function gives them"
+    weights = f"weights {' and '.join(job.sources)}" if job.sources else fresh
     stream = f"{stream_name(job.inputs)} stream"
     if job.towers is not None:
         stream = f"towers, {job.towers.about}"

@@ -24,7 +24,7 @@ NEEDS = {
     "minutes for its table": r"eval --cv",
     "a video of two minutes": r"--to 2:00",
     "a live stream": r"--live",
-    "code of one's own": r"exec:|phase_shift",
+    "code of one's own": r"exec:|phase_shift|mynets:",
 }
 # What a line may name beside what the project has: copies of what is there
 COPIES = {

@@ -15,7 +15,7 @@ MODULES = {
 # of a package that may use more than the rest of it stands for itself.
 ORDER = (
     "errors", "series", "documents", "torch_files", "image_files", "_cv2", "fields", "quantize",
-    "workers", "stores", "video", "synthetic",
+    "own_code", "workers", "stores", "video", "synthetic",
     "flow", "flow/cuda", "flow/methods", "doctor",
     "records", "pictures", "extraction",
     "data", "networks", "scores", "idt", "hmax", "training", "evaluation",
@@ -24,7 +24,7 @@ ORDER = (
 
 # What a room may take from beyond its door; everything else it gets as records or as scores.
 DOORS = {
-    "networks": {"errors", "documents", "torch_files", "workers", "records", "data"},
+    "networks": {"errors", "documents", "torch_files", "workers", "records", "data", "own_code"},
     "scores": {"errors", "documents", "data/splits"},
     "report/figures": {"errors", "documents", "scores"},
 }

@@ -33,6 +33,8 @@ def main(records: str, out: str, net: str, *sources: str) -> None:
         inputs = {"spatial": FrameForm(), "temporal": StackForm(2)}
         options = {"inputs": inputs, "weights": sources, "towers": towers}
         recipe["mode"] = "top"
+    if ":" in net:
+        options["own"] = net
     job = make_job(RecordFolder(Path(records)), recipe=recipe, net=net, **options)
     with join_ranks("cpu") as ranks:
         machine = Machine(micro_batch=2)

@@ -19,6 +19,8 @@ from flowkit.documents import differences, listed, read_document, replacing, sea
 from flowkit.errors import RecordError, UsageError
 from flowkit.evaluation.feature_files import FEATURE_FORMATS, Features
 from flowkit.evaluation.scoring import Places, Scorer
+from flowkit.networks.own import UNKNOWN
+from flowkit.networks.streams import StreamNet
 from flowkit.networks.towers import Net
 from flowkit.records.reading import Record
 
@@ -32,6 +34,8 @@ def find_layer(net: Net, name: str) -> torch.nn.Module:
 
     UsageError, which names the layers, where there is none or several.
     """
+    if name == "trunk" and isinstance(net, StreamNet) and not net.heads:
+        raise UsageError(f"{net.name}: trunk is what the layer of the classes sees, {UNKNOWN}")
     modules = {key: module for key, module in net.named_modules() if key}
     ends = [key for key in modules if key == name or key.endswith(f".{name}")]
     found = [name] if name in modules else ends

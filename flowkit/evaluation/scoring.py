@@ -25,7 +25,7 @@ import torch
 from flowkit.data.clips import View, moment_views, view_set
 from flowkit.data.datasets import TestClips
 from flowkit.data.frames import FrameForm
-from flowkit.data.inputs import Look, look_at, spaced_places
+from flowkit.data.inputs import Look, input_channels, look_at, spaced_places
 from flowkit.data.origins import origin_of
 from flowkit.data.record_folders import Missing, RecordFolder
 from flowkit.data.splits import Split, Video, read_split
@@ -34,7 +34,9 @@ from flowkit.documents import differences, listed
 from flowkit.errors import SplitError, UsageError
 from flowkit.evaluation.views import TestViews, default_views
 from flowkit.networks.checkpoints import checkpoint_path, load_net
-from flowkit.networks.table import net_facts
+from flowkit.networks.own import check_sizes
+from flowkit.networks.streams import StreamNet
+from flowkit.networks.table import OwnNet, net_facts
 from flowkit.networks.towers import make_convolutional
 from flowkit.records.reading import Record
 from flowkit.scores.files import PLACED, Scores, read_scores, write_scores
@@ -64,7 +66,8 @@ class Scorer:
 
     `path` is a checkpoint or a run's folder. Of several tasks the first is asked, which is the one
     that counts: of the others, test videos were trained on, too. CheckpointError where there is no
-    checkpoint, UsageError for `pass_inputs` (what a device is given at a time) below 1.
+    checkpoint, UsageError for `pass_inputs` (what a device is given at a time) below 1. A network
+    of own code is given as `own`, as `load_net` takes it.
     """
 
     def __init__(
@@ -74,17 +77,22 @@ class Scorer:
         views: TestViews | None = None,
         device: torch.device | str = "cpu",
         pass_inputs: int = PASS_INPUTS,
+        own: OwnNet | None = None,
     ) -> None:
         if pass_inputs < 1:
             raise UsageError(f"expected at least one input of a pass, got {pass_inputs}")
         self.path = checkpoint_path(path)
-        self.checkpoint, net = load_net(path)
+        self.checkpoint, net = load_net(path, own=own)
+        self.own = own
         self.several = self.checkpoint.several
         self.task, self.known = next(iter(self.checkpoint.tasks.items()))
         self.views, self.pass_inputs = views or default_views(self.checkpoint), pass_inputs
         self.weights = _digest_weights(net)
         if self.views.crops == "whole":
             make_convolutional(net)
+            if isinstance(net, StreamNet) and own is not None:
+                [channels] = input_channels(self.checkpoint.inputs).values()
+                check_sizes(net, (channels, self.checkpoint.crop, self.checkpoint.crop + 1))
         self.device = torch.device(device)
         self.net = net.to(self.device)
 

@@ -7,8 +7,6 @@ it is named: no record and no checkpoint runs it by itself.
 from __future__ import annotations
 
 import dataclasses
-import os
-import sys
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +15,7 @@ from flowkit.documents import differences
 from flowkit.errors import UsageError
 from flowkit.flow.method import takes_color
 from flowkit.flow.pairs import consecutive
+from flowkit.own_code import import_own, is_own
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +73,7 @@ def method_facts(name: str) -> MethodFacts:
         return METHODS[name]
     if name.startswith(PROGRAM):
         return MethodFacts("flowkit.flow.program:Program")
-    if ":" in name:
+    if is_own(name):
         return MethodFacts(name)
     raise UsageError(f"expected a method of {', '.join((*METHODS, *OWN))}, got {name!r}")
 
@@ -88,13 +87,7 @@ def method_class(name: str) -> type[FlowMethod]:
     module, _, class_name = home.partition(":")
     if home != name:
         return getattr(import_module(module), class_name)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # as python -m does; workers get the same path
-    try:
-        found = getattr(import_module(module), class_name)
-    except Exception as error:
-        what = error if isinstance(error, ImportError | AttributeError) else repr(error)
-        raise UsageError(f"method {name}: cannot be imported: {what}") from error
+    found = import_own(name, "method")
     _check_class(name, found)
     return found
 

@@ -32,6 +32,7 @@ from flowkit.data.origins import Origin, origin_from_json
 from flowkit.documents import (
     differences,
     file_crc32,
+    listed,
     open_plain_file,
     read_document,
     replacing,
@@ -40,7 +41,7 @@ from flowkit.documents import (
 )
 from flowkit.errors import CheckpointError, FlowkitError, RecordError
 from flowkit.networks.joining import Towers, net_names, towers_from_json
-from flowkit.networks.table import net_facts
+from flowkit.networks.table import OwnNet, check_own, net_facts
 from flowkit.records.reading import Record, flow_of
 
 if TYPE_CHECKING:  # the JSON of a checkpoint is read without torch
@@ -99,13 +100,20 @@ class Checkpoint:
         """The moments of a sample of joined towers."""
         return None if self.towers is None else self.towers.moments
 
-    def build(self) -> Net:
-        """The network with fresh weights."""
+    def build(self, own: OwnNet | None = None) -> Net:
+        """The network with fresh weights; of own code `own` names it again, or is the function."""
         from flowkit.networks.towers import make_net
 
         heads = {task: len(classes) for task, classes in self.tasks.items()}
         return make_net(
-            self.net, self.inputs, heads, self.towers, dropout=self.dropout, hidden=self.hidden
+            self.net,
+            self.inputs,
+            heads,
+            self.towers,
+            dropout=self.dropout,
+            hidden=self.hidden,
+            own=own,
+            side=self.crop,
         )
 
     def check_record(self, record: Record) -> None:
@@ -191,24 +199,39 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(f"{path}: not of this format ({error!r})") from error
 
 
-def load_net(path: str | os.PathLike[str]) -> tuple[Checkpoint, Net]:
+def load_net(path: str | os.PathLike[str], *, own: OwnNet | None = None) -> tuple[Checkpoint, Net]:
     """The checkpoint at `path` and its network with its weights, on the CPU, in evaluation mode.
 
     `path` is a JSON of a checkpoint or a run's folder, for its best one. The network takes what
     `Checkpoint.inputs` names, float32 (B, C, h, w), or of joined towers (B, T, C, h, w), and gives
-    logits, float32 (B, K), of the classes of `Checkpoint.tasks`. CheckpointError where it is
-    missing or not of this format.
+    logits, float32 (B, K), of the classes of `Checkpoint.tasks`. A network of own code is built by
+    the function that `own` is, or names, "module:function"; no checkpoint runs such code by itself.
+    CheckpointError where it is missing or not of this format, UsageError where own code is not
+    given, or is another.
     """
     checkpoint = read_checkpoint(path)
-    net = checkpoint.build()
-    weights = read_tensors(path, "weights")
-    try:
-        net.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{checkpoint_path(path)}: its weights do not fit its network ({error})"
-        ) from error
+    check_own(checkpoint.net, own, where=checkpoint_path(path))
+    net = checkpoint.build(own)
+    put_weights(net, path)
     return checkpoint, net.eval()
+
+
+def put_weights(net: torch.nn.Module, path: str | os.PathLike[str]) -> None:
+    """Load the weights of the checkpoint at `path`; CheckpointError names what does not fit."""
+    weights, own = read_tensors(path, "weights"), net.state_dict()
+    lacks = [name for name in own if name not in weights]
+    unknown = [name for name in weights if name not in own]
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    found = (("lacks", lacks), ("has, unknown to it,", unknown), ("has", shapes))
+    if problems := [f"{what} {listed(names)}" for what, names in found if names]:
+        raise CheckpointError(
+            f"{checkpoint_path(path)}: its weights do not fit its network: {'; '.join(problems)}"
+        )
+    net.load_state_dict(weights)
 
 
 def read_tensors(path: str | os.PathLike[str], kind: str) -> dict[str, torch.Tensor]:
@@ -237,7 +260,11 @@ def read_filters(path: str | os.PathLike[str]) -> dict[Stream, np.ndarray]:
         nets = list(net_names(checkpoint.net))
     found = {}
     for (stream, home), net in zip(homes.items(), nets, strict=True):
-        name = f"{home}.{net_facts(net).first_layer}.weight"
+        if not (first := net_facts(net).first_layer):
+            raise CheckpointError(
+                f"{path}: which layer of {net}, own code, is the first is not known"
+            )
+        name = f"{home}.{first}.weight"
         if name not in tensors:
             raise CheckpointError(f"{path}: has no {name}, the first layer's filters")
         weight = tensors[name].float()

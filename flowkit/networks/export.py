@@ -22,7 +22,9 @@ from flowkit.data.moments import TEST_GAP, TOWER_MOMENTS
 from flowkit.documents import replacing
 from flowkit.errors import ExportError, InstallError, UsageError
 from flowkit.networks.checkpoints import Checkpoint, load_net
+from flowkit.networks.table import OwnNet
 from flowkit.networks.towers import Net
+from flowkit.own_code import is_own, told
 
 FORMATS = ("onnx", "torchscript")
 ENDINGS = {"onnx": ".onnx", "torchscript": ".pt"}
@@ -39,6 +41,7 @@ def export_net(
     out: str | os.PathLike[str],
     *,
     format: Literal["onnx", "torchscript"],
+    own: OwnNet | None = None,
 ) -> float:
     """Write the network of a checkpoint or run to `out`; the largest difference of a logit.
 
@@ -48,11 +51,12 @@ def export_net(
     checkpoint says of both, and how `flowkit eval` scores a video with them, is in the file as JSON
     under the key ``flowkit.json``. It is read back, by onnxruntime or TorchScript, and its outputs
     are compared on random inputs before it is put in place: ExportError where they differ by more
-    than 1e-4 of the largest. InstallError where a library is missing.
+    than 1e-4 of the largest, or where the format cannot hold the network. `own` is as `load_net`
+    takes it. InstallError where a library is missing.
     """
     if format not in FORMATS:
         raise UsageError(f"expected a format of {' or '.join(FORMATS)}, got {format!r}")
-    checkpoint, net = load_net(path)
+    checkpoint, net = load_net(path, own=own)
     said = {
         name: value
         for name, value in asdict(checkpoint).items()
@@ -70,10 +74,17 @@ def export_net(
     }
     with replacing(out) as part, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # both exporters warn of their own deprecated parts
-        if format == "onnx":
-            run = _write_onnx(net, examples, description, part)
-        else:
-            run = _write_torchscript(net, examples, description, part)
+        write = _write_onnx if format == "onnx" else _write_torchscript
+        try:
+            run = write(net, examples, description, part)
+        except (InstallError, OSError):
+            raise
+        except Exception as error:  # each exporter has errors of its own
+            if not is_own(checkpoint.net):
+                raise
+            raise ExportError(
+                f"{path}: {checkpoint.net} cannot be written as {format}: {told(error)}"
+            ) from error
         return _compare(net, run, examples)
 
 

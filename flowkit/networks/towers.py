@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,6 +21,7 @@ from flowkit.networks.bninception import Block
 from flowkit.networks.joining import Towers, net_names, tower_seams
 from flowkit.networks.streams import DROPOUT, StreamNet, build_net, build_stream, count_parameters
 from flowkit.networks.table import net_facts
+from flowkit.own_code import is_own
 
 SPATIAL_SHARE, TEMPORAL_SHARE = 0.25, 0.75  # weights of the towers' maps in a fresh conv3d
 
@@ -271,15 +272,15 @@ def make_net(
     towers: Towers | None = None,
     *,
     dropout: float = DROPOUT,
-    hidden: int = 0,
     seed: int = 0,
+    **options: Any,
 ) -> Net:
-    """A stream's network, with a layer of `hidden` units or without, or joined `towers`.
+    """A stream's network, or joined `towers`, with fresh weights.
 
-    Its weights are fresh.
+    `options` are what else `build_net` takes.
     """
     if towers is None:
-        return build_net(net, inputs, heads, dropout=dropout, hidden=hidden, seed=seed)
+        return build_net(net, inputs, heads, dropout=dropout, seed=seed, **options)
     return build_towers(net, inputs, heads, towers, dropout=dropout, seed=seed)
 
 
@@ -331,9 +332,12 @@ def make_convolutional(net: Net) -> None:
     """Let a network take images of any size: fully connected layers become convolutions, in place.
 
     What it gives is the mean of the logits over all places (the last layer, which is linear, is
-    given the mean of its features). Networks that end in an average over places are as they were.
+    given the mean of its features). Networks that end in an average over places are as they were,
+    and so is own code.
     """
     if isinstance(net, StreamNet):
+        if is_own(net.name):
+            return
         if net_facts(net.name).seams is not None or hasattr(net.trunk, "flatten"):
             net.trunk = _convolutional(net.layers(), _channels(net.layers()))
         return

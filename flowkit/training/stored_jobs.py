@@ -11,6 +11,7 @@ from flowkit.data.record_folders import RecordFolder
 from flowkit.data.splits import read_split
 from flowkit.errors import UsageError
 from flowkit.networks.checkpoints import Checkpoint
+from flowkit.networks.table import OwnNet
 from flowkit.stores.urls import as_place
 from flowkit.training.jobs import OPTIONS, Job
 from flowkit.training.loop import SPLIT_FILE, split_file
@@ -18,8 +19,16 @@ from flowkit.training.recipes import Recipe, steps_of_passes
 from flowkit.training.sampling import Task
 
 
-def stored_job(run: Path, checkpoint: Checkpoint, records: RecordFolder | None = None) -> Job:
+def stored_job(
+    run: Path,
+    checkpoint: Checkpoint,
+    records: RecordFolder | None = None,
+    *,
+    own: OwnNet | None = None,
+) -> Job:
     """The job of a checkpoint of the folder `run`; `records` are those of its first task, if moved.
+
+    A network of own code is given as `own`.
 
     UsageError where the run does not say where its records are, or lacks the split of another task
     or of added classes.
@@ -51,6 +60,7 @@ def stored_job(run: Path, checkpoint: Checkpoint, records: RecordFolder | None =
         Recipe(**{**told["recipe"], "drop_at": tuple(told["recipe"]["drop_at"])}),
         augmentation=Augmentation(**told["augmentation"]),
         towers=checkpoint.towers,
+        own=own,
         **options,
     )
 

@@ -28,7 +28,7 @@ from flowkit.errors import (
     TrainingError,
     UsageError,
 )
-from flowkit.networks.checkpoints import Checkpoint, read_checkpoint, read_tensors
+from flowkit.networks.checkpoints import Checkpoint, put_weights, read_checkpoint, read_tensors
 from flowkit.networks.streams import BATCH_NORMS
 from flowkit.networks.towers import Net, TowersNet
 from flowkit.training.descent import Descent, Group
@@ -265,7 +265,7 @@ class Training:
         learned = [
             module
             for module in self.net.modules()
-            if isinstance(module, BATCH_NORMS) and module.training
+            if isinstance(module, BATCH_NORMS) and module.training and module.track_running_stats
         ]
         for module in learned:
             assert module.running_mean is not None and module.running_var is not None
@@ -361,9 +361,9 @@ def _prepare(
     """What of `prepare` is computed on the device."""
     if ranks.device.type == "cuda":
         log.info("%s is an %s", ranks.device, torch.cuda.get_device_name(ranks.device))
-    net = (job if checkpoint is None else checkpoint).build()
+    net = job.build() if checkpoint is None else checkpoint.build(job.own)
     if resume is not None:
-        net.load_state_dict(read_tensors(resume, "weights"))
+        put_weights(net, resume)
     net.frozen_statistics = job.recipe.frozen_statistics
     if isinstance(net, TowersNet):
         net.checkpointing = machine.checkpointing
