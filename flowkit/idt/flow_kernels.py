@@ -18,18 +18,18 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from flowkit.flow.farneback_kernels import PLANES, NoAlias, repeat_edges
-from flowkit.idt.lanes import LANES, Vectors, pointers
+from flowkit.idt.lanes import LANES, Vectors, aligned, pointers, wide
 
 POLY_N = 7  # px from the center of the expansion to its edge
 HALF = 5  # px from the center of the window to its edge
 BLOCK = 4  # rows of the field that are solved together
 SLOTS = 16  # rows of matrices that are kept: at least BLOCK + 2 HALF
-BESIDE = 8  # cells left and right of a row whose window is summed
+BESIDE = 16  # cells left and right of a row whose window is summed
 SPARE = 80  # floats behind an expansion: the cells of the last row, and what is read past a pixel
 STRIDE = PLANES  # floats of a pixel: y, x, y^2, x^2, xy
 REGULARIZATION = np.float32(1e-3)  # added to the determinant
 
-ZERO, ONE = np.float32(0), np.float32(1)
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 FUSED = {"contract"}  # a product and a sum in one step, rounded once
 
 row = njit(error_model="numpy", pipeline_class=NoAlias, fastmath=FUSED)
@@ -66,52 +66,62 @@ def interleave_eight(typingctx, planes, columns, x, pixels, start):
 
 
 @intrinsic
-def compare_eight(
-    typingctx, first, start, second, line, taps, w00, w01, w10, w11, shares, x, terms, columns
-):
-    """What the equations of eight pixels, from `x` on, are made of: terms (PLANES, columns).
+def equations_eight(
+    typingctx, first, start, second, line, u, v, here, taps, w00, w01, w10, w11, slopes, curvatures,
+    x, ring, place, columns,
+):  # fmt: skip
+    """The equations of eight pixels, from `x` on, whose blurred sums G (v, u) = h give the field.
 
-    Half the difference of both expansions' slopes y and x, and the mean of their curvatures y^2,
-    x^2 and, halved, xy: `first` at the pixels, whose row begins at `start`, and `second` at the
-    four pixels around each position, of which `taps` is the first, `line` a row and w00 to w11 the
-    weights. Where `shares` is 0, not 1, the weights are, and the first expansion counts as the
-    second, without its slopes.
+    They are made of half the difference of both expansions' slopes y and x, and of the mean of
+    their curvatures y^2, x^2 and, halved, xy: `first` at the pixels, whose row begins at `start`,
+    and `second` at the four pixels around each position, of which `taps` is the first, `line` a row
+    and w00 to w11 the weights; `slopes` and `curvatures` are weights, too. u, v, taps and all
+    weights are the row's, u and v from `here` on. The result, (PLANES, columns), begins at `place`
+    in `ring`: G11, G12, G22, h1, h2.
     """
     signature = types.void(
-        first, types.intp, second, types.intp, taps, w00, w01, w10, w11, shares,
-        types.intp, terms, types.intp,
+        first, types.intp, second, types.intp, u, v, types.intp, taps, w00, w01, w10, w11, slopes,
+        curvatures, types.intp, ring, types.intp, types.intp,
     )  # fmt: skip
 
     def codegen(context, builder, signature, args):
-        mine, other, index, *weights, share, target = pointers(
-            context, builder, signature, args, (0, 2, 4, 5, 6, 7, 8, 9, 11)
+        mine, other, along, down, index, *around, steep, curved, target = pointers(
+            context, builder, signature, args, (0, 2, 4, 5, 7, 8, 9, 10, 11, 12, 13, 15)
         )
-        start, line, x, columns = args[1], args[3], args[10], args[12]
+        start, line, row, x, place, columns = (args[k] for k in (1, 3, 6, 14, 16, 17))
         vectors, number = Vectors(builder), x.type
+        multiply, add = vectors.multiply, vectors.add
         own = ir.Constant(vectors.floats, [0.5, 0.5, 0.5, 0.5, 0.25, 0.0, 0.0, 0.0])
         theirs = ir.Constant(vectors.floats, [-0.5, -0.5, 0.5, 0.5, 0.25, 0.0, 0.0, 0.0])
-        curved = ir.Constant(vectors.floats, [0.0, 0.0, 0.5, 0.5, 0.25, 0.0, 0.0, 0.0])
-        all_curved = builder.fadd(own, curved)
         rows = []
         for lane in range(LANES):
-            place = builder.add(x, number(lane))
-            corner = builder.sext(builder.load(builder.gep(index, [place])), number)
+            at = builder.add(x, number(lane))
+            corner = builder.sext(builder.load(builder.gep(index, [at])), number)
             below = builder.add(corner, line)
             corners = (corner, builder.add(corner, number(STRIDE)),
                        below, builder.add(below, number(STRIDE)))  # fmt: skip
             total = None
-            for at, weight in zip(corners, weights, strict=True):
-                term = vectors.multiply(vectors.load(other, at), vectors.spread(weight, place))
-                total = term if total is None else vectors.add(total, term)
-            here = builder.add(start, builder.mul(place, number(STRIDE)))
-            inside = vectors.multiply(vectors.spread(share, place), curved)
-            factor = builder.fsub(all_curved, inside)
-            total = vectors.add(
-                vectors.multiply(total, theirs), vectors.multiply(vectors.load(mine, here), factor)
-            )
-            rows.append(total)
-        for plane, values in enumerate(vectors.turn(rows)[:PLANES]):
-            vectors.store(values, target, builder.add(builder.mul(number(plane), columns), x))
+            for one, weight in zip(corners, around, strict=True):
+                term = multiply(vectors.load(other, one), vectors.spread(weight, at))
+                total = term if total is None else add(total, term)
+            here = vectors.load(mine, builder.add(start, builder.mul(at, number(STRIDE))))
+            rows.append(add(multiply(total, theirs), multiply(here, own)))
+        slope_y, slope_x, yy, xx, xy = vectors.turn(rows)[:PLANES]
+        u, v = (vectors.load(base, builder.add(row, x)) for base in (along, down))
+        slopes, curvatures = vectors.load(steep, x), vectors.load(curved, x)
+        yy, xx, xy = (multiply(one, curvatures) for one in (yy, xx, xy))
+        high = add(multiply(slope_y, slopes), add(multiply(yy, v), multiply(xy, u)))
+        wide = add(multiply(slope_x, slopes), add(multiply(xy, v), multiply(xx, u)))
+        results = (
+            add(multiply(yy, yy), multiply(xy, xy)),
+            multiply(add(yy, xx), xy),
+            add(multiply(xx, xx), multiply(xy, xy)),
+            add(multiply(yy, high), multiply(xy, wide)),
+            add(multiply(xy, high), multiply(xx, wide)),
+        )
+        place = builder.add(place, x)
+        for plane, values in enumerate(results):
+            vectors.store(values, target, builder.add(place, builder.mul(number(plane), columns)))
         return context.get_dummy_value()
 
     return signature, codegen
@@ -145,6 +155,7 @@ def betweens(columns, width):
 
 @row
 def mix_along(count, image, y, firsts, seconds, parts, mixed, into):
+    wide()
     for x in range(count):
         part = parts[x]
         mixed[into, x] = image[y, firsts[x]] * (ONE - part) + image[y, seconds[x]] * part
@@ -152,6 +163,7 @@ def mix_along(count, image, y, firsts, seconds, parts, mixed, into):
 
 @row
 def mix_down(count, mixed, above, below, part, factor, small, y):
+    wide()
     for x in range(count):
         small[y, x] = (mixed[above, x] * (ONE - part) + mixed[below, x] * part) * factor
 
@@ -183,12 +195,14 @@ def resize(image, width, factor, small, columns):
 
 @row
 def first_tap(count, center, weight, into):
+    wide()
     for x in range(count):
         into[x] = np.float32(center[x]) * weight
 
 
 @row
 def next_tap(count, before, after, weight, into):
+    wide()
     for x in range(count):
         into[x] += (np.float32(before[x]) + np.float32(after[x])) * weight
 
@@ -248,6 +262,7 @@ def shrink(gray, gaussian, small, columns):
 @row
 def expand_down(y, bottom, count, image, g, xg, xxg, sums):
     """Sum 15 pixels of each column of the frame under the weights 1, y and y^2."""
+    wide()
     for x in range(count):
         s0, s1, s2 = image[y, x] * g[0], ZERO, ZERO
         for k in range(1, POLY_N + 1):
@@ -263,6 +278,7 @@ def expand_down(y, bottom, count, image, g, xg, xxg, sums):
 @row
 def expand_along(count, sums, g, xg, xxg, i11, i03, i33, i55, planes):
     """Sum 15 columns and solve for the polynomial's coefficients."""
+    wide()
     for x in range(count):
         at = np.uintp(x) + np.uintp(BESIDE)
         b1, b3, b5 = sums[0, at] * g[0], sums[1, at] * g[0], sums[2, at] * g[0]
@@ -300,8 +316,8 @@ def expand(image, width, weights, inverse, pixels):
     """
     height, count = image.shape
     g, xg, xxg = weights[0], weights[1], weights[2]
-    sums = np.zeros((3, count + 2 * BESIDE), np.float32)
-    planes = np.zeros((PLANES, count), np.float32)
+    sums = aligned(3 * (count + 2 * BESIDE)).reshape(3, count + 2 * BESIDE)
+    planes = aligned(PLANES * count).reshape(PLANES, count)
     for y in range(height):
         expand_down(y, height - 1, count, image, g, xg, xxg, sums)
         repeat_edges(sums, BESIDE, width, POLY_N)
@@ -311,18 +327,23 @@ def expand(image, width, weights, inverse, pixels):
         interleave_row(count, planes, pixels, y * width * STRIDE)
 
 
-# --- the matrices of a row: both expansions at the present field ---
+# --- the equations of a row: both expansions at the present field ---
 
 
 @row
-def tap_row(y, height, width, count, u, v, taps, w00, w01, w10, w11, shares):
-    """Where the four pixels around each position x + u begin, and their weights.
+def tap_row(y, width, u, v, edges, taps, w00, w01, w10, w11, slopes, curvatures):
+    """Where the four pixels around each position x + u begin, their weights, and the equations'.
 
-    Where not all four are in the frame, the weights and the share are 0.
+    Where not all four are in the frame, their weights are 0, and the curvatures of the first
+    expansion count twice.
     """
+    wide()
+    height, count = u.shape
     right, bottom, here = np.float32(width - 1), np.float32(height - 1), np.float32(y)
+    edge = y if y < 6 else max(5, len(edges) - (height - y))
+    y, edge = np.uintp(y), np.uintp(edge)
     for x in range(count):
-        at_x, at_y = np.float32(np.int32(x)) + u[x], here + v[x]
+        at_x, at_y = np.float32(np.int32(x)) + u[y, x], here + v[y, x]
         left, top = np.floor(at_x), np.floor(at_y)
         inside = (left >= ZERO) & (left < right) & (top >= ZERO) & (top < bottom)
         column, line = np.int32(left if inside else ZERO), np.int32(top if inside else ZERO)
@@ -334,31 +355,20 @@ def tap_row(y, height, width, count, u, v, taps, w00, w01, w10, w11, shares):
         w01[x] = along * (share - down)
         w10[x] = down - along * down
         w00[x] = (share - down) - along * (share - down)
-        shares[x] = share
+        slopes[x] = edges[edge, x]
+        curvatures[x] = edges[edge, x] * (TWO - share)
 
 
 @row
-def compare_row(count, first, start, second, line, taps, w00, w01, w10, w11, shares, terms):
+def equations_row(
+    y, width, first, second, u, v, taps, w00, w01, w10, w11, slopes, curvatures, ring, place
+):  # fmt: skip
+    count, line = len(taps), width * STRIDE
     for x in range(0, count, LANES):
-        compare_eight(first, start, second, line, taps, w00, w01, w10, w11, shares, x, terms, count)
-
-
-@row
-def matrix_row(count, u, v, terms, edge, g11, g12, g22, h1, h2):
-    """The equations of a row, whose blurred sums G (v, u) = h give the field.
-
-    `edge` is the weight of each pixel.
-    """
-    for x in range(count):
-        weight = edge[x]
-        yy, xx, xy = terms[2, x] * weight, terms[3, x] * weight, terms[4, x] * weight
-        down = terms[0, x] * weight + (yy * v[x] + xy * u[x])
-        along = terms[1, x] * weight + (xy * v[x] + xx * u[x])
-        g11[x] = yy * yy + xy * xy
-        g12[x] = (yy + xx) * xy
-        g22[x] = xx * xx + xy * xy
-        h1[x] = yy * down + xy * along
-        h2[x] = xy * down + xx * along
+        equations_eight(
+            first, y * line, second, line, u, v, y * count, taps, w00, w01, w10, w11, slopes,
+            curvatures, x, ring, place, count,
+        )  # fmt: skip
 
 
 # --- the window and the field of a row ---
@@ -370,45 +380,72 @@ def mix(w, center, one, two, three, four, five):
     return center * w[0] + one * w[1] + two * w[2] + three * w[3] + four * w[4] + five * w[5]
 
 
+@pixel
+def near(ring, y, plane, x, height):
+    """A cell of a row that the ring keeps; of one beyond the level, its nearest."""
+    return ring[np.uintp(min(max(y, 0), height - 1) % SLOTS), plane, x]
+
+
 @row
-def blur_down(
-    count, weights, r0, r1, r2, r3, r4, r5, r6, r7, r8, r9, r10, r11, r12, r13, b0, b1, b2, b3
-):
-    """Four rows under the window: b0 to b3, of 14 rows that lie one below the other."""
+def blur_down(y, height, ring, plane, weights, sums):
+    """Four rows of a plane under the window, from `y` on: sums[0] to sums[3]."""
+    wide()
     w = weights[0], weights[1], weights[2], weights[3], weights[4], weights[5]
-    for x in range(count):
-        a0, a1, a2, a3, a4, a5, a6 = r0[x], r1[x], r2[x], r3[x], r4[x], r5[x], r6[x]
-        a7, a8, a9, a10, a11, a12, a13 = r7[x], r8[x], r9[x], r10[x], r11[x], r12[x], r13[x]
-        b0[x] = mix(w, a5, a4 + a6, a3 + a7, a2 + a8, a1 + a9, a0 + a10)
-        b1[x] = mix(w, a6, a5 + a7, a4 + a8, a3 + a9, a2 + a10, a1 + a11)
-        b2[x] = mix(w, a7, a6 + a8, a5 + a9, a4 + a10, a3 + a11, a2 + a12)
-        b3[x] = mix(w, a8, a7 + a9, a6 + a10, a5 + a11, a4 + a12, a3 + a13)
+    plane, k0, k1, k2, k3 = np.uintp(plane), np.uintp(0), np.uintp(1), np.uintp(2), np.uintp(3)
+    for x in range(ring.shape[2]):
+        at = np.uintp(x) + np.uintp(BESIDE)
+        a0, a1 = near(ring, y - 5, plane, x, height), near(ring, y - 4, plane, x, height)
+        a2, a3 = near(ring, y - 3, plane, x, height), near(ring, y - 2, plane, x, height)
+        a4, a5 = near(ring, y - 1, plane, x, height), near(ring, y, plane, x, height)
+        a6, a7 = near(ring, y + 1, plane, x, height), near(ring, y + 2, plane, x, height)
+        a8, a9 = near(ring, y + 3, plane, x, height), near(ring, y + 4, plane, x, height)
+        a10, a11 = near(ring, y + 5, plane, x, height), near(ring, y + 6, plane, x, height)
+        a12, a13 = near(ring, y + 7, plane, x, height), near(ring, y + 8, plane, x, height)
+        sums[k0, plane, at] = mix(w, a5, a4 + a6, a3 + a7, a2 + a8, a1 + a9, a0 + a10)
+        sums[k1, plane, at] = mix(w, a6, a5 + a7, a4 + a8, a3 + a9, a2 + a10, a1 + a11)
+        sums[k2, plane, at] = mix(w, a7, a6 + a8, a5 + a9, a4 + a10, a3 + a11, a2 + a12)
+        sums[k3, plane, at] = mix(w, a8, a7 + a9, a6 + a10, a5 + a11, a4 + a12, a3 + a13)
 
 
 @pixel
-def pairs(sums, at, k):
-    return sums[at - np.uintp(k)] + sums[at + np.uintp(k)]
+def pairs(sums, k, plane, at, away):
+    return sums[k, plane, at - np.uintp(away)] + sums[k, plane, at + np.uintp(away)]
 
 
 @pixel
-def blur_along(w, s, x):
-    at = np.uintp(x) + np.uintp(BESIDE)
+def blur_along(w, s, k, plane, x):
+    at, plane = np.uintp(x) + np.uintp(BESIDE), np.uintp(plane)
     return mix(
-        w, s[at], pairs(s, at, 1), pairs(s, at, 2), pairs(s, at, 3), pairs(s, at, 4),
-        pairs(s, at, 5),
+        w, s[k, plane, at], pairs(s, k, plane, at, 1), pairs(s, k, plane, at, 2),
+        pairs(s, k, plane, at, 3), pairs(s, k, plane, at, 4), pairs(s, k, plane, at, 5),
     )  # fmt: skip
 
 
 @row
-def solve_row(count, s11, s12, s22, t1, t2, weights, u, v):
+def solve_row(k, sums, weights, u, v, y):
     """The field of a row: the solution of its 2 x 2 equations, their sums blurred along the row."""
+    wide()
     w = weights[0], weights[1], weights[2], weights[3], weights[4], weights[5]
-    for x in range(count):
-        g11, g12, g22 = blur_along(w, s11, x), blur_along(w, s12, x), blur_along(w, s22, x)
-        h1, h2 = blur_along(w, t1, x), blur_along(w, t2, x)
+    k, y = np.uintp(k), np.uintp(y)
+    for x in range(u.shape[1]):
+        g11, g12 = blur_along(w, sums, k, 0, x), blur_along(w, sums, k, 1, x)
+        g22 = blur_along(w, sums, k, 2, x)
+        h1, h2 = blur_along(w, sums, k, 3, x), blur_along(w, sums, k, 4, x)
         inverse = ONE / (g11 * g22 - g12 * g12 + REGULARIZATION)
-        u[x] = (g11 * h2 - g12 * h1) * inverse
-        v[x] = (g22 * h1 - g12 * h2) * inverse
+        u[y, x] = (g11 * h2 - g12 * h1) * inverse
+        v[y, x] = (g22 * h1 - g12 * h2) * inverse
+
+
+@row
+def extend(rows, width):
+    """Repeat the first and the last pixel of rows that begin after BESIDE cells, to either side."""
+    for k in range(rows.shape[0]):
+        for plane in range(rows.shape[1]):
+            left, right = rows[k, plane, BESIDE], rows[k, plane, BESIDE + width - 1]
+            for x in range(BESIDE):
+                rows[k, plane, x] = left
+            for x in range(BESIDE):
+                rows[k, plane, BESIDE + width + x] = right
 
 
 # --- a level ---
@@ -428,69 +465,30 @@ def solve_level(flow, first, second, width, edges, window, iterations):
     """
     height, count = flow.shape[1:]
     u, v = flow[0], flow[1]
-    line = width * STRIDE
-    taps, weights = np.zeros(count, np.int32), np.zeros((5, count), np.float32)
-    terms = np.zeros((PLANES, count), np.float32)
-    ring = np.zeros((SLOTS, PLANES, count), np.float32)
-    sums = np.zeros((PLANES, BLOCK, count + 2 * BESIDE), np.float32)
+    taps = np.zeros(count, np.int32)
+    w00, w01, w10, w11 = aligned(count), aligned(count), aligned(count), aligned(count)
+    slopes, curvatures = aligned(count), aligned(count)
+    flat = aligned(SLOTS * PLANES * count)
+    ring = flat.reshape(SLOTS, PLANES, count)
+    beside = count + 2 * BESIDE
+    sums = aligned(BLOCK * PLANES * beside).reshape(BLOCK, PLANES, beside)
     for _ in range(iterations):
         made = 0
         for top in range(0, height, BLOCK):
             while made < min(top + BLOCK + HALF, height):
                 tap_row(
-                    made, height, width, count, u[made], v[made], taps,
-                    weights[0], weights[1], weights[2], weights[3], weights[4],
+                    made, width, u, v, edges, taps, w00, w01, w10, w11, slopes, curvatures
                 )  # fmt: skip
-                compare_row(
-                    count, first, made * line, second, line, taps,
-                    weights[0], weights[1], weights[2], weights[3], weights[4], terms,
+                equations_row(
+                    made, width, first, second, u, v, taps, w00, w01, w10, w11, slopes, curvatures,
+                    flat, made % SLOTS * PLANES * count,
                 )  # fmt: skip
-                edge = edges[made if made < 6 else max(5, len(edges) - (height - made))]
-                g = ring[made % SLOTS]
-                matrix_row(count, u[made], v[made], terms, edge, g[0], g[1], g[2], g[3], g[4])
                 made += 1
             for plane in range(PLANES):
-                blur_block(top, height, ring, plane, window, sums[plane])
-                repeat_edges(sums[plane], BESIDE, width, HALF)
+                blur_down(top, height, ring, plane, window, sums)
+            extend(sums, width)
             for k in range(min(BLOCK, height - top)):
-                solve_row(
-                    count, sums[0, k], sums[1, k], sums[2, k], sums[3, k], sums[4, k], window,
-                    u[top + k], v[top + k],
-                )  # fmt: skip
-
-
-@pixel
-def ring_row(ring, y, height, plane):
-    """A plane's row of matrices; beyond the level, its nearest row."""
-    return ring[min(max(y, 0), height - 1) % SLOTS, plane]
-
-
-@whole
-def blur_block(top, height, ring, plane, window, sums):
-    """BLOCK rows of a plane under the window, from `top` on: sums (BLOCK, count + 2 BESIDE)."""
-    y = top - HALF
-    blur_down(
-        ring.shape[2],
-        window,
-        ring_row(ring, y, height, plane),
-        ring_row(ring, y + 1, height, plane),
-        ring_row(ring, y + 2, height, plane),
-        ring_row(ring, y + 3, height, plane),
-        ring_row(ring, y + 4, height, plane),
-        ring_row(ring, y + 5, height, plane),
-        ring_row(ring, y + 6, height, plane),
-        ring_row(ring, y + 7, height, plane),
-        ring_row(ring, y + 8, height, plane),
-        ring_row(ring, y + 9, height, plane),
-        ring_row(ring, y + 10, height, plane),
-        ring_row(ring, y + 11, height, plane),
-        ring_row(ring, y + 12, height, plane),
-        ring_row(ring, y + 13, height, plane),
-        sums[0, BESIDE:],
-        sums[1, BESIDE:],
-        sums[2, BESIDE:],
-        sums[3, BESIDE:],
-    )
+                solve_row(k, sums, window, u, v, top + k)
 
 
 # --- the median of 5 x 5 pixels ---

@@ -7,9 +7,37 @@ without registers of that width in two halves.
 
 from __future__ import annotations
 
+import numpy as np
 from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
 
 LANES = 8  # floats
+LINE = 16  # floats of a line of the cache, and of the widest vectors
+
+
+@intrinsic
+def wide(typingctx):
+    """Let loops of the function that calls this become vectors as wide as the processor's.
+
+    LLVM takes half that width where it may choose. Wide ones pay where arrays begin and end with a
+    line of the cache: see `aligned`.
+    """
+
+    def codegen(context, builder, signature, args):
+        # llvmlite's own `add` knows attributes without a value only
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@njit(error_model="numpy", forceinline=True)
+def aligned(count):
+    """So many zeros, float32, from the beginning of a line of the cache on."""
+    cells = np.zeros(count + LINE, np.float32)
+    first = (-cells.ctypes.data >> 2) % LINE
+    return cells[first : first + count]
 
 
 class Vectors:
