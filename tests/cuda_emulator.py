@@ -60,14 +60,15 @@ static const size_t STACK = 48 << 10;
 static void (*entry)(void**);
 static void** entry_arguments;
 
-static void body() {
-    entry(entry_arguments);
-    fibers[running].place = END;
-    _longjmp(scheduler, 1);
-}
 static void suspend(Place place) {
     fibers[running].place = place;
     if (!_setjmp(fibers[running].at)) _longjmp(scheduler, 1);
+}
+static void body() {  // of a fiber, which is one thread of block after block
+    for (;;) {
+        entry(entry_arguments);
+        suspend(END);
+    }
 }
 static void resume(int i) {
     running = i;
@@ -135,26 +136,34 @@ static int run_warp(int first, int last, int reverse) {
     }
 }
 
+// Fibers that begin with the next block: at least `count`.
+static void make_fibers(int count) {
+    fibers.resize(max(count, (int)fibers.size()));
+    stacks.resize(fibers.size() * STACK);
+    for (size_t i = 0; i < fibers.size(); ++i) {
+        Fiber& f = fibers[i];
+        f.begun = false;
+        getcontext(&f.start);
+        f.start.uc_stack.ss_sp = &stacks[i * STACK];
+        f.start.uc_stack.ss_size = STACK;
+        f.start.uc_link = nullptr;
+        makecontext(&f.start, body, 0);
+    }
+}
+
 // 0, or 1 where threads come to a barrier or shuffle that others of their block or warp do not.
 static int run(void (*kernel)(void**), void** arguments, Index grid, Index block, int reverse) {
+    static bool broken = false;  // the last run left fibers inside a kernel
     int threads = block.x * block.y * block.z, blocks = grid.x * grid.y * grid.z;
     entry = kernel; entry_arguments = arguments; gridDim = grid; blockDim = block;
-    if ((int)fibers.size() < threads) {
-        fibers.resize(threads);
-        stacks.resize(threads * STACK);
-    }
+    if (broken || (int)fibers.size() < threads) make_fibers(threads);
+    broken = true;
     for (int b = 0; b < blocks; ++b) {
         int n = reverse ? blocks - 1 - b : b;
         blockIdx = {n % grid.x, n / grid.x % grid.y, n / (grid.x * grid.y)};
         for (int i = 0; i < threads; ++i) {
-            Fiber& f = fibers[i];
-            f.begun = false;
-            f.thread = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
-            getcontext(&f.start);
-            f.start.uc_stack.ss_sp = &stacks[i * STACK];
-            f.start.uc_stack.ss_size = STACK;
-            f.start.uc_link = nullptr;
-            makecontext(&f.start, body, 0);
+            int rows = i / block.x;
+            fibers[i].thread = {i % block.x, rows % block.y, rows / block.y};
         }
         int warps = (threads + 31) / 32;
         for (int place = BARRIER; place != END;) {
@@ -168,6 +177,7 @@ static int run(void (*kernel)(void**), void** arguments, Index grid, Index block
                 if (fibers[i].barrier != fibers[0].barrier) return 1;
         }
     }
+    broken = false;
     return 0;
 }
 """

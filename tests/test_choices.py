@@ -1,9 +1,8 @@
 """A choice is written once: a made-up row of a table is seen wherever one chooses."""
 
+import json
 import subprocess
 import sys
-
-import pytest
 
 # What adds a row to a table before the command line is imported, and where the row must be seen.
 ROWS = {
@@ -96,19 +95,31 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("row", ROWS)
-def test_a_row_of_a_table_is_a_choice_of_the_command_line(row):
-    adding, command = ROWS[row]
-    code = (
-        f"{adding}\n"
-        "import sys; from flowkit_cli.main import main\n"
-        f"sys.argv = ['flowkit', *{command.split()}, '--help']; main()"
-    )
+# The help of each row's command, in a fork of an interpreter that has imported nothing of flowkit.
+HELPS = """
+import contextlib, io, json, os, sys
+import click, numpy
+for row, (adding, command) in json.loads(sys.argv[1]).items():
+    if os.fork():
+        os.wait()
+        continue
+    exec(adding)
+    from flowkit_cli.main import main
+    sys.argv = ["flowkit", *command.split(), "--help"]
+    said = io.BytesIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.TextIOWrapper(said)):
+        main()
+    print(json.dumps([row, said.getvalue().decode()]), flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_row_of_a_table_is_a_choice_of_the_command_line():
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", HELPS, json.dumps(ROWS)], capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, done.stderr
-    assert "made-up" in done.stdout
+    helps = dict(map(json.loads, done.stdout.splitlines()))
+    assert [row for row in ROWS if "made-up" not in helps.get(row, "")] == [], done.stderr
 
 
 def test_help_of_a_storage_choice_says_what_each_is():

@@ -113,7 +113,7 @@ def test_one_warp_of_full_length_equals_the_cpu_method(emulated, size):
     ],
 )
 def test_it_stops_after_the_cpu_methods_very_iteration(emulated, parameters):
-    first = texture(40, 50)
+    first = texture(24, 35)
     second = shifted(first, 1.7, -1.4)
     [field] = emulated(CudaTVL1(**parameters), [(first, second)])
     same = TVL1(**parameters)
@@ -154,7 +154,7 @@ def test_shared_memory_for_the_next_tile_changes_no_bit(place):
 
 
 def test_each_pair_of_a_batch_stops_by_itself(emulated):
-    first = texture(30, 40)
+    first = texture(20, 24)
     pairs = [(first, shifted(first, dx, 0.3)) for dx in (0.1, 2.5)] + [(first, first.copy())]
     method = CudaTVL1(nscales=1, warps=2)
     together = list(emulated(method, pairs, room=3))
@@ -414,7 +414,7 @@ class Listener:
     ("quantized", "most", "halved"),
     [
         (True, 10**9, []),
-        (False, 10**9, []),
+        pytest.param(False, 10**9, [], marks=pytest.mark.slow),
         (False, 80_000, [10, 5, 2]),
         (True, 50_000, [10, 5, 2, 1]),
     ],
@@ -669,7 +669,7 @@ def gpu(place, monkeypatch):
 @pytest.mark.parametrize("kind", SOLVERS)
 def test_a_gpu_gives_the_fields_of_its_kernels_and_gives_its_memory_back(gpu, emulated, kind):
     first = texture(20, 24)
-    pairs = [(first, shifted(first, dx, 0.3)) for dx in (0.1, 0.8, 1.5, 2.5, 3.1)]
+    pairs = [(first, shifted(first, dx, 0.3)) for dx in (0.1, 1.5, 3.1)]
     method, opened = QUICK[kind], gpu(kind)
     driver, free = opened.driver, opened.free_bytes()
     for fetch in (cuda_batches.fetch_fields, cuda_batches.fetch_planes(None)):

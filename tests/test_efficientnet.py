@@ -61,7 +61,13 @@ def real_frames(data, side):
     return expected, torch.from_numpy(ours)
 
 
-@pytest.mark.parametrize("name", LITES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if lite.side > 224 else ())
+        for name, lite in LITES.items()
+    ],
+)
 def test_logits_are_those_of_the_weights_own_reader(name, real_data):
     reader = pytest.importorskip("efficientnet_lite_pytorch")
     ours = classifier_and_trunk(name)

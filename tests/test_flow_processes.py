@@ -127,6 +127,8 @@ def test_records_are_those_of_the_workers_byte_for_byte(
         "flowkit.extraction.request.prepare_method", lambda method: None
     )  # opens no GPU
     request = Request(method, **options)
+    if request.stabilize is not None:  # which takes long
+        videos = videos[:4]
     for one in extract(videos, tmp_path / "workers", request, workers=1):
         assert one.status != "failed", one.reason
     ended, _, usages = run(videos, tmp_path / "process", request)
@@ -230,15 +232,15 @@ def test_a_flow_process_that_dies_costs_the_videos_in_flight_and_is_started_agai
     videos, tmp_path, caplog, trouble, death
 ):
     method = Troubled(trouble, dark=50, once=str(tmp_path / "happened"))
-    dark_first = [videos[-1], *videos[:-1]]
+    dark_first = [videos[-1], *videos[:2]]
     ended, processes, _ = run(dark_first, tmp_path / "flow", Request(method), workers=1)
     reason = ended["c/dark"].reason
     assert reason.startswith("the flow process of GPU 0") and reason.endswith(death)
-    assert [one.status for one in ended.values()] == ["failed"] + ["done"] * 5
+    assert [one.status for one in ended.values()] == ["failed", "done", "done"]
     assert processes.notes() == [reason]
     [said] = [record.message for record in caplog.records]
     assert said.startswith(reason) and "again" in said
-    ended, _, _ = run(dark_first[:1], tmp_path / "flow", Request(method))
+    ended, _, _ = run(dark_first[:1], tmp_path / "flow", Request(method), workers=1)
     assert ended["c/dark"].status == "done"
 
 
@@ -306,7 +308,7 @@ def test_a_dead_worker_is_forgotten(videos, tmp_path):
         pairs = list(itertools.pairwise(frames))
         place = f"/proc/{processes.seats[0].process.pid}/fd"
         before = len(os.listdir(place))
-        for _ in range(20):
+        for _ in range(10):
             child = os.fork()
             if child == 0:
                 stream = remote.compute(iter(pairs * 5))
@@ -314,7 +316,7 @@ def test_a_dead_worker_is_forgotten(videos, tmp_path):
                 os.kill(os.getpid(), signal.SIGKILL)
             os.waitpid(child, 0)
         assert len(list(remote.compute(iter(pairs)))) == len(pairs)
-        assert len(os.listdir(place)) < before + 10
+        assert len(os.listdir(place)) < before + 5
 
 
 def test_strangers_are_turned_away_and_do_no_harm():

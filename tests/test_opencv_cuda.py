@@ -123,7 +123,7 @@ def test_a_new_size_has_a_new_algorithm_and_new_memory(double):
 )
 def test_parameters_reach_opencv_and_the_identity(double, name, parameters, there):
     method = make_method(name, **parameters)
-    list(method([texture(), texture(seed=1)]))
+    list(method([texture((32, 40)), texture((32, 40), seed=1)]))
     assert there.items() <= double.created[-1].items()
     assert {"name": name, **parameters}.items() <= describe_method(method).items()
     assert device_of(method) == "cuda"

@@ -35,7 +35,7 @@ def planned(videos, *options):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("format", ["jpg", "lz4", "flo"])
+@pytest.mark.parametrize("format", ["jpg", "lz4", pytest.param("flo", marks=pytest.mark.slow)])
 def test_files_are_those_of_the_extraction_and_bytes_nearly(videos, format):
     plan = planned(videos, "videos")
     told = next(one for one in plan["formats"] if one["format"] == format)

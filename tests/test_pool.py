@@ -106,21 +106,21 @@ def test_mishaps_cost_their_items_and_no_other(way):
     assert outcomes[20].seconds >= 2
 
 
-@pytest.mark.parametrize(
-    ("item", "kind", "reason"),
-    [
-        ("refusal", "error", "expected a record, got none"),
-        ("memory", "error", "MemoryError"),
-        ("exit", "crash", "worker ended with exit status 3"),
-        ("sys.exit", "crash", "worker ended with exit status 4"),
-        ("die before a child", "crash", "worker ended with exit status 5"),
-        (-40, "crash", "worker died by a real-time signal (signal 40)"),
-        ("unreadable", "error", "what it sent cannot be read: ValueError: made elsewhere"),
-    ],
-)
-def test_reason_of_a_failure(way, item, kind, reason):
-    failed, after = outcomes_of([item, "next"], timeout_s=2)
-    assert (failed.kind, failed.reason) == (kind, reason)
+REASONS = {
+    "refusal": ("error", "expected a record, got none"),
+    "memory": ("error", "MemoryError"),
+    "exit": ("crash", "worker ended with exit status 3"),
+    "sys.exit": ("crash", "worker ended with exit status 4"),
+    "die before a child": ("crash", "worker ended with exit status 5"),
+    -40: ("crash", "worker died by a real-time signal (signal 40)"),
+    "unreadable": ("error", "what it sent cannot be read: ValueError: made elsewhere"),
+}
+
+
+def test_reason_of_a_failure(way):
+    outcomes = outcomes_of([*REASONS, "next"], timeout_s=2)
+    after = outcomes.pop()
+    assert [(one.kind, one.reason) for one in outcomes] == list(REASONS.values())
     assert after.result[0] == "next"
 
 
@@ -441,9 +441,16 @@ def start_program(source=PROGRAM, *, beside=""):
     return program
 
 
-@pytest.mark.parametrize("send", [os.killpg, os.kill])
 @pytest.mark.parametrize(
-    ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)]
+    ("signum", "status", "send"),
+    [
+        (signal.SIGINT, 130, os.killpg),
+        (signal.SIGTERM, 75, os.kill),
+        (signal.SIGHUP, 75, os.killpg),
+        pytest.param(signal.SIGINT, 130, os.kill, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 75, os.killpg, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 75, os.kill, marks=pytest.mark.slow),
+    ],
 )
 def test_signal_at_any_moment_stops_the_program_in_silence(signum, status, send, beside):
     moments = random.Random(f"{signum} {send.__name__}")
@@ -457,7 +464,7 @@ def test_signal_at_any_moment_stops_the_program_in_silence(signum, status, send,
 
 
 def test_second_interrupt_changes_nothing(beside):
-    for pause in (0.0, 0.005, 0.02):
+    for pause in (0.0, 0.01):
         program = start_program(beside=beside)
         program.stdout.readline()
         for _ in range(3):

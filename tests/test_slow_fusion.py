@@ -115,7 +115,7 @@ def test_forward_is_that_of_plain_convolutions_of_frames(net):
         torch.testing.assert_close(net(stacks), found, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("frames", [10, 11])
+@pytest.mark.parametrize("frames", [pytest.param(10, marks=pytest.mark.slow), 11])
 def test_every_frame_is_seen_and_their_order_counts(frames, monkeypatch):
     monkeypatch.setattr(slow_fusion, "WIDTH", 64)
     inputs: Inputs = {"spatial": FrameForm(frames)}

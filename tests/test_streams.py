@@ -66,7 +66,10 @@ def test_local_response_normalization_is_krizhevskys():
 
 
 @pytest.mark.parametrize("name", [name for name in NETS if name not in ("slow-fusion", "i3d")])
-@pytest.mark.parametrize(("stream", "channels"), [("spatial", 3), ("temporal", 20)])
+@pytest.mark.parametrize(
+    ("stream", "channels"),
+    [pytest.param("spatial", 3, marks=pytest.mark.slow), ("temporal", 20)],
+)
 def test_every_network_serves_either_stream(name, stream, channels):
     net = on_meta(name, stream, channels=channels)
     assert net(torch.empty(2, channels, 224, 224, device="meta")).shape == (2, 101)

@@ -68,7 +68,13 @@ def part_of(path, start, count, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "names", [("temporal",), ("spatial",), ("spatial", "temporal"), ("rgb-diff",), ("stabilized",)]
+    "names",
+    [
+        *(pytest.param((one,), marks=pytest.mark.slow) for one in ("spatial", "temporal")),
+        ("spatial", "temporal"),
+        ("rgb-diff",),
+        ("stabilized",),
+    ],
 )
 def test_each_window_is_predicted_as_a_video_of_its_frames(runs, video, tmp_path, names):
     one = predictor(runs, *names)

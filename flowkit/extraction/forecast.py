@@ -23,7 +23,7 @@ from flowkit.records.layout import FORMATS, Storage
 from flowkit.records.writing import RecordWriter
 from flowkit.series import Series
 from flowkit.stores.urls import local_path
-from flowkit.synthetic import write_videos
+from flowkit.synthetic import CLASSES, write_videos
 from flowkit.video.decoding import Findings, open_stream
 from flowkit.video.image_folders import frame_files
 from flowkit.video.reading import open_video
@@ -197,7 +197,7 @@ def _decode_some(
 
 
 def _made_sample(folder: Path) -> list[Source]:
-    made = write_videos(folder, videos_per_class=1)[:SAMPLE]
+    made = write_videos(folder, videos_per_class=1, classes=CLASSES[:SAMPLE])
     return [Source(video.path.resolve(), video.path.stem) for video in made]
 
 
