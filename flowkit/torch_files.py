@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 import zipfile
 from typing import Any, BinaryIO
@@ -28,7 +29,19 @@ def read_torch_file(file: BinaryIO, *, where: str, error: type[FlowkitError]) ->
     except Exception as wrong:
         if isinstance(wrong, OSError):
             raise
-        reason = str(wrong).partition("\n")[0] or type(wrong).__name__
         raise error(
-            f"{where}: expected a file of tensors alone, for nothing else is loaded ({reason})"
+            f"{where}: expected a file of tensors alone, for nothing else is loaded "
+            f"({_reason(wrong)})"
         ) from wrong
+
+
+def _reason(wrong: Exception) -> str:
+    """What was found where torch refuses it, or the first sentence of another error.
+
+    torch goes on to say how such a file would be executed.
+    """
+    if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(wrong)):
+        return f"it holds {found[1]}"
+    if found := re.search(r"Unsupported operand \d+", str(wrong)):
+        return found[0]
+    return re.split(r"\n|\. ", str(wrong))[0] or type(wrong).__name__

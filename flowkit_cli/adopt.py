@@ -61,4 +61,7 @@ def adopt(file: Path, net: str, classes: Path, length: int | None, out: Path | N
     output.check_out_folder("--out", out)
     write_adopted(out, checkpoint, tensors)
     [form] = checkpoint.inputs.values()
-    output.wrote(f"{out}: {net}, {len(names)} classes, sees {form.about}; next: flowkit eval {out}")
+    output.wrote(
+        f"{out}: {net}, {len(names):,} classes, sees {form.about}; next: flowkit predict, or "
+        f"flowkit eval {out} --split SPLIT"
+    )

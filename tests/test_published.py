@@ -20,7 +20,7 @@ from flowkit.data.augment import RGB_MEAN, RGB_STD
 from flowkit.data.frames import FrameForm
 from flowkit.data.inputs import Inputs
 from flowkit.data.stacks import StackForm
-from flowkit.errors import CheckpointError, UsageError
+from flowkit.errors import CheckpointError, FlowkitError, UsageError
 from flowkit.evaluation.held_records import video_request
 from flowkit.evaluation.scoring import Scorer
 from flowkit.evaluation.views import TestViews
@@ -259,22 +259,25 @@ def test_a_key_missing_or_unfit_and_other_files_are_one_clear_line(tsn, i3d, tmp
         without(i3d[2], "Mixed_4f.b1b.conv3d.weight"), "i3d"
     )
     first = {"base_model.conv1_7x7_s2.weight": torch.ones(64, 7, 7, 7)}
-    assert "3, 10, 15 channels, got 7" in refusal(tsn[3] | first)
-    assert "got a file without it" in refusal(i3d[3])
-    assert "first layer of i3d, with 3, 2 channels, got a file without it" in refusal(tsn[3], "i3d")
+    assert "3 or 10 or 15 channels, got 7" in refusal(tsn[3] | first)
+    assert "has no conv1_7x7_s2.weight, the first layer of bninception" in refusal(i3d[3])
+    assert "has no Conv3d_1a_7x7.conv3d.weight, the first layer of i3d" in refusal(tsn[3], "i3d")
     assert "has no last layer" in refusal(without(tsn[3], "new_fc.bias"))
     assert "expected a last layer's weight (5, 1024), got (5, 9)" in refusal(
         tsn[3] | {"new_fc.weight": torch.ones(5, 9)}
     )
-    assert "a name for each of its 5 classes, got 4 names" in refusal(
-        tsn[3], names=NAMES[1:], error=UsageError
-    )
+    assert "the names of its 5 classes, got 4" in refusal(tsn[3], names=NAMES[1:], error=UsageError)
     assert "got several times: class 0" in refusal(
         tsn[3], names=[*NAMES[:4], NAMES[0]], error=UsageError
     )
     assert "leave --stack out" in refusal(tsn[3], length=5, error=UsageError)
     assert "a stack of 9 frames or fields or more" in refusal(
         i3d[3], "i3d", length=8, error=UsageError
+    )
+    for odd in (torch.ones(160).to_sparse(), torch.ones(160, device="meta"), torch.ones(160) * 1j):
+        assert f"dense tensors of real numbers, got others: {gone}" in refusal(tsn[3] | {gone: odd})
+    assert "got NaN or infinity in inception_4c.double_3x3_2_bn.running_var" in refusal(
+        tsn[3] | {gone: torch.full((160,), torch.inf)}
     )
     assert "bninception and i3d, got resnet18" in refusal(tsn[3], "resnet18", error=UsageError)
 
@@ -288,10 +291,12 @@ def test_what_needs_pickle_is_never_run(tsn, tmp_path, capsys):
     torch.save({"state_dict": tsn[3], "optimizer": Bomb()}, tmp_path / "a.pth.tar")
     (tmp_path / "b.pt").write_bytes(pickle.dumps({"state_dict": Bomb()}))
     (tmp_path / "c.caffemodel").write_bytes(b"\x0a\x04name")
-    for name in ("a.pth.tar", "b.pt", "c.caffemodel"):
-        with pytest.raises(
-            (CheckpointError, UsageError), match=r"expected (a file of tensors|\.s)"
-        ):
+    for name, message in (
+        ("a.pth.tar", r"a file of tensors alone, .* \(it holds print\)$"),
+        ("b.pt", "a file of tensors alone"),
+        ("c.caffemodel", r"expected \.safetensors, \.pth"),
+    ):
+        with pytest.raises(FlowkitError, match=message):
             adopt(tmp_path / name, "bninception", NAMES)
     assert capsys.readouterr().out == ""
 
@@ -300,7 +305,7 @@ def test_a_stack_of_another_length_than_the_first_layer_says_how_to_fit(tsn, tmp
     torch.save(tsn[10], tmp_path / "flow.pth")
     weights = read_weights(str(tmp_path / "flow.pth"), "bninception")
     net = build_net("bninception", {"temporal": StackForm(10)}, {"main": 5})
-    with pytest.raises(CheckpointError, match=r"3 or 20 channels, got 10: .*--L"):
+    with pytest.raises(CheckpointError, match="3 or 20 channels, got 10: give --L 5, or"):
         load_weights(net, weights, {})
 
 
@@ -320,20 +325,11 @@ def test_color_filters_of_i3d_serve_flow_averaged(i3d, tmp_path):
 @pytest.mark.parametrize(("net", "length"), [("bninception", 5), ("i3d", 9)])
 def test_the_last_layer_alone_is_trained_on_published_weights(net, length, tsn, i3d, tmp_path):
     records = write_videos(tmp_path / "flow", per_class=2)
-    torch.save(
-        (tsn if net == "bninception" else i3d)[{"bninception": 10, "i3d": 2}[net]],
-        tmp_path / "a.pt",
-    )
+    torch.save(tsn[10] if net == "bninception" else i3d[2], tmp_path / "a.pt")
     inputs: Inputs = {"temporal": StackForm(length, mean_subtract=False)}
     recipe = {"steps": 1, "batch_size": 2, "drop_at": (), "mode": "last-layer"}
-    job = make_job(
-        records,
-        make_split(2),
-        net=net,
-        inputs=inputs,
-        weights=str(tmp_path / "a.pt"),
-        recipe=recipe,
-    )
+    options = {"net": net, "inputs": inputs, "weights": str(tmp_path / "a.pt"), "recipe": recipe}
+    job = make_job(records, make_split(2), **options)
     before = job.build().state_dict()
     for _ in train(job, tmp_path / "run", ALONE, Machine()):
         pass
@@ -397,6 +393,9 @@ def test_the_command_makes_a_run_that_features_take(tsn, tmp_path):
     checkpoint = read_checkpoint(tmp_path / "runs/temporal")
     assert checkpoint.tasks == {"main": tuple(NAMES)}
     assert checkpoint.trained_on.unknown == ("flow.pth",)
+    again = run_here(*line[:1], "runs/temporal", *line[2:], cwd=tmp_path)
+    assert again.returncode == 2
+    assert b"best.json: is a run of flowkit's already" in again.stderr
     again = run_here(*line, cwd=tmp_path)
     assert again.returncode == 2
     assert b"runs/temporal: holds files already" in again.stderr

@@ -220,6 +220,8 @@ def read_class_names(path: Path) -> tuple[list[str], int | None]:
     numbered = [line.split(" ", 1) for line in lines]
     if not lines:
         raise SplitError(f"{path}: expected class names, got an empty file")
+    if any("\0" in line for line in lines):
+        raise SplitError(f"{path}: expected class names as text in UTF-8, got zero bytes")
     if not all(len(words) == 2 and _is_number(words[0]) for words in numbered):
         return lines, None
     numbers = [int(words[0]) for words in numbered]

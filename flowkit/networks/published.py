@@ -45,11 +45,18 @@ def adopt(
         names = " and ".join(name for name, one in NETS.items() if one.published)
         raise UsageError(f"expected a network with published weights, {names}, got {net}")
     weights = read_weights(os.fspath(file), net)
+    if weights.heads:
+        raise UsageError(f"{weights.where}: is a run of flowkit's already")
     inputs = _inputs(weights, net, length)
     last = _last_layer(weights, net, len(classes))
     if twice := [name for name in dict.fromkeys(classes) if classes.count(name) > 1]:
         raise UsageError(f"expected every class once, got several times: {listed(twice)}")
     dropout = facts.dropout or 0.0
+    tensors = {**weights.trunk, **last}
+    if odd := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise CheckpointError(
+            f"{weights.where}: expected numbers, got NaN or infinity in {listed(odd)}"
+        )
     made = build_net(net, inputs, {TASK: len(classes)}, dropout=dropout)
     load_weights(made, weights, {})
     head = made.heads[TASK].state_dict()  # the tensors of the head, not copies
@@ -87,22 +94,24 @@ def _inputs(weights: Weights, net: str, length: int | None) -> Inputs:
     facts = net_facts(net)
     assert facts.published is not None
     known: Mapping[int, Inputs] = importlib.import_module(facts.published).PUBLISHED_INPUTS
-    first = weights.trunk.get(f"{facts.first_layer}.weight", torch.empty(0))
-    channels = first.shape[1] if first.ndim > 1 else 0
+    name = f"{facts.first_layer}.weight"
+    first = weights.trunk.get(name)
+    if first is None or first.ndim < 2:
+        raise CheckpointError(f"{weights.where}: has no {name}, the first layer of {net}")
+    channels = first.shape[1]
     if channels not in known:
         raise CheckpointError(
-            f"{weights.where}: expected {facts.first_layer}.weight, the first layer of {net}, with "
-            f"{', '.join(map(str, known))} channels, got "
-            + (f"{channels}" if first.ndim > 1 else "a file without it")
+            f"{weights.where}: expected {name}, the first layer of {net}, with "
+            f"{' or '.join(map(str, known))} channels, got {channels}"
         )
     inputs = known[channels]
     if length is None:
         return inputs
     if not facts.over_time:
         raise UsageError(f"{net}: the first layer says how long its stacks are, leave --stack out")
-    name = {"spatial": "count", "temporal": "length"}
+    counts = {"spatial": "count", "temporal": "length"}
     return {
-        stream: replace(form, **{name[stream]: length})  # type: ignore[arg-type]
+        stream: replace(form, **{counts[stream]: length})  # type: ignore[arg-type]
         for stream, form in inputs.items()
     }
 
@@ -118,7 +127,6 @@ def _last_layer(weights: Weights, net: str, classes: int) -> dict[str, torch.Ten
     rows = [len(tensor) if tensor.ndim else 0 for tensor in tensors.values()]
     if rows != [classes, classes]:
         raise UsageError(
-            f"{weights.where}: expected a name for each of its {rows[0]} classes, got {classes} "
-            "names"
+            f"{weights.where}: expected the names of its {rows[0]} classes, got {classes}"
         )
     return tensors

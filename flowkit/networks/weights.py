@@ -17,7 +17,7 @@ import torch
 from flowkit.data.augment import RGB_MEAN, RGB_STD
 from flowkit.data.frames import RGB_CHANNELS
 from flowkit.data.origins import Origin
-from flowkit.documents import open_plain_file
+from flowkit.documents import listed, open_plain_file
 from flowkit.errors import CheckpointError, UsageError
 from flowkit.networks.checkpoints import (
     checkpoint_path,
@@ -142,15 +142,11 @@ def load_weights(
     trunk = dict(weights.trunk)
     first = f"{net_facts(net.name).first_layer}.weight"
     made = "as it was"
-    if first in trunk and trunk[first].shape[1:2] != own[first].shape[1:2]:
+    is_filter = first in trunk and trunk[first].ndim == own[first].ndim
+    if is_filter and trunk[first].shape[1] != own[first].shape[1]:
         made = first_layer
         if first_layer != "fresh" and trunk[first].shape[1] != RGB_CHANNELS:
-            wanted = dict.fromkeys((RGB_CHANNELS, own[first].shape[1]))
-            raise CheckpointError(
-                f"{weights.where}: expected a first layer of {' or '.join(map(str, wanted))} "
-                f"channels, got {trunk[first].shape[1]}: take as many frames or fields as it is "
-                "for (--stack, --L), or leave it fresh (--first-layer fresh)"
-            )
+            raise CheckpointError(_other_channels(net, weights, first, own[first].shape[1]))
         channels = own[first].shape[1]
         match first_layer:
             case "averaged":
@@ -183,6 +179,18 @@ def load_weights(
     _load_hidden(net, weights)
     net.trunk.load_state_dict(trunk, strict=False)
     return Loaded(weights.where, made, _load_heads(net, weights, tasks))
+
+
+def _other_channels(net: StreamNet, weights: Weights, first: str, channels: int) -> str:
+    """What to do about filters that are neither for RGB nor for the channels that the net takes."""
+    got, wanted = weights.trunk[first].shape[1], sorted({RGB_CHANNELS, channels})
+    each, option = (2, "--L") if net.stream == "temporal" else (RGB_CHANNELS, "--stack")
+    is_stack = got % each == 0 and not net_facts(net.name).over_time
+    return (
+        f"{weights.where}: expected a first layer of {' or '.join(map(str, wanted))} channels, got "
+        f"{got}: {f'give {option} {got // each}, or ' if is_stack else ''}leave it fresh "
+        "(--first-layer fresh)"
+    )
 
 
 def read_matconvnet(path: Path) -> dict[str, torch.Tensor]:
@@ -294,7 +302,17 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
             f"{path}: expected a file of named tensors, as state_dict() gives them, got "
             f"{type(state).__name__}" + (f" by {', '.join(keys)}" if keys else "")
         )
+    if odd := [name for name, tensor in state.items() if not _is_plain(tensor)]:
+        raise CheckpointError(
+            f"{path}: expected dense tensors of real numbers, got others: {listed(odd)}"
+        )
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor has real values, all of them stored."""
+    is_dense = tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+    return is_dense and not tensor.is_complex()
 
 
 def _fold_pixels(tensors: dict[str, torch.Tensor], color: torch.Tensor) -> None:
