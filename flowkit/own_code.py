@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import redirect_stdout
 from importlib import import_module
 from typing import Any
 
@@ -24,7 +25,8 @@ def import_own(name: str, what: str) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # as python -m does; workers get the same path
     try:
-        return getattr(import_module(module), inner)
+        with redirect_stdout(sys.stderr):  # what it prints is no answer of a command
+            return getattr(import_module(module), inner)
     except (Exception, SystemExit) as error:
         is_told = isinstance(error, ImportError | AttributeError)
         reason = error if is_told else told(error)

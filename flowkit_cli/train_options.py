@@ -123,8 +123,8 @@ def net_options(command: Callable[..., Any]) -> Callable[..., Any]:
             "--net",
             type=NetName((*NETS, OWN_NET)),
             help="The network, timm/NAME for one of timm's, or a function of your own by its "
-            "module (docs/own.md); another than the recipe's brings sizes and dropout of its own.  "
-            "[default: by --recipe]",
+            "module (docs/own.md), which takes --recipe short by default; another than the "
+            "recipe's brings sizes and dropout of its own.  [default: by --recipe]",
         ),
         click.option(
             "--hidden",

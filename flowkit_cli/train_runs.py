@@ -73,9 +73,9 @@ def _resumed_job(folder: Path, options: dict[str, Any]) -> Job | None:
     context = click.get_current_context()
     default = click.core.ParameterSource.DEFAULT
     given = {name for name in context.params if context.get_parameter_source(name) is not default}
-    others = given - OF_THE_MACHINE - OF_THE_LENGTH - OF_THE_INPUT
     own = options["net"] if "net" in given and is_own(options["net"]) else None
-    if others - {"net" if own else ""} or not (folder / LAST).exists():
+    others = given - OF_THE_MACHINE - OF_THE_LENGTH - OF_THE_INPUT - ({"net"} if own else set())
+    if others or not (folder / LAST).exists():
         return None
     checkpoint = read_checkpoint(folder / LAST)
     check_own(checkpoint.net, own, where=folder / LAST)

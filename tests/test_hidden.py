@@ -15,7 +15,7 @@ from flowkit.evaluation.features import record_features
 from flowkit.evaluation.scoring import Scorer, TestViews
 from flowkit.networks.checkpoints import LAST, load_net, read_checkpoint, read_tensors
 from flowkit.networks.export import export_net
-from flowkit.networks.streams import build_net
+from flowkit.networks.streams import build_net, build_stream, count_parameters
 from flowkit.networks.table import NETS, check_hidden
 from flowkit.networks.weights import load_weights, read_weights
 from flowkit.records.reading import open_record
@@ -87,6 +87,18 @@ def test_networks_that_have_hidden_layers_take_no_other(name):
     assert len(layers) == 2 and all(layers)
 
 
+@pytest.mark.parametrize("name", [name for name, facts in NETS.items() if not facts.full_layers])
+def test_every_other_network_takes_one(name):
+    channels = 27 if NETS[name].over_time else 3
+    with torch.device("meta"):
+        plain = build_stream(name, "spatial", {"main": 2}, channels=channels)
+        net = build_stream(name, "spatial", {"main": 2}, channels=channels, hidden=UNITS)
+    features = plain.heads["main"].in_features
+    assert net.hidden.full.in_features == features and net.heads["main"].in_features == UNITS
+    more = count_parameters(net) - count_parameters(plain)
+    assert more == (features + 1) * UNITS - 2 * (features - UNITS)
+
+
 @pytest.mark.parametrize("hidden", [-1, 1 << 17, "7", True, 1.5])
 def test_odd_sizes_are_refused(hidden):
     with pytest.raises(UsageError, match="expected a hidden layer of 0 to 65,536 units"):
@@ -97,6 +109,7 @@ def test_a_checkpoint_has_it_and_its_features_and_exports_are_of_it(place, tmp_p
     checkpoint, net = load_net(place / "top")
     assert checkpoint.hidden == UNITS and net.hidden.full.out_features == UNITS
     scorer = Scorer(place / "top", views=TestViews(2, "flip"))
+    assert ", hidden layer of 7, step" in scorer.describe()["about"]
     record = open_record(place / "flow/grow/v0")
     found = record_features(scorer, record, "hidden").values
     pooled = torch.from_numpy(record_features(scorer, record, "trunk").values)

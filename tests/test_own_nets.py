@@ -216,6 +216,20 @@ def test_passes_of_few_clips_give_the_gradient_of_the_batch(place, tmp_path):
         torch.testing.assert_close(parts[name], tensor, rtol=1e-4, atol=1e-6)
 
 
+def test_what_it_raises_on_the_way_names_it(place, tmp_path):
+    job = job_of(place)  # whose last batch normalization learns of two clips or more
+    with pytest.raises(
+        UsageError, match=r"given float32 \(1, 4, 32, 32\) in training, it raised Val"
+    ):
+        run(job, tmp_path, Machine(micro_batch=7))
+
+
+def test_what_it_prints_is_no_answer(capsys):
+    build("talks")
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "made\n")
+
+
 @pytest.mark.slow
 def test_two_processes_train_it_as_one(place, tmp_path):
     ranks = run_two_processes(RecordFolder(place / "flow"), tmp_path / "two", "made_nets:plain")
@@ -317,9 +331,13 @@ def test_whole_frames_are_for_networks_that_take_any_size(place, tmp_path):
         Scorer(tmp_path, views=whole, own=made_nets.FixedSide)
 
 
-def test_an_export_gives_the_same(place, tmp_path):
-    options = {"format": "torchscript", "own": "made_nets:plain"}
-    assert export_net(place / "runs/temporal", tmp_path / "a.pt", **options) < 1e-5
+@pytest.mark.parametrize("format", ["torchscript", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_an_export_gives_the_same(place, tmp_path, format):
+    if format == "onnx":
+        pytest.importorskip("onnxruntime", reason="ONNX is not installed: pip install onnxruntime")
+        pytest.importorskip("onnxscript", reason="ONNX is not installed: pip install onnxscript")
+    options = {"format": format, "own": "made_nets:plain"}
+    assert export_net(place / "runs/temporal", tmp_path / "net", **options) < 1e-3
 
 
 @pytest.fixture

@@ -217,7 +217,7 @@ def test_a_class_count_a_task_name_and_a_dropout_are_checked():
     ("name", "side", "message"),
     [
         ("cnn-m-2048", 112, "cnn-m-2048 takes a crop of 224 px, got 112 px"),
-        ("inception-v3", 64, "at least 75 px, got 64 px"),
+        ("inception-v3", 64, "75 to 1,024 px, got 64 px"),
     ],
 )
 def test_an_input_too_small_is_refused(name, side, message):

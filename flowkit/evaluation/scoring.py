@@ -161,6 +161,8 @@ class Scorer:
         )
         if checkpoint.towers is not None:
             form += f", {checkpoint.towers.about}"
+        if checkpoint.hidden:
+            form += f", hidden layer of {checkpoint.hidden:,}"
         shown = f"{views.moments} x {view_set(views.crops).count} views"
         return {
             "kind": views.kind,

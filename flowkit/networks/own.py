@@ -7,8 +7,10 @@ before it is used. Such code runs only where it is named: no checkpoint runs it 
 from __future__ import annotations
 
 import logging
+import sys
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -27,6 +29,19 @@ _TAKEN: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # whose heads may be tak
 UNKNOWN = (
     "which is not known: its last nn.Linear does not give the logits as they are (docs/own.md)"
 )
+
+
+class OwnStreamNet(StreamNet):
+    """A network of own code, whose errors say so; UsageError for what it raises."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """As StreamNet's."""
+        try:
+            return super().forward(images)
+        except torch.OutOfMemoryError:  # fewer clips may do
+            raise
+        except Exception as error:
+            raise _raised(self.name, self, images, error) from error
 
 
 def build_own(
@@ -65,7 +80,7 @@ def build_own(
             f"{UNKNOWN}"
         )
     features = None if head is None else head.in_features
-    net = StreamNet(name, stream, module, features, heads, hidden=hidden, dropout=dropout)
+    net = OwnStreamNet(name, stream, module, features, heads, hidden=hidden, dropout=dropout)
     if head is not None and len(heads) == 1 and not hidden:
         net.heads = nn.ModuleDict(dict.fromkeys(heads, head))
     net.frozen = frozen
@@ -144,7 +159,8 @@ def _call(name: str, own: OwnNet, channels: int, classes: int) -> nn.Module:
     """What the function makes, on the CPU."""
     function: Callable[..., Any] = import_own(name, "network") if isinstance(own, str) else own
     try:
-        module = function(channels, classes)
+        with redirect_stdout(sys.stderr):
+            module = function(channels, classes)
     except (Exception, SystemExit) as error:
         raise UsageError(
             f"network {name}: called with {channels} channels and {classes} classes, it raised "
@@ -165,12 +181,12 @@ def _ask(
     name: str, module: nn.Module, images: torch.Tensor, columns: int | None, what: str = "logits"
 ) -> torch.Tensor:
     """What a module gives for images, float32 (B, columns); UsageError for anything else."""
-    mode = "training" if module.training else "evaluation"
-    shown = f"float32 {tuple(images.shape)} in {mode}"
     try:
         logits = module(images)
+    except UsageError:
+        raise
     except Exception as error:
-        raise UsageError(f"network {name}: given {shown}, it raised {told(error)}") from error
+        raise _raised(name, module, images, error) from error
     expected = (len(images), columns)
     if isinstance(logits, torch.Tensor):
         got = f"{str(logits.dtype).removeprefix('torch.')} {tuple(logits.shape)}"
@@ -179,5 +195,15 @@ def _ask(
     else:
         got = type(logits).__name__
     raise UsageError(
-        f"network {name}: given {shown}, expected {what} float32 {expected}, got {got}"
+        f"network {name}: given {_shown(module, images)}, expected {what} float32 {expected}, "
+        f"got {got}"
     )
+
+
+def _raised(name: str, module: nn.Module, images: torch.Tensor, error: Exception) -> UsageError:
+    return UsageError(f"network {name}: given {_shown(module, images)}, it raised {told(error)}")
+
+
+def _shown(module: nn.Module, images: torch.Tensor) -> str:
+    mode = "training" if module.training else "evaluation"
+    return f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)} in {mode}"

@@ -216,7 +216,7 @@ def check_input_side(name: str, side: int) -> None:
     """UsageError if the network cannot take a square input of `side` px."""
     least, largest = net_facts(name).sides
     if not least <= side <= largest:
-        expected = f"{least} px" if least == largest else f"at least {least} px"
+        expected = f"{least} px" if least == largest else f"{least} to {largest:,} px"
         raise UsageError(f"{name} takes a crop of {expected}, got {side} px")
 
 
