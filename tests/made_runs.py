@@ -1,5 +1,6 @@
 """Runs as a training leaves them, without one: networks of fresh weights that answer firmly."""
 
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -39,12 +40,20 @@ def write_run(
     tasks = tasks or {"main": classes}
     name = "small" if towers is None else "small+small"
     checkpoint = Checkpoint(step, name, inputs, 0.5, tasks, short_side, crop, flow, towers=towers)
-    heads = {task: len(names) for task, names in tasks.items()}
-    net = make_net(name, inputs, heads, towers, seed=seed)
-    with torch.no_grad():
-        for head in net.heads.values():
-            head.weight *= FIRMNESS
-    write_checkpoint(folder, [BEST, LAST], checkpoint, net.state_dict(), {})
+    heads = tuple((task, len(names)) for task, names in tasks.items())
+    weights = _firm_weights(name, tuple(inputs.items()), heads, towers, seed)
+    write_checkpoint(folder, [BEST, LAST], checkpoint, weights, {})
     if split is not None:
         write_split(folder / "split.json", split)
     return folder
+
+
+@cache
+def _firm_weights(
+    name: str, inputs: tuple, heads: tuple, towers: Towers | None, seed: int
+) -> dict[str, torch.Tensor]:
+    net = make_net(name, dict(inputs), dict(heads), towers, seed=seed)
+    with torch.no_grad():
+        for head in net.heads.values():
+            head.weight *= FIRMNESS
+    return net.state_dict()

@@ -164,7 +164,9 @@ AWKWARD_NAMES = [
 ]
 
 
-@pytest.mark.parametrize("layout", ["flowkit", "twostreamfusion"])
+@pytest.mark.parametrize(
+    "layout", ["flowkit", pytest.param("twostreamfusion", marks=pytest.mark.slow)]
+)
 def test_awkward_names_arrive(tmp_path, layout):
     source = write_video(tmp_path / "plain.avi", moving_texture(3))
     (tmp_path / "videos").mkdir()
@@ -184,7 +186,8 @@ def test_paths_on_standard_input_and_in_a_list_file(workplace):
     paths = b"".join(
         os.fsencode(path.relative_to(workplace)) + b"\n" for path in workplace.glob("videos/*/*")
     )
-    done = run(*("extract", "-", "--root", "videos", "--method", "dis"), cwd=workplace, stdin=paths)
+    given = ("extract", "-", "--root", "videos", "--method", "dis")
+    done = run_here(*given, cwd=workplace, stdin=paths)
     assert done.returncode == 0
     (workplace / "list.txt").write_bytes(paths)
     listed = run_here(
@@ -238,7 +241,10 @@ def test_bad_usage_is_one_line_and_status_2_before_any_work(workplace, arguments
     assert not (workplace / "flow").exists()
 
 
-@pytest.mark.parametrize("option", [("--gpu",), ("--gpus", "0,1"), ("--gpus", "all")])
+@pytest.mark.parametrize(
+    "option",
+    [("--gpu",), ("--gpus", "0,1"), pytest.param(("--gpus", "all"), marks=pytest.mark.slow)],
+)
 def test_without_a_gpu_gpu_is_an_error_that_says_why_before_any_work(workplace, option):
     done = run("extract", "videos", *option, cwd=workplace, env={"CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 2
@@ -449,7 +455,14 @@ def hidden_opencv(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(folder)}
 
 
-@pytest.mark.parametrize("command", [["extract", "videos"], ["info", "flow"], ["verify", "."]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["extract", "videos"],
+        pytest.param(["info", "flow"], marks=pytest.mark.slow),
+        pytest.param(["verify", "."], marks=pytest.mark.slow),
+    ],
+)
 def test_missing_system_libraries_are_one_line_with_both_ways_out(workplace, tmp_path, command):
     (tmp_path / "hidden").mkdir()
     done = run(*command, cwd=workplace, env=hidden_opencv(tmp_path / "hidden"))

@@ -96,7 +96,13 @@ def test_a_missing_library_is_named(tmp_path, run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "form", [FrameForm(), FrameForm(3, 2), FrameForm(2, 3, "rgb-diff")], ids=lambda form: form.about
+    "form",
+    [
+        FrameForm(),
+        pytest.param(FrameForm(3, 2), marks=pytest.mark.slow),
+        FrameForm(2, 3, "rgb-diff"),
+    ],
+    ids=lambda form: form.about,
 )
 def test_a_video_is_scored_by_what_the_file_says(tmp_path, form):
     """The exported spatial network, the frames of a record, and the JSON: nothing of flowkit's."""

@@ -70,7 +70,11 @@ def gray_pair(path: Path, index: int) -> Pair:
 
 @pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize(
-    "size", [(16, 16), (17, 33), (16, 200), (64, 32), (63, 97), (240, 320), (480, 640)]
+    "size",
+    [
+        *((16, 16), (17, 33), (16, 200), (64, 32), (63, 97), (240, 320)),
+        pytest.param((480, 640), marks=pytest.mark.slow),
+    ],
 )
 def test_moved_textures_give_opencvs_field_bit_for_bit(size, name):
     pair = moved(*size, 2.7, -1.4)
@@ -79,7 +83,10 @@ def test_moved_textures_give_opencvs_field_bit_for_bit(size, name):
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-@pytest.mark.parametrize(("clip", "index"), REAL_PAIRS)
+@pytest.mark.parametrize(
+    ("clip", "index"),
+    [*REAL_PAIRS[:4], *(pytest.param(*pair, marks=pytest.mark.slow) for pair in REAL_PAIRS[4:])],
+)
 def test_real_pairs_give_opencvs_field_bit_for_bit(real_data, clip, index, name):
     pair = gray_pair(real_data / clip, index)
     method = Farneback(**SETTINGS[name])

@@ -27,11 +27,15 @@ CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
 
 
-@pytest.fixture(params=["jpg", "lz4"])
-def training(request, tmp_path):
+@pytest.fixture(scope="module", params=["jpg", "lz4"])
+def records(request, tmp_path_factory):
+    return write_videos(tmp_path_factory.mktemp("records"), per_class=4, format=request.param)
+
+
+@pytest.fixture
+def training(records):
     """A training whose clips are sent as planes, 5 samples a pass."""
-    job = make_job(write_videos(tmp_path, per_class=4, format=request.param))
-    training = prepare(job, ALONE, Machine(micro_batch=5))
+    training = prepare(make_job(records), ALONE, Machine(micro_batch=5))
     assert training.clips.send_planes()
     return training
 

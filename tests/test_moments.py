@@ -208,7 +208,7 @@ def test_a_marker_lands_in_the_same_cell_of_both_towers_maps(marked, blurring, c
         clips_of(marked, id, Moments(3, 2, 4), augmentation=changes) for id in ("marked", "plain")
     ]
     places = set()
-    for draw in range(40):
+    for draw in range(20):
         sample, plain = (clips[draw] for clips in both)
         assert sample["spatial"].shape == (3, 3, 64, 64)
         assert sample["temporal"].shape == (3, 8, 64, 64)
@@ -219,7 +219,7 @@ def test_a_marker_lands_in_the_same_cell_of_both_towers_maps(marked, blurring, c
         assert spatial == temporal
         assert len(set(spatial)) == 1  # one place, size and flip for all moments
         places.add(spatial[0])
-    assert len(places) > 10
+    assert len(places) > 5
 
 
 def test_frame_and_stack_of_every_moment_are_of_the_same_frame(marked):

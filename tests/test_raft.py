@@ -87,7 +87,7 @@ def test_it_is_torchvisions_field(files, net):
     assert np.abs(field - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("net", ["raft_small", "raft_large"])
+@pytest.mark.parametrize("net", ["raft_small", pytest.param("raft_large", marks=pytest.mark.slow)])
 def test_colors_are_seen_as_torchvision_sees_them(files, net):
     first, second = frames((128, 136, 3))
     [field] = RAFT(files[net], updates=3)([first, second])

@@ -172,14 +172,15 @@ def test_a_sum_with_a_tower_of_zeros_is_the_other_network(net, seam):
 
 
 @pytest.mark.parametrize(
-    ("net", "seam"),
+    ("net", "seam", "join"),
     [
-        *(("small+small", seam) for seam in SEAMS),
-        ("resnet18+resnet18", "relu3"),
-        ("bninception+bninception", "relu3"),
+        *(("small+small", seam, join) for seam in SEAMS for join in ("conv", "cat")),
+        ("resnet18+resnet18", "relu3", "conv"),
+        pytest.param("resnet18+resnet18", "relu3", "cat", marks=pytest.mark.slow),
+        pytest.param("bninception+bninception", "relu3", "conv", marks=pytest.mark.slow),
+        ("bninception+bninception", "relu3", "cat"),
     ],
 )
-@pytest.mark.parametrize("join", ["conv", "cat"])
 def test_conv_and_cat_start_equal_to_sum(net, join, seam):
     given = images(side=64)
     expected = made("sum", net=net, at=(seam,))(*given)

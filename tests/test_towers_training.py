@@ -96,7 +96,7 @@ def test_both_losses_are_summed_and_their_logits_averaged(place):
     assert found == [right]
 
 
-@pytest.mark.parametrize("schedule", ["drops", "plateau"])
+@pytest.mark.parametrize("schedule", [pytest.param("drops", marks=pytest.mark.slow), "plateau"])
 def test_resumed_towers_are_as_never_stopped_bit_for_bit(place, tmp_path, schedule):
     recipe = {"steps": 6, "eval_every": 2, "patience": 1, "bias_rate": 2.0, "bias_decay": False}
     drops = () if schedule == "plateau" else (4,)

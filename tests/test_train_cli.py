@@ -1,6 +1,7 @@
 """`flowkit train`: from the options to the job, and a stopped run to its exit status."""
 
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -41,11 +42,16 @@ main.main()
 """
 
 
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    return write_videos(tmp_path_factory.mktemp("records") / "flow", per_class=8)
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(records, tmp_path, monkeypatch):
     """A folder with records in flow/, to work in."""
     monkeypatch.chdir(tmp_path)
-    write_videos(tmp_path / "flow", per_class=8)
+    shutil.copytree(records.root, tmp_path / "flow")
     return tmp_path
 
 

@@ -691,7 +691,7 @@ def test_without_a_held_out_part_checkpoints_go_by_time(tmp_path, records, monke
     assert saved == [(1, (LAST,)), (2, (LAST,)), (3, (LAST,)), (4, (LAST, BEST))]
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("step", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_between_checkpoints_by_time_it_goes_on_bit_for_bit(
     tmp_path, records, monkeypatch, step
 ):
