@@ -25,6 +25,7 @@ from flowkit.evaluation.held_records import video_request
 from flowkit.evaluation.scoring import Scorer
 from flowkit.evaluation.views import TestViews
 from flowkit.networks.checkpoints import load_net, read_checkpoint
+from flowkit.networks.joining import tower_seams
 from flowkit.networks.published import adopt, write_adopted
 from flowkit.networks.streams import build_net
 from flowkit.networks.weights import load_weights, read_weights
@@ -336,6 +337,11 @@ def test_the_last_layer_alone_is_trained_on_published_weights(net, length, tsn, 
     after = load_net(tmp_path / "run")[1].state_dict()
     changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed == {"heads.main.weight", "heads.main.bias"}
+
+
+def test_i3d_is_no_tower():
+    with pytest.raises(UsageError, match=r"i3d cannot be cut into a tower: .*, bninception, "):
+        tower_seams("i3d+i3d", "relu5")
 
 
 def test_i3d_keeps_batch_statistics_where_nothing_learns():

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from flowkit.data.inputs import Inputs
 from flowkit.data.origins import Origin
@@ -45,28 +46,13 @@ def adopt(
         names = " and ".join(name for name, one in NETS.items() if one.published)
         raise UsageError(f"expected a network with published weights, {names}, got {net}")
     weights = read_weights(os.fspath(file), net)
-    if weights.heads:
-        raise UsageError(f"{weights.where}: is a run of flowkit's already")
     inputs = _inputs(weights, net, length)
-    last = _last_layer(weights, net, len(classes))
-    if twice := [name for name in dict.fromkeys(classes) if classes.count(name) > 1]:
-        raise UsageError(f"expected every class once, got several times: {listed(twice)}")
+    _check_classes(weights, net, classes)
+    _check_numbers(weights)
     dropout = facts.dropout or 0.0
-    tensors = {**weights.trunk, **last}
-    if odd := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-        raise CheckpointError(
-            f"{weights.where}: expected numbers, got NaN or infinity in {listed(odd)}"
-        )
     made = build_net(net, inputs, {TASK: len(classes)}, dropout=dropout)
     load_weights(made, weights, {})
-    head = made.heads[TASK].state_dict()  # the tensors of the head, not copies
-    for name, tensor in last.items():
-        if tensor.shape != head[name].shape:
-            raise CheckpointError(
-                f"{weights.where}: expected a last layer's {name} {tuple(head[name].shape)}, got "
-                f"{tuple(tensor.shape)}"
-            )
-        head[name].copy_(tensor)
+    _load_last(made.heads[TASK], weights)
     short_side, crop = facts.size
     checkpoint = Checkpoint(
         0,
@@ -116,17 +102,40 @@ def _inputs(weights: Weights, net: str, length: int | None) -> Inputs:
     }
 
 
-def _last_layer(weights: Weights, net: str, classes: int) -> dict[str, torch.Tensor]:
-    """Weight (K, F) and bias (K,) of the layer of the classes, of which there should be K."""
-    tensors = weights.last
-    if set(tensors) != {"weight", "bias"}:
+def _check_classes(weights: Weights, net: str, classes: Sequence[str]) -> None:
+    """CheckpointError without a last layer, UsageError where the classes are not its outputs."""
+    if weights.heads:
+        raise UsageError(f"{weights.where}: is a run of flowkit's already")
+    if set(weights.last) != {"weight", "bias"}:
         raise CheckpointError(
             f"{weights.where}: has no last layer, weight and bias, as {net} is published with: "
             "flowkit train learns one on the layers below (--weights)"
         )
-    rows = [len(tensor) if tensor.ndim else 0 for tensor in tensors.values()]
-    if rows != [classes, classes]:
+    weight = weights.last["weight"]
+    count = len(weight) if weight.ndim else 0
+    if count != len(classes):
         raise UsageError(
-            f"{weights.where}: expected the names of its {rows[0]} classes, got {classes}"
+            f"{weights.where}: expected the names of its {count} classes, got {len(classes)}"
         )
-    return tensors
+    if twice := [name for name in dict.fromkeys(classes) if classes.count(name) > 1]:
+        raise UsageError(f"expected every class once, got several times: {listed(twice)}")
+
+
+def _check_numbers(weights: Weights) -> None:
+    tensors = weights.trunk | weights.last
+    if odd := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise CheckpointError(
+            f"{weights.where}: expected numbers, got NaN or infinity in {listed(odd)}"
+        )
+
+
+def _load_last(head: nn.Module, weights: Weights) -> None:
+    """Copy the published last layer; CheckpointError where it has another shape."""
+    for name, own in head.state_dict().items():  # the tensors of the head, not copies
+        tensor = weights.last[name]
+        if tensor.shape != own.shape:
+            raise CheckpointError(
+                f"{weights.where}: expected a last layer's {name} {tuple(own.shape)}, got "
+                f"{tuple(tensor.shape)}"
+            )
+        own.copy_(tensor)
