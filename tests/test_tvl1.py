@@ -38,7 +38,7 @@ def mean_error(field: np.ndarray, truth: np.ndarray) -> float:
     return float(np.nanmean(fields.end_point_error(field, truth)))
 
 
-@pytest.mark.parametrize("size", [(16, 16), (17, 33), (5, 40), (96, 131), (64, 290)])
+@pytest.mark.parametrize("size", [(16, 16), (17, 33), (5, 40), (40, 5), (96, 131), (64, 290)])
 def test_one_warp_of_full_length_equals_opencv(size):
     first = texture(*size)
     second = shifted(first, 0.7, -0.4)
@@ -53,6 +53,17 @@ def test_one_warp_equals_opencv_with_other_parameters_and_without_median():
         nscales=1, warps=1, epsilon=0, tau=0.2, lambda_=0.05, theta=0.4, median_filtering=1
     )
     assert np.abs(one(first, second, method) - opencv(first, second, method)).max() <= 2e-5
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.01, 0.05])
+def test_several_iterations_in_one_pass_equal_one_by_one(epsilon):
+    first = texture(70, 150)
+    second = shifted(first, 1.3, -0.6)
+    as_one, one_by_one = (
+        TVL1(epsilon=epsilon, median_filtering=1, inner_iterations=inner, outer_iterations=outer)
+        for inner, outer in ((30, 1), (1, 30))
+    )
+    assert np.array_equal(one(first, second, as_one), one(first, second, one_by_one))
 
 
 def test_pyramid_and_positions_outside_the_frame_follow_opencv():

@@ -29,7 +29,11 @@ LANES = 16  # float32 in the widest vector register (AVX-512); two registers of 
 LEFT = 16  # columns left of the frame: keeps its first pixel on a cache line
 BORDER = 8  # zeros around the sampled image: the taps of a clamped position reach 5 pixels outside
 PLANES = 12
-ROWS = 33  # row buffers: 8 weights, 3 samples, 5 + 5 + 10 of the median, theta, error
+MOST_STEPS = 4  # iterations in one pass
+ROWS = 32 + MOST_STEPS  # row buffers: 8 weights, 3 samples, 20 of the median, theta, errors
+
+# What an iteration leaves of the error: the second of a round, the next one, those after it
+FALL_FIRST, FALL_NEXT, FALL_LATER = np.float32(0.17), np.float32(0.6), np.float32(0.8)
 
 CUBIC_A = np.float32(-0.75)  # OpenCV's bicubic kernel
 SMALLEST_GRADIENT = np.float32(1.1920929e-07)  # FLT_EPSILON: below it the data term is ignored
@@ -63,6 +67,20 @@ class NoAlias(CompilerBase):
 pixel = njit(fastmath=FAST, error_model="numpy", forceinline=True)
 row = njit(fastmath=FAST, error_model="numpy", pipeline_class=NoAlias)
 whole = njit(fastmath=FAST, error_model="numpy", nogil=True)
+
+
+@intrinsic
+def in_wide_vectors(typingctx):
+    """Have LLVM use vectors of 512 bits in the function that calls this, where the processor can.
+
+    It otherwise keeps to 256, since the first such processors lowered their clock for more.
+    """
+
+    def codegen(context, builder, signature, args):
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), codegen
 
 
 # --- per-pixel formulas ---
@@ -220,6 +238,7 @@ def sample_cubic(typingctx, image, start, stride, x0, x1, x2, x3, y0, y1, y2, y3
 @row
 def gradient_row(y, above, below, width, image, samples):
     """I1, I1x and I1y of one row into `samples` (H + 2 BORDER, W + 2 BORDER, 4), zero around."""
+    in_wide_vectors()
     half = np.float32(0.5)
     line = BORDER + y
     for x in range(width):
@@ -238,6 +257,7 @@ def tap_row(y, height, width, chunks, u, v, stride, starts, weights):
 
     Positions further than three pixels outside meet zeros only and are clamped to there.
     """
+    in_wide_vectors()
     low = np.float32(-3)
     right, bottom = np.float32(width + 2), np.float32(height + 2)
     for chunk in range(chunks):
@@ -259,6 +279,7 @@ def tap_row(y, height, width, chunks, u, v, stride, starts, weights):
 @row
 def sample_row(width, samples, stride, starts, w, sampled):
     """I1, I1x and I1y at the taps of a row, into `sampled` (3, ...)."""
+    in_wide_vectors()
     for x in range(width):
         value, along_x, along_y = sample_cubic(
             samples, np.intp(starts[x]), np.intp(stride),
@@ -272,6 +293,7 @@ def sample_row(width, samples, stride, starts, w, sampled):
 @row
 def linearize_row(y, chunks, image, u, v, sampled, ix, iy, minus_inverse, rho_c):
     """The data term of a row around the present field: what the iterations of a warp read."""
+    in_wide_vectors()
     for chunk in range(chunks):
         for lane in range(LANES):
             i = chunk * LANES + lane
@@ -293,6 +315,7 @@ def median_columns(y0, y1, y2, y3, y4, chunks, plane, even, odd, pairs):
 
     even[:, k] is column 2k - 2 and odd[:, k + 1] column 2k - 1.
     """
+    in_wide_vectors()
     for chunk in range(chunks):
         for lane in range(LANES):
             k = chunk * LANES + lane
@@ -314,6 +337,7 @@ def median_windows(y, chunks, even, odd, pairs, out):
     Of those twenty values only the eighth to the thirteenth (r8 ... r13) can be the thirteenth of
     the twenty-five: it is the smallest, over j, of max(j-th of the fifth column, r(13 - j)).
     """
+    in_wide_vectors()
     for chunk in range(chunks):
         for lane in range(LANES):
             k = chunk * LANES + lane
@@ -367,6 +391,7 @@ def primal_row(
     y, chunks, u, v, p11, p12, p21, p22, ix, iy, minus_inverse, rho_c, theta, limit, sums
 ):
     """One primal step of a row, in place; its squared changes are added to `sums` by lane."""
+    in_wide_vectors()
     for chunk in range(chunks):
         for lane in range(LANES):
             x = LEFT + chunk * LANES + lane
@@ -387,6 +412,7 @@ def primal_row(
 @row
 def dual_row(y, below, chunks, u, v, p11, p12, p21, p22, taut):
     """One dual step of a row, in place; `below` is the next row, or `y` itself in the last one."""
+    in_wide_vectors()
     for chunk in range(chunks):
         for lane in range(LANES):
             x = LEFT + chunk * LANES + lane
@@ -401,26 +427,42 @@ def dual_row(y, below, chunks, u, v, p11, p12, p21, p22, taut):
 
 @whole
 def iterate(
-    height, width, chunks, u, v, p11, p12, p21, p22,
+    steps, height, width, chunks, u, v, p11, p12, p21, p22,
     ix, iy, minus_inverse, rho_c, theta, limit, taut, sums,
 ):  # fmt: skip
-    """One iteration in one pass; returns the sum of the squared changes of u and v.
+    """`steps` iterations in one pass, and the squared changes of each in sums[step], by lane.
 
     The dual step of a row reads the next row of u and v, and the primal step of a row the present
-    and the former row of p: so the dual step follows the primal one by a row, in place.
+    and the former row of p: so the dual step follows the primal one by a row, in place, and the
+    next iteration follows both by a row, while what it reads is still in the nearest cache.
     """
-    sums[:] = 0
-    for y in range(height + 1):
-        if y < height:
-            primal_row(
-                y, chunks, u, v, p11, p12, p21, p22,
-                ix, iy, minus_inverse, rho_c, theta, limit, sums,
-            )  # fmt: skip
-            u[y, LEFT + width] = u[y, LEFT + width - 1]  # forward difference 0 at the edge
-            v[y, LEFT + width] = v[y, LEFT + width - 1]
-        if y > 0:
-            dual_row(y - 1, min(y, height - 1), chunks, u, v, p11, p12, p21, p22, taut)
-    return sums.sum()
+    sums[:steps] = 0
+    for front in range(height + steps):
+        for step in range(steps):
+            y = front - step
+            if 0 <= y < height:
+                primal_row(
+                    y, chunks, u, v, p11, p12, p21, p22,
+                    ix, iy, minus_inverse, rho_c, theta, limit, sums[step],
+                )  # fmt: skip
+                u[y, LEFT + width] = u[y, LEFT + width - 1]  # forward difference 0 at the edge
+                v[y, LEFT + width] = v[y, LEFT + width - 1]
+            if 0 < y <= height:
+                dual_row(y - 1, min(y, height - 1), chunks, u, v, p11, p12, p21, p22, taut)
+
+
+@pixel
+def steps_ahead(error, fall, stop):
+    """How many iterations one pass may do: as many as are sure to be needed, and one more.
+
+    An iteration is taken to leave of the error what the latest left, `fall`, or less: FALL_NEXT at
+    most, and FALL_LATER of each that follows. Where it falls faster than that, a warp does up to
+    MOST_STEPS - 1 iterations more than if each had been looked at.
+    """
+    steps, error = 1, error * min(fall, FALL_NEXT)
+    while steps < MOST_STEPS and error > stop:
+        steps, error = steps + 1, error * min(fall, FALL_LATER)
+    return steps
 
 
 class Room(NamedTuple):
@@ -465,7 +507,7 @@ def solve_scale(image0, image1, flow_u, flow_v, room, numbers):
     image = planes[11]
     weights, sampled = rows[:8], rows[8:11]
     even, odd, pairs = rows[11:16], rows[16:21], rows[21:31]
-    theta_row, sums = rows[31], rows[32, :LANES]
+    theta_row, sums = rows[31], rows[32:]
 
     planes[:] = 0
     samples[:] = 0
@@ -493,14 +535,22 @@ def solve_scale(image0, image1, flow_u, flow_v, room, numbers):
                 u, spare = spare, u
                 median5(height, width, v, spare, even, odd, pairs)
                 v, spare = spare, v
-            for _ in range(inner_iterations):
-                error = iterate(
-                    height, width, chunks, u, v, p11, p12, p21, p22,
+            done, steps, fall = 0, 1, FALL_FIRST
+            while done < inner_iterations:
+                steps = min(steps, inner_iterations - done)
+                iterate(
+                    steps, height, width, chunks, u, v, p11, p12, p21, p22,
                     ix, iy, minus_inverse, rho_c, theta_row, limit, taut, sums,
                 )  # fmt: skip
-                total += 1
+                for step in range(steps):
+                    former, error = error, sums[step, :LANES].sum()
+                    if done + step > 0:
+                        fall = error / former
+                done += steps
                 if not error > stop:
                     break
+                steps = steps_ahead(error, fall, stop)
+            total += done
 
     for y in range(height):
         for x in range(width):
