@@ -49,12 +49,12 @@ SIZE = (256, 340)  # (H, W) px: that of the action recognition data sets
 FRAMES = 9  # of a clip: four sweeps of two pairs
 WARM = 32  # pairs before the first round on a GPU: compilation, memory, clocks; on the CPU two
 ON_CPU = (
-    "tvl1-opencv", "tvl1", "tvl1:fast", "farneback-opencv", "farneback",
+    "tvl1-opencv", "tvl1", "tvl1:fast", "tvl1:faster", "farneback-opencv", "farneback",
     "dis:medium", "dis", "dis:ultrafast",
 )  # fmt: skip
 ON_GPU = (
-    "tvl1-opencv-cuda", "tvl1-cuda", "tvl1-cuda:fast", "tvl1-cuda:opencv-cuda", "farneback-cuda",
-    "brox-opencv-cuda", "farneback-opencv-cuda",
+    "tvl1-opencv-cuda", "tvl1-cuda", "tvl1-cuda:fast", "tvl1-cuda:faster", "tvl1-cuda:opencv-cuda",
+    "farneback-cuda", "brox-opencv-cuda", "farneback-opencv-cuda",
     "raft_small:float32:32", "raft_small:bfloat16:32",
     "raft_large:float32:32", "raft_large:bfloat16:32", "raft_large:bfloat16:1",
 )  # fmt: skip

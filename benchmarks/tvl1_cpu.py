@@ -296,10 +296,11 @@ print(json.dumps(marks))
 
 
 def print_table(result: dict) -> None:
-    lines = [f"{'pair':58} {'x faster':>9} {'x fast preset':>14}"]
+    lines = [f"{'times as fast, by preset':58} {' '.join(f'{name:>9}' for name in PRESETS)}"]
     for number, (kind, clip, index) in enumerate(PAIRS):
         ratios = [result["one_core"][name]["times_faster"][number] for name in PRESETS]
-        lines.append(f"{kind:7}{Path(clip).stem[-44:]:>45} {index:4} {ratios[0]:9} {ratios[1]:14}")
+        columns = " ".join(f"{ratio:9}" for ratio in ratios)
+        lines.append(f"{kind:7}{Path(clip).stem[-44:]:>45} {index:5} {columns}")
     for name in PRESETS:
         speed = result["one_core"][name]
         lines.append(

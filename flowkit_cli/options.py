@@ -184,9 +184,9 @@ def method_options(command: Callable[..., Any]) -> Callable[..., Any]:
     command = renamed_option("--weights", "--raft-weights")(command)
     command = click.option(
         "--preset",
-        help=f"Named set of parameters, which the options below override: {_presets()}. fast of "
-        "tvl1 is quicker, but misses OpenCV's own regression test: 93% of the pixels of its scene "
-        "within 0.1 px, where it asks for 95% (docs/tvl1.md).",
+        help=f"Named set of parameters, which the options below override: {_presets()}. fast and "
+        "faster of tvl1 are quicker, but miss OpenCV's own regression test, which asks that 95% of "
+        "the pixels of a scene lie within 0.1 px (docs/tvl1.md).",
     )(command)
     command = parameter_option(command)
     return click.option(

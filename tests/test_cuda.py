@@ -110,6 +110,7 @@ def test_one_warp_of_full_length_equals_the_cpu_method(emulated, size):
             marks=pytest.mark.slow,
         ),
         {"nscales": 1, "median_filtering": 1, "lambda_": 0.1},
+        TVL1.presets["faster"],
     ],
 )
 def test_it_stops_after_the_cpu_methods_very_iteration(emulated, parameters):

@@ -36,6 +36,16 @@ class MedianTVL1Parameters(TVL1Parameters):
     )
 
 
+# Of flowkit's TV-L1, wherever it runs; what each is like: docs/tvl1.md
+TVL1_PRESETS: dict[str, dict[str, Any]] = {
+    "opencv": {},
+    "fast": {"epsilon": 0.02},
+    "faster": {
+        "scale_step": 0.5, "nscales": 3, "warps": 3, "epsilon": 0.03, "inner_iterations": 10,
+    },
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class CudaTVL1Parameters(MedianTVL1Parameters):
     """Of flowkit's TV-L1 on a GPU, which can follow the conventions of OpenCV's on a GPU too."""

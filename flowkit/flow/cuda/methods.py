@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.flow.method import check_parameters
 from flowkit.flow.pairs import Pair, consecutive
-from flowkit.flow.parameters import CudaTVL1Parameters, FarnebackParameters
+from flowkit.flow.parameters import TVL1_PRESETS, CudaTVL1Parameters, FarnebackParameters
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,8 +32,7 @@ class CudaTVL1(CudaTVL1Parameters):
 
     name: ClassVar[str] = "tvl1-cuda"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "opencv": {},
-        "fast": {"epsilon": 0.02},
+        **TVL1_PRESETS,
         "opencv-cuda": {
             "like_opencv_cuda": True,
             "median_filtering": 1,
