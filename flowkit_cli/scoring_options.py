@@ -37,7 +37,8 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--moments",
             type=click.IntRange(1),
-            help="Moments of a video, at equal spacing.  [default: 25; of joined towers 10]",
+            help="Moments of a video, at equal spacing.  [default: 25; of joined towers 10, "
+            "of I3D 4]",
         ),
         click.option(
             "--views",
@@ -45,13 +46,13 @@ def scoring_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(tuple(VIEWS)),
             help="Of each moment: "
             + "; ".join(f"{name}, {one.about}" for name, one in VIEWS.items())
-            + ".  [default: ten; of joined towers flip]",
+            + ".  [default: ten; of joined towers flip, of I3D center]",
         ),
         click.option(
             "--average",
             type=click.Choice(AVERAGES),
             help="What is averaged over the views; vote: the share of moments whose most likely "
-            "class it is.  [default: softmax; of joined towers logits]",
+            "class it is.  [default: softmax; of joined towers and I3D logits]",
         ),
         click.option("--device", help="cpu, cuda or cuda:1.  [default: cuda if there is one]"),
         click.option(

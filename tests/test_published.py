@@ -23,8 +23,9 @@ from flowkit.data.stacks import StackForm
 from flowkit.errors import CheckpointError, FlowkitError, UsageError
 from flowkit.evaluation.held_records import video_request
 from flowkit.evaluation.scoring import Scorer
-from flowkit.evaluation.views import TestViews
+from flowkit.evaluation.views import TestViews, default_views
 from flowkit.networks.checkpoints import load_net, read_checkpoint
+from flowkit.networks.export import _describe_scoring
 from flowkit.networks.joining import tower_seams
 from flowkit.networks.published import adopt, write_adopted
 from flowkit.networks.streams import build_net
@@ -373,8 +374,10 @@ def test_passes_of_i3d_count_every_frame(i3d, tmp_path):
     assert sizes == [2] * 5
 
 
-def test_flow_of_adopted_streams_is_that_of_their_papers_or_of_the_stream_beside(tsn, tmp_path):
+def test_flow_and_views_of_adopted_streams_are_those_of_their_papers(tsn, tmp_path):
     checkpoint, _ = adopted(tmp_path, tsn[10], "bninception")
+    assert default_views(checkpoint) == TestViews()
+    assert default_views(replace(checkpoint, net="i3d")) == TestViews(4, "center", "logits")
     request = video_request([checkpoint])
     assert (request.method.name, request.resize, request.storage.bound) == ("tvl1", "256", 20)
     told = {
@@ -429,3 +432,10 @@ def test_a_training_does_not_write_over_an_adopted_run(tsn, tmp_path):
         with pytest.raises(UsageError, match="run: holds weights that were trained elsewhere"):
             next(train(job, tmp_path / "run", ALONE, Machine(), start=start))
     assert load_net(tmp_path / "run")
+
+
+def test_an_exported_i3d_says_how_it_is_scored(i3d, tmp_path):
+    checkpoint, _ = adopted(tmp_path, i3d[2], "i3d")
+    told = _describe_scoring(checkpoint)
+    assert (told["moments"], told["average"]) == (4, "logits, over moments")
+    assert told["views"] == "the crop in the center (rounded down)"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from flowkit.data.clips import MOMENTS, view_set
 from flowkit.data.moments import TOWER_MOMENTS
 from flowkit.errors import UsageError
+from flowkit.networks.table import OVER_TIME_MOMENTS, net_facts
 
 if TYPE_CHECKING:
     from flowkit.networks.checkpoints import Checkpoint
@@ -45,7 +46,9 @@ class TestViews:
 
 
 def default_views(checkpoint: Checkpoint) -> TestViews:
-    """How a video is asked unless told otherwise: as in the paper of 2014, or of 2016."""
-    if checkpoint.towers is None:
-        return TestViews()
-    return TestViews(TOWER_MOMENTS, "flip", "logits")
+    """How a video is asked unless told otherwise: as in the paper of its network."""
+    if checkpoint.towers is not None:
+        return TestViews(TOWER_MOMENTS, "flip", "logits")
+    if net_facts(checkpoint.net).over_time:
+        return TestViews(OVER_TIME_MOMENTS, "center", "logits")
+    return TestViews()

@@ -22,7 +22,7 @@ from flowkit.data.moments import TEST_GAP, TOWER_MOMENTS
 from flowkit.documents import replacing
 from flowkit.errors import ExportError, InstallError, UsageError
 from flowkit.networks.checkpoints import Checkpoint, load_net
-from flowkit.networks.table import OwnNet
+from flowkit.networks.table import OVER_TIME_MOMENTS, OwnNet, net_facts
 from flowkit.networks.towers import Net
 from flowkit.own_code import is_own, told
 
@@ -120,6 +120,12 @@ def _describe_scoring(checkpoint: Checkpoint) -> dict[str, Any]:
             "views": "the crop in the center (rounded down), then that flipped, where every x of "
             "flow is negated",
             "average": "logits, over views and moments",
+        }
+    elif net_facts(checkpoint.net).over_time:
+        told |= {
+            "moments": OVER_TIME_MOMENTS,
+            "views": "the crop in the center (rounded down)",
+            "average": "logits, over moments",
         }
     return told | looks
 

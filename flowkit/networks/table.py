@@ -14,6 +14,7 @@ PREFIX = "timm/"  # prefix of the names of timm's networks
 FLOW_BOUND = 20.0  # px, of frames of a short side of 256: the most that TSN and I3D were shown
 OWN_NET = "MODULE:FUNCTION"  # how networks of the user's own are named
 OwnNet = str | Callable[..., Any]  # such a name, or the function itself
+OVER_TIME_MOMENTS = 4  # of a video: stacks of 64 frames are a clip of Kinetics, all that I3D saw
 TIMM_FACTS = "flowkit.networks.timm_nets:timm_facts"  # imported only where such a network is named
 
 
