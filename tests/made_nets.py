@@ -147,6 +147,42 @@ class FixedSide(nn.Module):
         return self.fc(images.flatten(1))
 
 
+class InPlace(Block):
+    def forward(self, images):
+        maps = torch.sigmoid(self.conv(images))
+        logits = self.top["classes"](maps.mean((2, 3)))
+        maps.mul_(2)
+        return logits
+
+
+class Extra(Block):
+    def get_extra_state(self):
+        return {"epoch": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Drawn(Block):
+    """What is drawn is in no state."""
+
+    def __init__(self, channels, classes):
+        super().__init__(channels, classes)
+        self.drawn = torch.randn(8)
+
+    def forward(self, images):
+        return self.top["classes"](self.conv(images).mean((2, 3)) * self.drawn)
+
+
+COUNT = iter(range(10**6))
+
+
+def counted(channels, classes):
+    net = nn.Sequential()
+    net.add_module(f"net{next(COUNT)}", plain(channels, classes))
+    return net
+
+
 def all_frozen(channels, classes):
     return plain(channels, classes).requires_grad_(False)
 

@@ -41,12 +41,16 @@ WRONG = {
     "fixed_classes": r"in evaluation, expected logits float32 \(2, 3\), got float32 \(2, 1000\)",
     "rgb_only": r"float32 \(2, 4, 32, 32\) in evaluation, it raised RuntimeError: Given groups",
     "Double": r"expected logits float32 \(2, 3\), got float64 \(2, 3\)",
+    "Extra": r"its state_dict\(\) holds _extra_state, which is no tensor",
     "Random": "answers the same clips differently each time in evaluation",
 }
 CANNOT_LEARN = {
     "GivesTwo": r"in training, expected what its last layer takes, float32 \(2, 8\), got tuple",
     "Unused": r"2 of 5 parameters get no gradient, aux\.weight first",
     "Detached": r"3 of 3 parameters get no gradient",
+    "InPlace": "its backward pass raised RuntimeError: one of the variables needed",
+    "Drawn": r"answers differently each time it is made, .* \(register_buffer\)",
+    "counted": r"is not made alike each time: its state_dict\(\) lacks trunk\.net\d+\.0\.weight",
     "all_frozen": "none of its parameters learns",
 }
 

@@ -185,6 +185,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = checkpoint_path(path)
     data = _read_json(path)
     try:
+        if not isinstance(data["net"], str) or type(data.get("hidden", 0)) is not int:
+            raise TypeError("net and hidden are a name and a number")
         if data["version"] == 1:
             data["inputs"] = {data["stream"]: data["form"]}
         given = {key: data[key] for key in Checkpoint.__dataclass_fields__ if key in data}
@@ -218,7 +220,17 @@ def load_net(path: str | os.PathLike[str], *, own: OwnNet | None = None) -> tupl
 
 def put_weights(net: torch.nn.Module, path: str | os.PathLike[str]) -> None:
     """Load the weights of the checkpoint at `path`; CheckpointError names what does not fit."""
-    weights, own = read_tensors(path, "weights"), net.state_dict()
+    weights = read_tensors(path, "weights")
+    if problems := misfits(net, weights):
+        raise CheckpointError(
+            f"{checkpoint_path(path)}: its weights do not fit its network: {'; '.join(problems)}"
+        )
+    net.load_state_dict(weights)
+
+
+def misfits(net: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """What weights lack or have that a network does not take, in words."""
+    own = net.state_dict()
     lacks = [name for name in own if name not in weights]
     unknown = [name for name in weights if name not in own]
     shapes = [
@@ -227,11 +239,7 @@ def put_weights(net: torch.nn.Module, path: str | os.PathLike[str]) -> None:
         if name in weights and weights[name].shape != tensor.shape
     ]
     found = (("lacks", lacks), ("has, unknown to it,", unknown), ("has", shapes))
-    if problems := [f"{what} {listed(names)}" for what, names in found if names]:
-        raise CheckpointError(
-            f"{checkpoint_path(path)}: its weights do not fit its network: {'; '.join(problems)}"
-        )
-    net.load_state_dict(weights)
+    return [f"{what} {listed(names)}" for what, names in found if names]
 
 
 def read_tensors(path: str | os.PathLike[str], kind: str) -> dict[str, torch.Tensor]:

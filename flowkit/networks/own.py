@@ -18,6 +18,7 @@ from torch import nn
 
 from flowkit.data.clips import Stream
 from flowkit.errors import UsageError
+from flowkit.networks.checkpoints import misfits
 from flowkit.networks.streams import StreamNet
 from flowkit.networks.table import OwnNet
 from flowkit.own_code import import_own, told
@@ -65,6 +66,9 @@ def build_own(
     module = _call(name, own, channels, classes)
     images = torch.randn(CLIPS, channels, side, side)
     module.eval()
+    stored = module.state_dict().items()
+    if odd := [key for key, value in stored if not isinstance(value, torch.Tensor)]:
+        raise UsageError(f"network {name}: its state_dict() holds {odd[0]}, which is no tensor")
     with torch.no_grad():
         logits = _ask(name, module, images, classes)
         if not torch.equal(_ask(name, module, images, classes), logits):
@@ -133,7 +137,12 @@ def check_learns(net: StreamNet, shape: tuple[int, ...]) -> None:
         logits = _ask(net.name, net, images, sum(net.classes.values()))
     learning = {name: one for name, one in net.named_parameters() if one.requires_grad}
     if logits.requires_grad:
-        logits.sum().backward()
+        try:
+            logits.sum().backward()
+        except Exception as error:
+            raise UsageError(
+                f"network {net.name}: its backward pass raised {told(error)}"
+            ) from error
     without = [name for name, one in learning.items() if one.grad is None]
     net.zero_grad(set_to_none=True)
     for module, mode in modes.items():
@@ -147,6 +156,26 @@ def check_learns(net: StreamNet, shape: tuple[int, ...]) -> None:
             f"{without[0].removeprefix('trunk.')} first: leave out what gives no logits, or freeze "
             "it (requires_grad_(False))"
         )
+
+
+def check_state(net: StreamNet, other: StreamNet, shape: tuple[int, ...]) -> None:
+    """UsageError unless another network of the function answers as `net`, once it has its state.
+
+    So will the networks be that checkpoints are loaded into. `shape` is that of a clip, (C, h, w).
+    """
+    state = net.state_dict()
+    if problems := misfits(other, state):
+        raise UsageError(
+            f"network {net.name}: is not made alike each time: its state_dict() {problems[0]}"
+        )
+    other.load_state_dict(state)
+    images = torch.randn(CLIPS, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        if not torch.equal(net.eval()(images), other.eval()(images)):
+            raise UsageError(
+                f"network {net.name}: answers differently each time it is made, though with the "
+                "same state_dict(), which should hold all that is drawn (register_buffer)"
+            )
 
 
 def check_sizes(net: StreamNet, shape: tuple[int, ...]) -> None:

@@ -19,7 +19,7 @@ from flowkit.documents import differences
 from flowkit.errors import UsageError
 from flowkit.networks.checkpoints import Checkpoint
 from flowkit.networks.joining import Towers, net_names, tower_seams
-from flowkit.networks.own import UNKNOWN, check_learns
+from flowkit.networks.own import UNKNOWN, check_learns, check_state
 from flowkit.networks.streams import StreamNet, build_net, build_stream
 from flowkit.networks.table import OwnNet, check_input_side
 from flowkit.networks.towers import Net, TowersNet
@@ -140,16 +140,7 @@ class Job:
         """The network with the weights that training starts from."""
         if self.towers is not None:
             return self._join(self.towers)
-        net = build_net(
-            self.net,
-            self.inputs,
-            {task.name: len(task.classes) for task in self.tasks},
-            dropout=self.recipe.dropout,
-            hidden=self.hidden,
-            seed=self.seed,
-            own=self.own,
-            side=self.augmentation.crop,
-        )
+        net = self._make(self.seed)
         if is_own(self.net):
             self._check_own(net)
         if isinstance(self.weights, str):
@@ -166,6 +157,19 @@ class Job:
             )
         return net
 
+    def _make(self, seed: int) -> StreamNet:
+        """The network of one stream, its weights drawn from `seed`."""
+        return build_net(
+            self.net,
+            self.inputs,
+            {task.name: len(task.classes) for task in self.tasks},
+            dropout=self.recipe.dropout,
+            hidden=self.hidden,
+            seed=seed,
+            own=self.own,
+            side=self.augmentation.crop,
+        )
+
     def _check_own(self, net: StreamNet) -> None:
         """UsageError where the recipe needs a head that own code has not, or it cannot learn."""
         is_split = self.recipe.trunk_rate != 1 or self.recipe.mode in ("last-layer", "two-phase")
@@ -175,6 +179,7 @@ class Job:
                 f"layer of the classes from the rest, {UNKNOWN}"
             )
         check_learns(net, self.shapes[0])
+        check_state(net, self._make(self.seed + 1), self.shapes[0])
 
     def _join(self, towers: Towers) -> TowersNet:
         """The towers of the two runs, the heads of whose first tasks are known to be alike."""
