@@ -23,7 +23,8 @@ from flowkit_cli.scoring_options import own_nets, scoring_options, test_views
     default="trunk",
     show_default=True,
     help="Name of the layer: full7 or full6 of the paper's network, layer4 of a ResNet. trunk is "
-    "what the layer of the classes sees of any network of one stream.",
+    "what the layer of the classes, or that of --hidden before it, sees of any network of one "
+    "stream; hidden is what that of --hidden gives.",
 )
 @click.option(
     "--per",
