@@ -20,7 +20,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 from flowkit.flow.farneback_kernels import NoAlias
-from flowkit.idt.lanes import LANES, Vectors, pointers
+from flowkit.idt.lanes import LANES, LINE, Vectors, aligned, pointers, wide
 
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 QUARTER_TURN, TURN = np.float32(90), np.float32(360)
@@ -36,6 +36,7 @@ LONG_PART = np.float32(0.7)  # share of a track's length in one step that makes 
 SOBEL_SCALE = np.float32(1 / 3060**2)
 
 HOG, HOF, MBHX, MBHY = range(4)
+ROWS = 2  # of an integral histogram that are made together
 FUSED = {"contract"}  # a product and a sum in one step, rounded once
 
 pixel = njit(error_model="numpy", forceinline=True, fastmath=FUSED)
@@ -65,13 +66,14 @@ def degrees(x, y):
 
 
 @row
-def vote_row(count, along, down, bins, zero, low, early, later):
+def vote_row(count, along, down, bins, zero, k, low, early, later):
     """What each of a row of vectors gives to two neighboring bins, and which is the first of them.
 
-    `low` is that bin, `early` and `later` are the parts of the vector's length. One of a length up
-    to `zero` gives 1 to the bin behind all others.
+    low[k] says where that bin's marks are, early[k] and later[k] are the parts of the vector's
+    length. One of a length up to `zero` gives 1 to the bin behind all others.
     """
-    per_degree = np.float32(bins) / TURN
+    wide()
+    k, per_degree = np.uintp(k), np.float32(bins) / TURN
     for x in range(count):
         angle = degrees(along[x], down[x])
         angle = angle if angle < TURN else angle - TURN
@@ -80,26 +82,32 @@ def vote_row(count, along, down, bins, zero, low, early, later):
         length = np.sqrt(along[x] * along[x] + down[x] * down[x])
         part = (place - np.float32(first)) * length
         still = length <= zero
-        low[x] = np.int32(bins) if still else first
-        early[x] = ONE if still else length - part
-        later[x] = ZERO if still else part
+        low[k, x] = np.int32(2 * LANES) * (np.int32(bins) if still else first)
+        early[k, x] = ONE if still else length - part
+        later[k, x] = ZERO if still else part
 
 
 @row
-def minus_row(count, after, before, result):
-    for x in range(count):
-        result[x] = np.float32(after[x]) - np.float32(before[x])
-
-
-@pixel
-def differences_row(image, width, y, left, count, along, down):
+def difference_row(image, width, y, left, count, along, down):
     """Derivatives [-1 0 1] of a row from column `left`, zero on the image's border."""
     inner = 0 < y < image.shape[0] - 1
-    above, below = (y - 1, y + 1) if inner else (y, y)
-    minus_row(count, image[below, left:], image[above, left:], down)
-    first, last = max(left, 1), min(left + count, width - 1)
+    above, below = np.uintp(y - 1 if inner else y), np.uintp(y + 1 if inner else y)
+    y, first = np.uintp(y), max(left, 1)
+    before, after = np.uintp(first - 1), np.uintp(first + 1)
     along[0], along[count - 1] = ZERO, ZERO
-    minus_row(last - first, image[y, first + 1 :], image[y, first - 1 :], along[first - left :])
+    for k in range(min(left + count, width - 1) - first):
+        x, at = np.uintp(k), np.uintp(first - left + k)
+        along[at] = np.float32(image[y, after + x]) - np.float32(image[y, before + x])
+    for k in range(count):
+        x = np.uintp(left) + np.uintp(k)
+        down[k] = np.float32(image[below, x]) - np.float32(image[above, x])
+
+
+@row
+def copy_row(u, v, y, left, count, along, down):
+    y, left = np.uintp(y), np.uintp(left)
+    for k in range(count):
+        along[k], down[k] = u[y, left + np.uintp(k)], v[y, left + np.uintp(k)]
 
 
 @pixel
@@ -107,53 +115,70 @@ def vectors_row(kind, gray, u, v, y, left, count, along, down):
     """The vectors of a row whose directions the descriptor of this kind counts."""
     width = gray.shape[1]
     if kind == HOG:
-        differences_row(gray, width, y, left, count, along, down)
+        difference_row(gray, width, y, left, count, along, down)
     elif kind == HOF:
-        along[:count], down[:count] = u[y, left : left + count], v[y, left : left + count]
+        copy_row(u, v, y, left, count, along, down)
     elif kind == MBHX:
-        differences_row(u, width, y, left, count, along, down)
+        difference_row(u, width, y, left, count, along, down)
     else:
-        differences_row(v, width, y, left, count, along, down)
+        difference_row(v, width, y, left, count, along, down)
 
 
 @intrinsic
-def add_eight(typingctx, marks, low, early, later, x, total, above, here):
-    """Add the votes of eight pixels, from `x` on, to those before them, and to the rows above.
+def add_eight(typingctx, marks, mark, low, early, later, x, columns, totals, ring, above, heres):
+    """Add the votes of eight pixels of ROWS rows, from `x` on, to those before and above them.
 
-    marks: by first bin two vectors, with 1 in its lane and in that of the bin after it. total: the
-    sum in each lane over the pixels before, updated. above, here: LANES floats a pixel.
+    marks: from `mark` on, where `low` says, two vectors with 1 in a bin's lane and in that of the
+    bin after it. low, early, later: (ROWS, columns). totals: the sum in each lane over the pixels
+    before, of each row, updated. ring: LANES floats a pixel; `above` is where the row above begins,
+    `heres` where these do.
     """
-    signature = types.void(marks, low, early, later, types.intp, total, above, here)
+    signature = types.void(
+        marks, types.intp, low, early, later, types.intp, types.intp, totals, ring, types.intp,
+        heres,
+    )  # fmt: skip
 
     def codegen(context, builder, signature, args):
-        table, index, first, second, sums, over, under = pointers(
-            context, builder, signature, args, (0, 1, 2, 3, 5, 6, 7)
+        table, index, first, second, sums, flat, starts = pointers(
+            context, builder, signature, args, (0, 2, 3, 4, 7, 8, 10)
         )
-        x, vectors, number = args[4], Vectors(builder), args[4].type
-        total = vectors.load(sums, number(0))
+        mark, x, columns, above = args[1], args[5], args[6], args[9]
+        vectors, number = Vectors(builder), x.type
+        add, multiply = vectors.add, vectors.multiply
+        totals = [vectors.load(sums, number(k * LANES)) for k in range(ROWS)]
+        heres = [builder.load(builder.gep(starts, [number(k)])) for k in range(ROWS)]
         for lane in range(LANES):
             place = builder.add(x, number(lane))
-            bin = builder.sext(builder.load(builder.gep(index, [place])), number)
-            bin = builder.mul(bin, number(2 * LANES))
-            after = builder.add(bin, number(LANES))
-            one = vectors.multiply(vectors.load(table, bin), vectors.spread(first, place))
-            other = vectors.multiply(vectors.load(table, after), vectors.spread(second, place))
-            total = vectors.add(total, vectors.add(one, other))
             at = builder.mul(builder.add(place, number(1)), number(LANES))
-            vectors.store(vectors.add(vectors.load(over, at), total), under, at)
-        vectors.store(total, sums, number(0))
+            value = vectors.load(flat, builder.add(above, at))
+            for k in range(ROWS):
+                cell = builder.add(builder.mul(columns, number(k)), place)
+                bin = builder.sext(builder.load(builder.gep(index, [cell])), number)
+                bin = builder.add(mark, bin)
+                one = multiply(vectors.load(table, bin), vectors.spread(first, cell))
+                bin = builder.add(bin, number(LANES))
+                other = multiply(vectors.load(table, bin), vectors.spread(second, cell))
+                totals[k] = add(totals[k], add(one, other))
+                value = add(value, totals[k])
+                vectors.store(value, flat, builder.add(heres[k], at))
+        for k, total in enumerate(totals):
+            vectors.store(total, sums, number(k * LANES))
         return context.get_dummy_value()
 
     return signature, codegen
 
 
 @row
-def add_votes(count, marks, low, early, later, total, above, here):
-    """Add the votes of a row to those of the rows before: here, the result, as `above`."""
-    for b in range(LANES):
-        total[b] = here[b] = ZERO
+def add_votes(marks, mark, low, early, later, totals, ring, above, heres):
+    """Add the votes of ROWS rows to those of the rows before."""
+    for b in range(ROWS * LANES):
+        totals[b] = ZERO
+    for k in range(ROWS):
+        for b in range(LANES):
+            ring[heres[k] + b] = ZERO
+    count = low.shape[1]
     for x in range(0, count, LANES):
-        add_eight(marks, low, early, later, x, total, above, here)
+        add_eight(marks, mark, low, early, later, x, count, totals, ring, above, heres)
 
 
 @pixel
@@ -270,33 +295,40 @@ def describe_kind(
     the rows of a window: a track is described when they reach the lower end of its own.
     """
     top, left, height, width = part
-    count = -(-width // LANES) * LANES
-    along, down = np.empty(count, np.float32), np.empty(count, np.float32)
-    low = np.zeros(count, np.int32)
-    early, later = np.zeros(count, np.float32), np.zeros(count, np.float32)
-    total = np.empty(LANES, np.float32)
-    slots, side = patch + 1, patch // cells
+    count = -(-width // LINE) * LINE
+    along, down = aligned(count), aligned(count)
+    low = np.zeros((ROWS, count), np.int32)
+    early, later = aligned(ROWS * count), aligned(ROWS * count)
+    early, later = early.reshape(ROWS, count), later.reshape(ROWS, count)
+    totals = aligned(ROWS * LANES)
+    slots, side = patch + ROWS, patch // cells
     vectors, line = len(marks), (count + 1) * LANES
-    ring = np.empty((slots, vectors, line), np.float32)
-    flat = ring.reshape(-1)
-    ring[0] = ZERO
-    edges = np.empty(cells + 1, np.int64)  # where in the ring the rows between cells begin
-    values = np.empty(cells * cells * len(real), np.float32)
-    for y in range(height):
-        vectors_row(kind, gray, u, v, top + y, left, width, along, down)
-        vote_row(width, along, down, bins, zero, low, early, later)
-        above, here = ring[y % slots], ring[(y + 1) % slots]
+    ring = np.empty(slots * vectors * line, np.float32)
+    ring[: vectors * line] = ZERO
+    flat_marks = marks.reshape(-1)
+    heres = np.empty(ROWS, np.int64)  # where in the ring the rows begin
+    edges = np.empty(cells + 1, np.int64)  # where those between cells do
+    values = aligned(cells * cells * len(real))
+    for block in range(0, height, ROWS):
+        for k in range(min(ROWS, height - block)):
+            vectors_row(kind, gray, u, v, top + block + k, left, width, along, down)
+            vote_row(width, along, down, bins, zero, k, low, early, later)
         for vector in range(vectors):
-            add_votes(count, marks[vector], low, early, later, total, above[vector], here[vector])
-        for edge in range(cells + 1):
-            edges[edge] = (y + 1 - patch + edge * side) % slots * vectors * line
-        k = latest[y + 1]
-        while k >= 0:
-            x = (corners[k, 1] - left) * LANES
-            gather_cells(flat, edges, x, side * LANES, line, real, epsilon, values)
-            slot = order[k]
-            add_roots(values, sums[slot, ages[slot] // steps, first:])
-            k = before[k]
+            for k in range(ROWS):
+                heres[k] = ((block + k + 1) % slots * vectors + vector) * line
+            above = (block % slots * vectors + vector) * line
+            mark = vector * marks.shape[1]
+            add_votes(flat_marks, mark, low, early, later, totals, ring, above, heres)
+        for end in range(block + 1, min(block + ROWS, height) + 1):
+            for edge in range(cells + 1):
+                edges[edge] = (end - patch + edge * side) % slots * vectors * line
+            k = latest[end]
+            while k >= 0:
+                x = (corners[k, 1] - left) * LANES
+                gather_cells(ring, edges, x, side * LANES, line, real, epsilon, values)
+                slot = order[k]
+                add_roots(values, sums, slot, ages[slot] // steps, first)
+                k = before[k]
 
 
 @intrinsic
@@ -343,14 +375,15 @@ def gather_cells(ring, edges, x, width, line, real, epsilon, values):
 
 
 @reordered
-def add_roots(values, into):
-    """Add the roots of the values' shares in their sum."""
+def add_roots(values, sums, slot, cell, first):
+    """Add the roots of the values' shares in their sum, from `first` on."""
     norm = ZERO
     for at in range(len(values)):
         norm += values[at]
     norm = ONE / norm
+    slot, cell, first = np.uintp(slot), np.uintp(cell), np.uintp(first)
     for at in range(len(values)):
-        into[at] += np.sqrt(values[at] * norm)
+        sums[slot, cell, first + np.uintp(at)] += np.sqrt(values[at] * norm)
 
 
 @whole
