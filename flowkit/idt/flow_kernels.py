@@ -17,8 +17,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from flowkit.flow.farneback_kernels import PLANES, NoAlias, repeat_edges
-from flowkit.idt.lanes import LANES, Vectors, aligned, pointers, wide
+from flowkit.flow.farneback_kernels import PLANES, NoAlias
+from flowkit.idt.lanes import LANES, LINE, Vectors, aligned, pointers, wide
 
 POLY_N = 7  # px from the center of the expansion to its edge
 HALF = 5  # px from the center of the window to its edge
@@ -193,41 +193,39 @@ def resize(image, width, factor, small, columns):
         mix_down(columns, mixed, above, below, down, factor, small, np.uintp(y))
 
 
-@row
-def first_tap(count, center, weight, into):
-    wide()
-    for x in range(count):
-        into[x] = np.float32(center[x]) * weight
-
-
-@row
-def next_tap(count, before, after, weight, into):
-    wide()
-    for x in range(count):
-        into[x] += (np.float32(before[x]) + np.float32(after[x])) * weight
-
-
 @pixel
 def mirror(place, count):
     """The place within a side whose pixels beyond the edge mirror those before it."""
-    return abs(place) if place < count else 2 * count - 2 - place
+    return np.uintp(abs(place) if place < count else 2 * count - 2 - place)
 
 
-@whole
-def smooth_row(gray, y, gaussian, wide, into):
-    """A row under a Gaussian, down and along, into `into`; wide has a window more than a row."""
+@row
+def smooth_down(gray, y, gaussian, beside, wider):
+    """A row of the gray under a Gaussian down, from cell `beside` of `wider` on, mirrored there."""
+    wide()
     height, width = gray.shape
-    n = len(gaussian) - 1
-    first_tap(width, gray[y], gaussian[0], wide[n:])
+    n, here, start = len(gaussian) - 1, mirror(y, height), np.uintp(beside)
+    for x in range(width):
+        wider[np.uintp(x) + start] = np.float32(gray[here, x]) * gaussian[0]
     for k in range(1, n + 1):
-        above, below = gray[mirror(y - k, height)], gray[mirror(y + k, height)]
-        next_tap(width, above, below, gaussian[k], wide[n:])
+        above, below, weight = mirror(y - k, height), mirror(y + k, height), gaussian[k]
+        for x in range(width):
+            both = np.float32(gray[above, x]) + np.float32(gray[below, x])
+            wider[np.uintp(x) + start] += both * weight
     for k in range(1, n + 1):
-        wide[n - k] = wide[n + mirror(-k, width)]
-        wide[n + width - 1 + k] = wide[n + mirror(width - 1 + k, width)]
-    first_tap(width, wide[n:], gaussian[0], into)
-    for k in range(1, n + 1):
-        next_tap(width, wide[n - k :], wide[n + k :], gaussian[k], into)
+        wider[beside - k] = wider[beside + k]
+        wider[beside + width - 1 + k] = wider[beside + width - 1 - k]
+
+
+@row
+def smooth_along(width, gaussian, beside, wider, smooth):
+    wide()
+    for x in range(width):
+        smooth[0, x] = wider[np.uintp(x) + np.uintp(beside)] * gaussian[0]
+    for k in range(1, len(gaussian)):
+        left, right, weight = np.uintp(beside - k), np.uintp(beside + k), gaussian[k]
+        for x in range(width):
+            smooth[0, x] += (wider[np.uintp(x) + left] + wider[np.uintp(x) + right]) * weight
 
 
 @whole
@@ -239,8 +237,9 @@ def shrink(gray, gaussian, small, columns):
     """
     height, width = gray.shape
     rows = len(small)
-    smooth = np.empty((1, width), np.float32)
-    wide = np.empty(width + 2 * len(gaussian), np.float32)
+    smooth = aligned(width).reshape(1, width)
+    beside = -(-len(gaussian) // LINE) * LINE
+    wider = aligned(width + 2 * beside)
     firsts, seconds, parts = betweens(columns, width)
     mixed = np.empty((2, columns), np.float32)  # row y of the gray, at its new width, in y % 2
     held = np.full(2, -1)
@@ -249,11 +248,23 @@ def shrink(gray, gaussian, small, columns):
         for at in (y0, y1):
             if held[at % 2] != at:
                 held[at % 2] = at
-                smooth_row(gray, at, gaussian, wide, smooth[0])
+                smooth_down(gray, at, gaussian, beside, wider)
+                smooth_along(width, gaussian, beside, wider, smooth)
                 into = np.uintp(at % 2)
                 mix_along(columns, smooth, np.uintp(0), firsts, seconds, parts, mixed, into)
         above, below = np.uintp(y0 % 2), np.uintp(y1 % 2)
         mix_down(columns, mixed, above, below, down, ONE, small, np.uintp(y))
+
+
+@row
+def extend(rows, width):
+    """Repeat the first and the last pixel of rows that begin after BESIDE cells, to either side."""
+    for k in range(rows.shape[0]):
+        left, right = rows[k, BESIDE], rows[k, BESIDE + width - 1]
+        for x in range(BESIDE):
+            rows[k, x] = left
+        for x in range(BESIDE):
+            rows[k, BESIDE + width + x] = right
 
 
 # --- polynomial expansion ---
@@ -320,7 +331,7 @@ def expand(image, width, weights, inverse, pixels):
     planes = aligned(PLANES * count).reshape(PLANES, count)
     for y in range(height):
         expand_down(y, height - 1, count, image, g, xg, xxg, sums)
-        repeat_edges(sums, BESIDE, width, POLY_N)
+        extend(sums, width)
         expand_along(
             count, sums, g, xg, xxg, inverse[0], inverse[1], inverse[2], inverse[3], planes
         )
@@ -436,18 +447,6 @@ def solve_row(k, sums, weights, u, v, y):
         v[y, x] = (g22 * h1 - g12 * h2) * inverse
 
 
-@row
-def extend(rows, width):
-    """Repeat the first and the last pixel of rows that begin after BESIDE cells, to either side."""
-    for k in range(rows.shape[0]):
-        for plane in range(rows.shape[1]):
-            left, right = rows[k, plane, BESIDE], rows[k, plane, BESIDE + width - 1]
-            for x in range(BESIDE):
-                rows[k, plane, x] = left
-            for x in range(BESIDE):
-                rows[k, plane, BESIDE + width + x] = right
-
-
 # --- a level ---
 
 
@@ -471,7 +470,8 @@ def solve_level(flow, first, second, width, edges, window, iterations):
     flat = aligned(SLOTS * PLANES * count)
     ring = flat.reshape(SLOTS, PLANES, count)
     beside = count + 2 * BESIDE
-    sums = aligned(BLOCK * PLANES * beside).reshape(BLOCK, PLANES, beside)
+    flat_sums = aligned(BLOCK * PLANES * beside).reshape(BLOCK * PLANES, beside)
+    sums = flat_sums.reshape(BLOCK, PLANES, beside)
     for _ in range(iterations):
         made = 0
         for top in range(0, height, BLOCK):
@@ -486,7 +486,7 @@ def solve_level(flow, first, second, width, edges, window, iterations):
                 made += 1
             for plane in range(PLANES):
                 blur_down(top, height, ring, plane, window, sums)
-            extend(sums, width)
+            extend(flat_sums, width)
             for k in range(min(BLOCK, height - top)):
                 solve_row(k, sums, window, u, v, top + k)
 
@@ -494,88 +494,123 @@ def solve_level(flow, first, second, width, edges, window, iterations):
 # --- the median of 5 x 5 pixels ---
 
 
+def _places(builder, count, start, x, columns):
+    """Where the pixels from `x` on are in each of so many rows from `start` on."""
+    first = builder.add(start, x)
+    return [builder.add(first, builder.mul(x.type(k), columns)) for k in range(count)]
+
+
 @intrinsic
-def sort_eight(typingctx, pixels, x, sorted, columns):
-    """Sort the five pixels from each of eight on, from `x`: sorted (5, columns)."""
-    signature = types.void(pixels, types.intp, sorted, types.intp)
+def sort_sixteen(typingctx, pixels, x, columns, sorted, target):
+    """Sort the five pixels from each of LINE on, from `x`: at `target` of sorted (5, columns)."""
+    signature = types.void(pixels, types.intp, types.intp, sorted, types.intp)
 
     def codegen(context, builder, signature, args):
-        source, target = pointers(context, builder, signature, args, (0, 2))
-        x, columns = args[1], args[3]
-        vectors, number = Vectors(builder), x.type
-        five = [[vectors.load(source, builder.add(x, number(k)))] for k in range(5)]
+        source, result = pointers(context, builder, signature, args, (0, 3))
+        x, columns, target = args[1], args[2], args[4]
+        vectors = Vectors(builder, LINE)
+        five = [[vectors.load(source, builder.add(x, x.type(k)))] for k in range(5)]
         first = vectors.merge(five[0], five[1])
         second = vectors.merge(five[2], vectors.merge(five[3], five[4]))
-        for k, values in enumerate(vectors.merge(first, second)):
-            vectors.store(values, target, builder.add(builder.mul(number(k), columns), x))
+        places = _places(builder, 5, target, x, columns)
+        for place, values in zip(places, vectors.merge(first, second), strict=True):
+            vectors.store(values, result, place)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
 @intrinsic
-def merge_eight(typingctx, one, other, x, merged, columns):
-    """Merge two rows of five sorted pixels for eight pixels, from `x` on: merged (10, columns)."""
-    signature = types.void(one, other, types.intp, merged, types.intp)
+def merge_sixteen(typingctx, sorted, one, other, x, columns, merged, target):
+    """Merge two rows of five sorted pixels, for LINE pixels from `x` on.
 
-    def codegen(context, builder, signature, args):
-        first, second, target = pointers(context, builder, signature, args, (0, 1, 3))
-        x, columns = args[2], args[4]
-        vectors, number = Vectors(builder), x.type
-        places = [builder.add(builder.mul(number(k), columns), x) for k in range(10)]
-        rows = [[vectors.load(base, place) for place in places[:5]] for base in (first, second)]
-        for place, values in zip(places, vectors.merge(*rows), strict=True):
-            vectors.store(values, target, place)
-        return context.get_dummy_value()
-
-    return signature, codegen
-
-
-@intrinsic
-def median_eight(typingctx, upper, lower, above, below, x, high, low, columns):
-    """The medians of two rows for eight pixels, from `x` on: high and low (columns,).
-
-    upper and lower: the pixels of two and two rows merged, which both windows hold; above and
-    below: those of the row that only the higher or the lower window holds, sorted.
+    They begin at `one` and `other` of sorted (5, columns), the result at `target` of
+    merged (10, columns).
     """
     signature = types.void(
-        upper, lower, above, below, types.intp, high, low, types.intp,
+        sorted, types.intp, types.intp, types.intp, types.intp, merged, types.intp
+    )
+
+    def codegen(context, builder, signature, args):
+        source, result = pointers(context, builder, signature, args, (0, 5))
+        one, other, x, columns, target = (args[k] for k in (1, 2, 3, 4, 6))
+        vectors = Vectors(builder, LINE)
+        rows = [
+            [vectors.load(source, place) for place in _places(builder, 5, start, x, columns)]
+            for start in (one, other)
+        ]
+        places = _places(builder, 10, target, x, columns)
+        for place, values in zip(places, vectors.merge(*rows), strict=True):
+            vectors.store(values, result, place)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def median_sixteen(typingctx, merged, upper, lower, sorted, above, below, x, columns, rows):
+    """The medians of two rows for LINE pixels, from `x` on: rows (2, columns).
+
+    At `upper` and `lower` of `merged` are the pixels of two and two rows merged, which both windows
+    hold; at `above` and `below` of `sorted` those of the row that only the higher or the lower
+    window holds.
+    """
+    signature = types.void(
+        merged, types.intp, types.intp, sorted, types.intp, types.intp, types.intp, types.intp,
+        rows,
     )  # fmt: skip
 
     def codegen(context, builder, signature, args):
-        two, more, first, second, over, under = pointers(
-            context, builder, signature, args, (0, 1, 2, 3, 5, 6)
-        )
-        x, columns = args[4], args[7]
-        vectors, number = Vectors(builder), x.type
-        places = [builder.add(builder.mul(number(k), columns), x) for k in range(10)]
-        both = [[vectors.load(base, place) for place in places] for base in (two, more)]
+        tens, fives, result = pointers(context, builder, signature, args, (0, 3, 8))
+        upper, lower, above, below, x, columns = (args[k] for k in (1, 2, 4, 5, 6, 7))
+        vectors = Vectors(builder, LINE)
+        both = [
+            [vectors.load(tens, place) for place in _places(builder, 10, start, x, columns)]
+            for start in (upper, lower)
+        ]
         # of 20 pixels and five, the 13th in order is one of the five or of the 8th to the 13th
         middle = vectors.merge(*both)[7:13]
-        for base, target in ((first, over), (second, under)):
-            five = [vectors.load(base, place) for place in places[:5]]
-            vectors.store(vectors.merge(middle, five)[5], target, x)
+        targets = _places(builder, 2, x.type(0), x, columns)
+        for start, target in zip((above, below), targets, strict=True):
+            places = _places(builder, 5, start, x, columns)
+            five = [vectors.load(fives, place) for place in places]
+            vectors.store(vectors.merge(middle, five)[5], result, target)
         return context.get_dummy_value()
 
     return signature, codegen
 
 
 @row
-def sort_row(count, pixels, sorted):
-    for x in range(0, count, LANES):
-        sort_eight(pixels, x, sorted, count)
+def sort_row(plane, y, width, wider, sorted, target):
+    """Sort the five pixels around each of a row; wider: the row, two pixels more at each side."""
+    wide()
+    y, two = np.uintp(y), np.uintp(2)
+    for x in range(width):
+        wider[np.uintp(x) + two] = plane[y, x]
+    wider[0] = wider[1] = wider[2]
+    wider[width + 2] = wider[width + 3] = wider[width + 1]
+    count = plane.shape[1]
+    for x in range(0, count, LINE):
+        sort_sixteen(wider, x, count, sorted, target)
 
 
 @row
-def merge_rows(count, one, other, merged):
-    for x in range(0, count, LANES):
-        merge_eight(one, other, x, merged, count)
+def merge_rows(count, sorted, one, other, merged, target):
+    for x in range(0, count, LINE):
+        merge_sixteen(sorted, one, other, x, count, merged, target)
 
 
 @row
-def median_rows(count, upper, lower, above, below, high, low):
-    for x in range(0, count, LANES):
-        median_eight(upper, lower, above, below, x, high, low, count)
+def median_rows(count, merged, upper, lower, sorted, above, below, rows):
+    for x in range(0, count, LINE):
+        median_sixteen(merged, upper, lower, sorted, above, below, x, count, rows)
+
+
+@row
+def copy_row(rows, k, width, field, y):
+    k, y = np.uintp(k), np.uintp(y)
+    for x in range(width):
+        field[y, x] = rows[k, x]
 
 
 @whole
@@ -586,27 +621,25 @@ def median(plane, width, field):
     sorted pixels of each row are made once, and those of two rows merged once.
     """
     height, count = plane.shape
-    wide = np.zeros(count + 4, np.float32)
-    sorted = np.zeros((8, 5, count), np.float32)  # of row y in y % 8
-    merged = np.zeros((2, 10, count), np.float32)
-    rows = np.zeros((2, count), np.float32)
-    made = 0
+    five, ten = 5 * count, 10 * count
+    wider = aligned(count + LINE)
+    sorted = aligned(8 * five)  # of row y in y % 8
+    merged = aligned(2 * ten)
+    rows = aligned(2 * count).reshape(2, count)
+    made, last = 0, height - 1
     for y in range(0, height, 2):
         while made < min(y + 4, height):
-            wide[2 : 2 + width] = plane[made, :width]
-            wide[0] = wide[1] = plane[made, 0]
-            wide[2 + width] = wide[3 + width] = plane[made, width - 1]
-            sort_row(count, wide, sorted[made % 8])
+            sort_row(plane, made, width, wider, sorted, made % 8 * five)
             made += 1
-        last = height - 1
-        upper, lower = merged[y // 2 % 2], merged[(y // 2 + 1) % 2]
+        upper, lower = y // 2 % 2 * ten, (y // 2 + 1) % 2 * ten
         if y == 0:
-            merge_rows(count, sorted[0], sorted[0], upper)
-        merge_rows(count, sorted[min(y + 1, last) % 8], sorted[min(y + 2, last) % 8], lower)
-        above, below = sorted[max(y - 2, 0) % 8], sorted[min(y + 3, last) % 8]
-        median_rows(count, upper, lower, above, below, rows[0], rows[1])
+            merge_rows(count, sorted, 0, 0, merged, upper)
+        one, other = min(y + 1, last) % 8 * five, min(y + 2, last) % 8 * five
+        merge_rows(count, sorted, one, other, merged, lower)
+        above, below = max(y - 2, 0) % 8 * five, min(y + 3, last) % 8 * five
+        median_rows(count, merged, upper, lower, sorted, above, below, rows)
         for k in range(min(2, height - y)):
-            field[y + k] = rows[k, :width]
+            copy_row(rows, k, width, field, y + k)
 
 
 _line = types.float32[::1]

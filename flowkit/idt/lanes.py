@@ -41,15 +41,15 @@ def aligned(count):
 
 
 class Vectors:
-    """Writes the code that works on vectors of LANES floats."""
+    """Writes the code that works on vectors of LANES floats, or of as many as it is told."""
 
-    floats = ir.VectorType(ir.FloatType(), LANES)
     low, high = [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]
     first, second = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
     halves = ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])
 
-    def __init__(self, builder):
+    def __init__(self, builder, lanes=LANES):
         self.builder = builder
+        self.floats = ir.VectorType(ir.FloatType(), lanes)
 
     def pointer(self, base, place):
         return self.builder.bitcast(self.builder.gep(base, [place]), self.floats.as_pointer())
@@ -67,10 +67,10 @@ class Vectors:
     def fill(self, value):
         empty = ir.Constant(self.floats, ir.Undefined)
         one = self.builder.insert_element(empty, value, ir.IntType(32)(0))
-        return self.shuffle(one, empty, [0] * LANES)
+        return self.shuffle(one, empty, [0] * self.floats.count)
 
     def shuffle(self, one, other, places):
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), places)
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places)
         return self.builder.shuffle_vector(one, other, mask)
 
     def multiply(self, one, other):
@@ -96,7 +96,7 @@ class Vectors:
         return self.builder.select(less, one, other), self.builder.select(less, other, one)
 
     def turn(self, rows):
-        """Eight vectors as the eight of their first, second, ... lanes."""
+        """Eight vectors of eight as those of their first, second, ... lanes."""
         pairs = [
             [self.shuffle(*rows[k : k + 2], mask) for mask in (self.low, self.high)]
             for k in (0, 2, 4, 6)
