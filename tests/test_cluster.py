@@ -30,8 +30,12 @@ from flowkit.workers import cluster as module
 from flowkit.workers.cluster import connected
 from flowkit.workers.engine import Done, Failed, Progress
 
-pytest.importorskip("distributed")
 FLOWKIT = (sys.executable, "-m", "flowkit_cli")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def has_distributed():
+    pytest.importorskip("distributed")
 
 
 @pytest.fixture(scope="module")

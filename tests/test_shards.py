@@ -15,7 +15,6 @@ from flowkit.records.reading import open_record
 
 # the package leaves the files that it reads to the collector
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-webdataset = pytest.importorskip("webdataset")
 FIELDS = np.random.default_rng(0).normal(0, 2, (3, 8, 10, 2)).astype(np.float32)
 
 
@@ -33,6 +32,7 @@ def pack(flow, out="shards", *options):
 
 def samples(folder):
     shards = [str(path) for path in sorted(folder.glob("*.tar"))]
+    webdataset = pytest.importorskip("webdataset")
     found = list(webdataset.WebDataset(shards, shardshuffle=False))
     gc.collect()
     return found

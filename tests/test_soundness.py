@@ -21,7 +21,7 @@ from flowkit.scores.files import Scores, read_scores, write_scores
 from flowkit.scores.fusion import Fusion, write_fusion
 from flowkit_cli.verify import verify
 
-FLIPS = 300  # of each kind of file
+FLIPS = 150  # of each kind of file
 SPLIT = Split("made", ("a",), (Video("a/1", "a", "g"),), (), ())
 SCORES = Scores(("v",), ("a", "b"), np.full((1, 2), 0.5, np.float32), meta={"kind": "softmax"})
 

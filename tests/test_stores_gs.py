@@ -19,15 +19,14 @@ from flowkit.errors import NoObjectError
 from flowkit.stores import objects
 from flowkit.stores.urls import Access, parse_url
 
-gcsfs = pytest.importorskip("gcsfs", reason="pip install 'flowkit-video[gs]'")
-pytest.importorskip("gcp_storage_emulator", reason="pip install gcp-storage-emulator")
-
 START_S = 60
 
 
 @pytest.fixture(scope="module")
 def store():
     """The environment of a command that finds the emulator, which has one bucket: clips."""
+    pytest.importorskip("gcsfs", reason="pip install 'flowkit-video[gs]'")
+    pytest.importorskip("gcp_storage_emulator", reason="pip install gcp-storage-emulator")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -94,6 +93,7 @@ def test_objects_are_put_where_none_is_read_by_ranges_and_removed(store, tmp_pat
     (tmp_path / "given").write_bytes(b"0123456789")
     objects.put_object(tmp_path / "given", url, replace=False)
     asked = []
+    gcsfs = pytest.importorskip("gcsfs")
     upload = gcsfs.core.simple_upload
     monkeypatch.setattr(
         gcsfs.core, "simple_upload", lambda *a, **b: asked.append(b["mode"]) or upload(*a, **b)

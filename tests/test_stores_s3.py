@@ -17,15 +17,14 @@ from made_videos import moving_texture, write_video
 
 from flowkit.scores.files import read_scores
 
-pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'flowkit-video[s3]'")
-pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
-
 FEW = 5
 METHOD = ("--method", "dis", "-j", "2")
 
 
 @pytest.fixture(scope="module")
 def store():
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'flowkit-video[s3]'")
+    pytest.importorskip("moto", reason="moto is not installed: pip install 'moto[server]'")
     with running_store() as store:
         store.make_bucket("videos")
         store.make_bucket("flow")

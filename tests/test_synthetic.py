@@ -94,8 +94,8 @@ def test_directions_are_those_of_the_names(videos):
     "transform",
     [
         (1, 0, SPEEDS[1], 0, 1, 0),
-        (1, 0, -SPEEDS[1], 0, 1, 0),
-        (1, 0, 0, 0, 1, SPEEDS[1]),
+        pytest.param((1, 0, -SPEEDS[1], 0, 1, 0), marks=pytest.mark.slow),
+        pytest.param((1, 0, 0, 0, 1, SPEEDS[1]), marks=pytest.mark.slow),
         (GROWTHS[1], 0, 0, 0, GROWTHS[1], 0),
         (0, -1, 0, 1, 0, 0),
     ],

@@ -300,7 +300,7 @@ def test_zeroed_block_is_seen(tmp_path, name, codec, words, capfd):
         ("a.avi", "mpeg4"),
         ("b.avi", "mjpeg"),
         ("a.mkv", "mpeg4"),
-        ("a.webm", "libvpx"),
+        pytest.param("a.webm", "libvpx", marks=pytest.mark.slow),
         pytest.param("b.mp4", "libx264", marks=needs_x264),
     ],
 )

@@ -35,7 +35,7 @@ def colorize(field: np.ndarray, *, max_px: float | None = None) -> np.ndarray:
     or dtype, UsageError for a `max_px` that is not above zero.
     """
     x, y = np.moveaxis(check_field(field), 2, 0)
-    known = np.isfinite(field).all(axis=2) & (np.abs(field) < UNKNOWN_FLOW).all(axis=2)
+    known = (np.abs(x) < UNKNOWN_FLOW) & (np.abs(y) < UNKNOWN_FLOW)  # NaN is not
     x, y = np.where(known, x, np.float32(0)), np.where(known, y, np.float32(0))
     magnitude = np.hypot(x, y)
     if max_px is None:
