@@ -241,7 +241,7 @@ def _load_hidden(net: StreamNet, weights: Weights) -> None:
     own = {} if net.hidden is None else net.hidden.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.hidden.items()}
     if shapes != {name: tuple(tensor.shape) for name, tensor in own.items()}:
-        [units, *_] = shapes.get("full.weight", (0,))
+        [units, *_] = shapes.get("full.weight") or (0,)
         raise CheckpointError(
             f"{weights.where}: has a hidden layer of {units:,}, "
             + (f"not of {len(own['full.bias']):,}" if own else "and the network has none")
