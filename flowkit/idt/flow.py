@@ -45,7 +45,8 @@ def expand(gray: np.ndarray, sizes: Sequence[Size]) -> list[np.ndarray]:
     inverse = inverse.astype(np.float32)
     expansions = []
     for height, width, scale in sizes:
-        small = np.zeros((height, columns(width)), np.float32)
+        small = np.empty((height, columns(width)), np.float32)
+        small[:, width:] = 0
         flow_kernels.shrink(gray, smoothing(float(scale)), small, width)
         pixels = np.empty(height * width * PLANES + flow_kernels.SPARE, np.float32)
         flow_kernels.expand(small, width, weights, inverse, pixels)
@@ -61,7 +62,8 @@ def solve(
     fields: list[np.ndarray] = []
     for level in reversed(range(len(sizes))):
         height, width, _ = sizes[level]
-        flow = np.zeros((2, height, columns(width)), np.float32)
+        flow = np.empty((2, height, columns(width)), np.float32)
+        flow[:, :, width if fields else 0 :] = 0
         if fields:
             for coarse, start in zip(fields[-1], flow, strict=True):
                 flow_kernels.resize(coarse, coarse.shape[1], STRIDE, start, width)

@@ -454,51 +454,54 @@ def measure(points, moves, scale, limits, numbers, path):
 
 
 @row
-def products_row(width, above, here, below, smooth, steep, products):
-    """The products xx, xy and yy of Sobel's derivatives of a row: products (3, width + 2).
+def products_row(mirrored, y, smooth, steep, products):
+    """The products xx, xy and yy of Sobel's derivatives of row y: products[y % 3], (3, width + 2).
 
-    Rows have a pixel more at either side; so do smooth and steep, which are overwritten.
+    smooth and steep, of width + 2, are overwritten.
     """
+    wide()
+    width = mirrored.shape[1] - 2
+    above, here, below, into = np.uintp(y), np.uintp(y + 1), np.uintp(y + 2), np.uintp(y % 3)
+    xx, xy, yy, one, two = np.uintp(0), np.uintp(1), np.uintp(2), np.uintp(1), np.uintp(2)
     for x in range(width + 2):
-        top, bottom = np.float32(above[x]), np.float32(below[x])
-        smooth[x] = top + TWO * np.float32(here[x]) + bottom
+        top, bottom = np.float32(mirrored[above, x]), np.float32(mirrored[below, x])
+        smooth[x] = top + TWO * np.float32(mirrored[here, x]) + bottom
         steep[x] = bottom - top
-    for x in range(width):
-        at = np.uintp(x) + np.uintp(1)
-        along = smooth[at + np.uintp(1)] - smooth[np.uintp(x)]
-        down = steep[np.uintp(x)] + TWO * steep[at] + steep[at + np.uintp(1)]
-        products[0, at] = along * along
-        products[1, at] = along * down
-        products[2, at] = down * down
+    for k in range(width):
+        x = np.uintp(k)
+        along = smooth[x + two] - smooth[x]
+        down = steep[x] + TWO * steep[x + one] + steep[x + two]
+        products[into, xx, x + one] = along * along
+        products[into, xy, x + one] = along * down
+        products[into, yy, x + one] = down * down
     for plane in range(3):
-        products[plane, 0], products[plane, width + 1] = (
-            products[plane, 2],
-            products[plane, width - 1],
-        )
+        products[into, plane, 0] = products[into, plane, 2]
+        products[into, plane, width + 1] = products[into, plane, width - 1]
 
 
 @row
-def eigenvalues_row(width, above, here, below, sums, eigenvalues):
-    """The lesser eigenvalue of each pixel's 3 x 3 sums of products."""
+def eigenvalues_row(y, height, products, sums, eigenvalues, largest):
+    """The lesser eigenvalue of the 3 x 3 sums of products of each pixel of row y.
+
+    largest: the largest of each column, updated.
+    """
+    wide()
+    above, below = np.uintp(abs(y - 1) % 3), np.uintp(min(y + 1, 2 * height - 3 - y) % 3)
+    here, one, two = np.uintp(y % 3), np.uintp(1), np.uintp(2)
     for plane in range(3):
-        for x in range(width + 2):
-            sums[plane, x] = above[plane, x] + here[plane, x] + below[plane, x]
-    for x in range(width):
-        at, after = np.uintp(x) + np.uintp(1), np.uintp(x) + np.uintp(2)
-        xx = sums[0, np.uintp(x)] + sums[0, at] + sums[0, after]
-        xy = sums[1, np.uintp(x)] + sums[1, at] + sums[1, after]
-        yy = sums[2, np.uintp(x)] + sums[2, at] + sums[2, after]
+        for x in range(sums.shape[1]):
+            both = products[above, plane, x] + products[here, plane, x]
+            sums[plane, x] = both + products[below, plane, x]
+    for k in range(len(eigenvalues)):
+        x = np.uintp(k)
+        xx = sums[0, x] + sums[0, x + one] + sums[0, x + two]
+        xy = sums[1, x] + sums[1, x + one] + sums[1, x + two]
+        yy = sums[2, x] + sums[2, x + one] + sums[2, x + two]
         half = (xx - yy) * HALF
         least = (xx + yy) * HALF - np.sqrt(half * half + xy * xy)
-        eigenvalues[x] = least * SOBEL_SCALE
-
-
-@reordered
-def largest_of(values):
-    largest = ZERO
-    for at in range(len(values)):
-        largest = max(largest, values[at])
-    return largest
+        least *= SOBEL_SCALE
+        eigenvalues[x] = least
+        largest[x] = least if least > largest[x] else largest[x]
 
 
 @whole
@@ -510,25 +513,21 @@ def grid_eigenvalues(mirrored, distance):
     """
     height, width = mirrored.shape[0] - 2, mirrored.shape[1] - 2
     found = np.zeros((height // distance, width // distance), np.float32)
-    smooth, steep = np.empty(width + 2, np.float32), np.empty(width + 2, np.float32)
-    products = np.empty((3, 3, width + 2), np.float32)  # of row y in y % 3
-    sums = np.empty((3, width + 2), np.float32)
-    eigenvalues = np.empty(width, np.float32)
-    largest, made = ZERO, 0
+    smooth, steep = aligned(width + 2), aligned(width + 2)
+    across = -(-(width + 2) // LINE) * LINE
+    products = aligned(9 * across).reshape(3, 3, across)  # of row y in y % 3
+    sums = aligned(3 * across).reshape(3, across)
+    eigenvalues, largest = aligned(width), aligned(width)
+    made = 0
     for y in range(height):
         while made < min(y + 2, height):
-            above, here, below = mirrored[made], mirrored[made + 1], mirrored[made + 2]
-            products_row(width, above, here, below, smooth, steep, products[made % 3])
+            products_row(mirrored, made, smooth, steep, products)
             made += 1
-        before, after = abs(y - 1), min(y + 1, 2 * height - 3 - y)
-        eigenvalues_row(
-            width, products[before % 3], products[y % 3], products[after % 3], sums, eigenvalues
-        )
-        largest = max(largest, largest_of(eigenvalues))
+        eigenvalues_row(y, height, products, sums, eigenvalues, largest)
         if y % distance == distance // 2 and y // distance < len(found):
             for x in range(found.shape[1]):
                 found[y // distance, x] = eigenvalues[x * distance + distance // 2]
-    return found, largest
+    return found, largest.max()
 
 
 @whole

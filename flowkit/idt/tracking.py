@@ -264,6 +264,8 @@ class _Level:
             sums,
         )
         tracks = np.zeros(valid, self.dtype)
+        if not valid:
+            return tracks
         tracks["frame"], tracks["scale"] = index, self.scale
         tracks["mean"], tracks["deviation"] = numbers[:valid, 0:2], numbers[:valid, 2:4]
         tracks["length"], tracks["travel"] = numbers[:valid, 4], numbers[:valid, 5]
