@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import time
@@ -113,18 +114,24 @@ def _run(job: Job, folder: Path, ranks: Ranks, machine: Machine, start: Start) -
 
 def _line(progress: StepReport) -> str:
     """How a training goes, as a line."""
-    text = f"step {progress.step:,} of {progress.steps:,}: loss {progress.loss:.3f}, "
-    accuracies = progress.accuracies
-    if len(accuracies) == 1:
-        text += f"accuracy {next(iter(accuracies.values())):.1%}"
-    else:
-        text += ", ".join(f"accuracy of {task} {value:.1%}" for task, value in accuracies.items())
+    is_new = not math.isnan(progress.loss)  # NaN: no step since the training went on
+    told = []
+    if is_new:
+        told.append(f"loss {progress.loss:.3f}")
+        of_tasks = progress.accuracies
+        told += [
+            f"accuracy{f' of {task}' if len(of_tasks) > 1 else ''} {value:.1%}"
+            for task, value in of_tasks.items()
+        ]
     if progress.heldout_accuracy is not None:
-        text += f", held out {progress.heldout_accuracy:.1%} (loss {progress.heldout_loss:.3f})"
-    return text + (
-        f"; rate {progress.learning_rate:g}, {progress.samples_per_s:.1f} clips/s, "
-        f"{output.duration(progress.seconds_left)} left"
-    )
+        told.append(f"held out {progress.heldout_accuracy:.1%} (loss {progress.heldout_loss:.3f})")
+    text = f"step {progress.step:,} of {progress.steps:,}: {', '.join(told)}"
+    if is_new:
+        text += (
+            f"; rate {progress.learning_rate:g}, {progress.samples_per_s:.1f} clips/s, "
+            f"{output.duration(progress.seconds_left)} left"
+        )
+    return text
 
 
 def _rehearse(job: Job, ranks: Ranks, machine: Machine) -> None:

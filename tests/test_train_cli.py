@@ -18,6 +18,7 @@ from flowkit.data.frames import FrameForm
 from flowkit.data.splits import read_split, write_split
 from flowkit.errors import FlowkitError, InstallError, RecordError, SplitError, UsageError
 from flowkit.networks.checkpoints import LAST, read_checkpoint, read_tensors
+from flowkit.training.log import StepReport
 from flowkit_cli import train_runs
 from flowkit_cli.train import train
 
@@ -360,3 +361,9 @@ def test_what_is_no_image_is_named(place):
         flowkit_train("spatial", "--images", "empty", "--runs", "other", *TINY[2:])
     with pytest.raises(UsageError, match="--images is a data set of its own"):
         flowkit_train("spatial", "--images", "photos", "--task", "a=b", *TINY[2:])
+
+
+def test_a_line_without_new_steps_tells_what_the_held_out_part_says():
+    nan = {"main": math.nan}
+    line = train_runs._line(StepReport(3, 5, nan, nan, 0.1, math.nan, math.nan, 1.5, 0.25))
+    assert line == "step 3 of 5: held out 25.0% (loss 1.500)"

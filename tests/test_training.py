@@ -691,6 +691,17 @@ def test_without_a_held_out_part_checkpoints_go_by_time(tmp_path, records, monke
     assert saved == [(1, (LAST,)), (2, (LAST,)), (3, (LAST,)), (4, (LAST, BEST))]
 
 
+def test_the_last_step_is_told_once_whenever_lines_are_due(tmp_path, records, monkeypatch):
+    monkeypatch.setattr(loop, "LOG_S", 0.0)
+    told = run(make_job(records, make_split(), recipe={"steps": 3, "eval_every": 2}), tmp_path)
+    assert [(one.step, one.heldout_loss is not None) for one in told] == [
+        (1, False),
+        (2, True),
+        (3, True),
+    ]
+    assert "nan" not in (tmp_path / "log.csv").read_text()
+
+
 @pytest.mark.parametrize("step", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_killed_between_checkpoints_by_time_it_goes_on_bit_for_bit(
     tmp_path, records, monkeypatch, step

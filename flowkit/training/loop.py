@@ -124,7 +124,7 @@ def _take_steps(
             return
         rate = training.rate
         window.add(*training.take_step(batches))
-        is_asked = training.heldout is not None and training.step % recipe.eval_every == 0
+        is_asked = training.heldout is not None and _is_asked(training)
         if window.is_long and not is_asked:
             yield window.tell(training.step, rate)
             window = _Window(training.job, training.step)
@@ -132,12 +132,18 @@ def _take_steps(
 
 def _is_due(training: Training, saved_at: float) -> bool:
     """Whether this step has a checkpoint: the last, each that is asked about, or one a minute."""
-    recipe, step = training.job.recipe, training.step
+    step = training.step
     if not step or training.progress.get("saved") == step:
         return False
-    if training.heldout is not None or step == recipe.steps:
-        return step % recipe.eval_every == 0 or step == recipe.steps
+    if training.heldout is not None or step == training.job.recipe.steps:
+        return _is_asked(training)
     return bool(training.ranks.most(time.monotonic() - saved_at >= SAVE_S))
+
+
+def _is_asked(training: Training) -> bool:
+    """Whether the held-out part, if there is one, is asked after this step."""
+    recipe, step = training.job.recipe, training.step
+    return step % recipe.eval_every == 0 or step == recipe.steps
 
 
 def _save_and_stop(training: Training, folder: Path, signum: int) -> NoReturn:
