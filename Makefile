@@ -7,7 +7,8 @@
 # make docs   writes docs/cli.md, docs/api.md and the man pages again
 # make pictures   the pictures of the docs, of what the demo made; needs Chromium
 # make check-clips   decodes every real clip in DATA and compares the frame counts
-# make reproduce     the papers' rows on DATA/jhmdb10 or CLIPS, its split in LISTS; PROFILE=gpu: at full size
+# make reproduce     the rows of 2014 on DATA/jhmdb10 or CLIPS, its split in LISTS; PROFILE=gpu: at full size;
+#                    TABLES=2016: joined towers, after them
 # make faults      kills, flipped bits, races, full disks, hostile files: docs/reliability.md, 5 minutes
 # make gpu-check     GPU tests and benchmarks, one JSON report
 # make opencv-cuda   builds OpenCV with its CUDA flow methods, for GPUs and toolkit that are here
@@ -104,7 +105,7 @@ reproduce: $(READY)
 	$(if $(RAFT),$(BIN)/flowkit extract $(CLIPS) --out reproduce/raft --method raft --raft-weights $(RAFT) $(FLOW_ONLY))
 	$(BIN)/python benchmarks/reproduce.py $(LISTS) --frames reproduce/frames \
 		$(foreach flow,tvl1-fast tvl1 farneback dis $(if $(RAFT),raft),--flow $(flow)=reproduce/$(flow)) \
-		--profile $(PROFILE) --runs reproduce/runs $(PICTURE)
+		--profile $(PROFILE) --runs reproduce/runs $(PICTURE) $(if $(TABLES),--tables $(TABLES))
 
 faults: $(READY)
 	$(BIN)/python benchmarks/faults.py --write docs/reliability.md

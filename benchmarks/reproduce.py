@@ -1,12 +1,14 @@
 """The grids of the papers of 2014 and 2016 on real clips: streams, their fusion, joined towers.
 
 usage: python benchmarks/reproduce.py DATA --frames RECORDS --flow tvl1=RECORDS
-           [--flow NAME=RECORDS] [--profile cpu|gpu] [--only CELL,...] [--runs RUNS]
-           [--results FOLDER]
+           [--flow NAME=RECORDS] [--profile cpu|gpu] [--tables TABLE,... | --only CELL,...]
+           [--runs RUNS] [--results FOLDER]
 
 DATA holds a split as UCF-101 lists it (*classInd.txt, *trainlist01.txt, ...) or as HMDB-51 does.
 The first --flow serves all rows, the others the rows that compare methods. Each finished cell is a
 JSON in FOLDER, and a later run goes on with the others; the table is made of those that are there.
+Without --tables those of 2014 are computed, with segments and the rows of flow methods; further
+tables are "2016" (joined towers), "frames" (stacks of them) and "4" (HMAX).
 
 Rows of joined towers (table "2016") take the run temporal-L10 and a spatial one at its size, and
 records with frames and flow: the first --flow without --no-rgb. In the profile cpu they train what
@@ -27,7 +29,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -42,8 +43,10 @@ from reproduce_cells import (
     HMAX_CELLS,
     LITE,
     LONG_CELLS,
+    MORE_TABLES,
     PROFILES,
     STREAM_CELLS,
+    TABLES,
     TOWER_CELLS,
     TOWER_STREAMS,
     TOWERS_IDT,
@@ -52,14 +55,21 @@ from reproduce_cells import (
     TowerCell,
     make_job,
 )
-from reproduce_page import picture_of, read_cells, read_test, table_of
+from reproduce_page import minutes_of, picture_of, read_cells, read_test, table_of
 from reproduce_training import (
     TRAINED,
+    Clock,
+    cross_validate_above,
+    cross_validate_bilinear,
+    fold_folder,
     name_of,
     run_hmax,
     run_last_layer,
     run_training,
+    score_run,
+    tower_maps,
     train_above,
+    write_run,
 )
 
 from flowkit.data.augment import Augmentation
@@ -67,8 +77,8 @@ from flowkit.data.inputs import inputs_to_json
 from flowkit.data.record_folders import RecordFolder
 from flowkit.data.split_lists import hmdb51_split, ucf101_split
 from flowkit.data.splits import Split, hold_out
+from flowkit.errors import UsageError
 from flowkit.evaluation.bilinear import score_bilinear
-from flowkit.evaluation.scoring import Scorer, score_part
 from flowkit.networks.checkpoints import read_checkpoint
 from flowkit.scores.files import Scores, read_scores, write_scores
 from flowkit.scores.fitting import fit_linear, fit_weights
@@ -91,28 +101,26 @@ def run_cell(
 ) -> dict[str, Any]:
     """Train and score a cell; what its JSON says."""
     profile, device = PROFILES[options.profile], choose_device(options.device)
-    job, folder, began = make_job(cell, split, records, profile), options.runs / name, time.time()
-    trained = {"device": name_of(device)}
+    job, folder = make_job(cell, split, records, profile), options.runs / name
+    device_name = name_of(device)
     if cell.mode == "last-layer":
         trunk = f"{cell.stream}-{cell.first_layer}-{cell.form}-{records.root.name}"
         trunk += f"-{cell.size_of}" if cell.size_of else ""
         file = options.runs / "features" / f"{hash_text(trunk):x}.npy"
-        heldout = run_last_layer(job, folder, device, file)
+        is_tower = name in TOWER_STREAMS
+        heldout = run_last_layer(job, folder, device, file, keeps_folds=is_tower)
+        write_scores(folder / "scores-heldout.npz", heldout)
     else:
         heldout = run_training(job, folder, device, profile)
-        trained = json.loads((folder / TRAINED).read_text())
-    write_scores(folder / "scores-heldout.npz", heldout)
-    out = folder / "scores-test.npz"
-    scorer = Scorer(folder, views=profile.views, device=device)
-    for _ in score_part(scorer, split, records, "test", out):
-        pass
+        device_name = read_trained(folder)["device"]
+    test = score_run(folder, profile.views, split, records, "test", device)
     return {
         "cell": name,
         "table": cell.table,
         "row": cell.row,
         "stream": cell.stream,
         "paper": cell.paper,
-        "test": accuracy(read_scores(out)),
+        "test": accuracy(test),
         "heldout": accuracy(heldout),
         "net": job.net,
         "mode": cell.mode,
@@ -124,8 +132,7 @@ def run_cell(
         "views": asdict(profile.views),
         "split": split.name,
         "profile": options.profile,
-        "seconds": round(time.time() - began),
-        **trained,
+        "device": device_name,
     }
 
 
@@ -134,42 +141,41 @@ def run_towers(
 ) -> dict[str, Any]:
     """Train and score joined towers; what the JSON of the cell says."""
     profile, device = PROFILES[options.profile], choose_device(options.device)
-    folder, began = options.runs / name, time.time()
-    runs = read_towers(*(options.runs / one for one in TOWER_STREAMS))
-    runs.check_split(split)
+    folder, runs = options.runs / name, options.runs
     views = profile.views if cell.towers.frames == 1 else profile.sample_views
-    job = Job(
-        runs.inputs,
-        runs.net,
-        (Task(runs.task, split, records),),
-        make_tower_recipe("pretrained", "top", LITE, videos=len(split.train), passes=GRID_PASSES),
-        augmentation=Augmentation(
-            "multi-scale", crop=runs.checkpoints[0].crop, short_side=runs.checkpoints[0].short_side
-        ),
-        weights=runs.sources,
-        towers=cell.towers,
+    job, temporal = (
+        tower_job(cell, split, records, options),
+        read_checkpoint(runs / TOWER_STREAMS[1]),
     )
-    out, is_svm = folder / "scores-test.npz", cell.towers.join == "bilinear"
-    if is_svm:
-        write_scores(out, score_bilinear(job, runs.checkpoints[1], views, device)["test"])
-    else:
-        if profile.keeps_maps:
-            maps = f"maps-{cell.towers.seam}" + f"-{cell.towers.frames}" * (cell.towers.frames > 1)
-            train_above(job, folder, options.runs / "features" / maps, device)
-        else:
-            job = replace(job, tasks=(Task(runs.task, hold_out(split, folds=FOLDS), records),))
-            for _ in train(job, folder, Ranks(0, 1, device), profile.machine, start="resume"):
-                pass
-        scorer = Scorer(folder, views=views, device=device)
-        for _ in score_part(scorer, split, records, "test", out):
+    heldout, is_svm = None, cell.towers.join == "bilinear"
+    if profile.keeps_maps:
+        maps = f"maps-{cell.towers.seam}" + f"-{cell.towers.frames}" * (cell.towers.frames > 1)
+        given = tower_maps(job, runs / "features" / maps, device)
+        if is_svm:
+            heldout = cross_validate_bilinear(split, given)
+        elif cell.has_folds:
+            folds = [tower_job(cell, split, records, options, fold) for fold in range(FOLDS)]
+            heldout = cross_validate_above(split, folds, given, device)
+        if not is_svm:
+            write_run(job, train_above(job, given, device), folder, temporal.flow)
+    elif not is_svm:
+        job = tower_job(cell, split, records, options, fold=0)
+        for _ in train(job, folder, Ranks(0, 1, device), profile.machine, start="resume"):
             pass
+        heldout = score_run(folder, views, job.tasks[0].split, records, "heldout", device)
+    if is_svm:
+        test = score_bilinear(job, temporal, views, device)["test"]
+        write_scores(folder / "scores-test.npz", test)
+    else:
+        test = score_run(folder, views, split, records, "test", device)
     return {
         "cell": name,
         "table": "2016",
         "row": f"towers, {cell.row}",
         "stream": "towers",
         "paper": cell.paper,
-        "test": accuracy(read_scores(out)),
+        "test": accuracy(test),
+        **({"heldout": accuracy(heldout)} if heldout else {}),
         "net": LITE,
         "towers": asdict(cell.towers),
         "recipe": None if is_svm else asdict(job.recipe),
@@ -178,8 +184,36 @@ def run_towers(
         "split": split.name,
         "profile": options.profile,
         "device": name_of(device),
-        "seconds": round(time.time() - began),
     }
+
+
+def tower_job(
+    cell: TowerCell,
+    split: Split,
+    records: RecordFolder,
+    options: argparse.Namespace,
+    fold: int | None = None,
+) -> Job:
+    """What a cell of joined towers trains: without a `fold`, as their streams, if one is named."""
+    folders = [options.runs / name for name in TOWER_STREAMS]
+    passes = GRID_PASSES
+    if cell.towers.over_time == "conv3d":
+        passes = PROFILES[options.profile].conv3d_passes
+    if fold is not None:
+        split = hold_out(split, folds=FOLDS, fold=fold)
+        folders = [fold_folder(folder, fold) for folder in folders]
+    towers = read_towers(*folders)
+    towers.check_split(split)
+    sizes = towers.checkpoints[0]
+    return Job(
+        towers.inputs,
+        towers.net,
+        (Task(towers.task, split, records),),
+        make_tower_recipe("pretrained", "top", LITE, videos=len(split.train), passes=passes),
+        augmentation=Augmentation("multi-scale", crop=sizes.crop, short_side=sizes.short_side),
+        weights=towers.sources,
+        towers=cell.towers,
+    )
 
 
 def score_hmax(
@@ -201,6 +235,12 @@ def score_hmax(
         "split": split.name,
         "device": "CPU",
     }
+
+
+def read_trained(folder: Path) -> dict[str, Any]:
+    """Where and how long the run in `folder` was trained; nothing where it is not done."""
+    file = folder / TRAINED
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def hash_text(text: str) -> int:
@@ -261,6 +301,7 @@ def main() -> None:
     parser.add_argument("--frames", type=Path, required=True, help="records with frames")
     parser.add_argument("--flow", action="append", required=True, metavar="NAME=RECORDS")
     parser.add_argument("--profile", choices=tuple(PROFILES), default="cpu")
+    parser.add_argument("--tables", default=",".join(TABLES), help="separated by commas")
     parser.add_argument("--only", help="cells, separated by commas")
     parser.add_argument("--runs", type=Path, default=Path("runs-reproduce"))
     parser.add_argument("--trajectories", type=Path, metavar="SCORES", help="of hand-made features")
@@ -268,6 +309,10 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="[table.svg among the results]")
     parser.add_argument("--device")
     options = parser.parse_args()
+    tables = options.tables.split(",")
+    if unknown := set(tables) - {*TABLES, *MORE_TABLES}:
+        known = ", ".join((*TABLES, *MORE_TABLES))
+        raise UsageError(f"--tables: expected some of {known}, got {', '.join(unknown)}")
     split = read_split_of(options.data)
     name = f"reproduce-{split.name.rpartition('-')[0]}-{options.profile}"
     options.results = options.results or Path("benchmarks/results") / name
@@ -278,8 +323,12 @@ def main() -> None:
         cells[f"flow-{name}"] = replace(
             CELLS["temporal-L10"], table="flow", row=row, paper="", flow=name
         )
-    wanted = [name for name, cell in cells.items() if cell.profile in ("", options.profile)]
-    wanted = [*wanted, *TOWER_CELLS, *HMAX_CELLS]
+    wanted = [
+        name
+        for name, cell in cells.items()
+        if cell.table in tables and cell.profile in ("", options.profile)
+    ]
+    wanted += [*TOWER_CELLS] * ("2016" in tables) + [*HMAX_CELLS] * ("4" in tables)
     if options.only:
         wanted = options.only.split(",")
     for name in wanted:
@@ -288,6 +337,7 @@ def main() -> None:
             continue
         first = flows[next(iter(flows))]
         print(f"{name}:", flush=True)
+        before, began = read_trained(options.runs / name), Clock.now()
         if name in TOWER_CELLS:
             found = run_towers(name, TOWER_CELLS[name], split, RecordFolder(first), options)
         elif name in HMAX_CELLS:
@@ -297,7 +347,8 @@ def main() -> None:
             own = flows[cell.flow] if cell.flow else first
             root = options.frames if cell.stream == "spatial" else own
             found = run_cell(name, cell, split, RecordFolder(root), options)
-        write_json(file, found)
+        spent = Clock.now().since(began)
+        write_json(file, found | {unit: n + before.get(unit, 0) for unit, n in spent.items()})
     fuse_cells(options.runs, options.results, STREAM_CELLS, "", "3")
     fuse_cells(options.runs, options.results, LONG_CELLS, "60-passes-", "3")
     joined = dict(zip(STREAM_CELLS, TOWER_STREAMS, strict=True))
@@ -307,6 +358,7 @@ def main() -> None:
     done = list(read_cells(options.results, options.runs))
     profile = PROFILES[options.profile]
     text = f"{table_of(done)}\n{split.name}, profile {options.profile}: {profile.cut}.\n"
+    text += f"\n{minutes_of(done)}\n"
     (options.results / "table.md").write_text(text)
     (options.picture or options.results / "table.svg").write_text(picture_of(done))
     print(text, end="")

@@ -13,6 +13,8 @@ from reproduce_cells import (
     CELLS,
     FUSED,
     HMAX_CELLS,
+    RAFT_NEEDS,
+    RAFT_ROW,
     STREAM_CELLS,
     TOWER_CELLS,
     TOWER_STREAMS,
@@ -89,7 +91,18 @@ def table_of(cells: list[dict[str, Any]]) -> str:
             f"{100 * cell['test']['accuracy']:.1f} | {low:.1f} to {high:.1f} | {told} | "
             f"{chance} | {cell['paper']} |"
         )
+    if not any(cell["cell"] == RAFT_ROW[0] for cell in cells):
+        lines.append("| {} | {} |  |  |  | {} |  |  |  |  |".format(*RAFT_ROW[1:], RAFT_NEEDS))
     return "\n".join(lines) + "\n"
+
+
+def minutes_of(cells: list[dict[str, Any]]) -> str:
+    """How long the rows of each table took, and of how many that is known."""
+    told = []
+    for table in dict.fromkeys(cell["table"] for cell in cells if "seconds" in cell):
+        rows = [cell for cell in cells if cell["table"] == table and "seconds" in cell]
+        told.append(f"{table} {sum(cell['seconds'] for cell in rows) / 60:.0f} ({len(rows)} rows)")
+    return f"Minutes, training, features and scores: {', '.join(told)}."
 
 
 def row_name(cell: dict[str, Any]) -> str:

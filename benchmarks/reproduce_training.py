@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +19,8 @@ from torch import nn
 from flowkit.data.record_folders import RecordFolder, match_records
 from flowkit.data.splits import Split, hold_out
 from flowkit.data.stacks import StackForm
-from flowkit.evaluation.scoring import Scorer, score_part
+from flowkit.evaluation.bilinear import BILINEAR_C, normalize_products
+from flowkit.evaluation.scoring import Part, Scorer, TestViews, score_part
 from flowkit.hmax.vectors import (
     PROTOTYPES,
     c2_path,
@@ -27,10 +31,10 @@ from flowkit.hmax.vectors import (
     reader_of,
     write_prototypes,
 )
-from flowkit.idt.svm import train_svms
-from flowkit.networks.checkpoints import BEST, Checkpoint, read_checkpoint, write_checkpoint
+from flowkit.idt.svm import decide, train_svms
+from flowkit.networks.checkpoints import BEST, Checkpoint, write_checkpoint
 from flowkit.networks.streams import StreamNet
-from flowkit.networks.towers import TowersNet
+from flowkit.networks.towers import BilinearJoin, Net, TowersNet
 from flowkit.records.reading import flow_of
 from flowkit.scores.files import Scores, read_scores
 from flowkit.training.distributed import Ranks
@@ -43,50 +47,80 @@ BATCH_CLIPS = 32  # of a pass for features
 TRAINED = "trained.json"  # in a run: where it was trained, and in how many seconds
 
 
-def run_last_layer(job: Job, folder: Path, device: torch.device, features_file: Path) -> Scores:
-    """Train the last layer on the whole training part; its held-out scores, fold by fold."""
+def run_last_layer(
+    job: Job, folder: Path, device: torch.device, features_file: Path, *, keeps_folds: bool
+) -> Scores:
+    """Train the last layer on the whole training part; its held-out scores, fold by fold.
+
+    With `keeps_folds` the run of each fold stays in `fold_folder`, for towers to be joined of.
+    """
     (task,) = job.tasks
     split, net = task.split, job.build()
-    videos, features = trunk_features(job, net, features_file, device)
-    place = {video: number for number, video in enumerate(videos)}
+    assert isinstance(net, StreamNet)
+    features = trunk_features(job, net, features_file, device)
     labels = np.array(split.labels(split.train))
-    values = np.zeros((len(videos), len(split.classes)), np.float32)
-    asked = np.zeros(len(videos), bool)
+    record = task.records.open(next(iter(task.records.find().values())))
+    has_flow = isinstance(next(iter(job.inputs.values())), StackForm)
+    flow = flow_of(record) if has_flow else None
+    values = np.full((len(labels), len(split.classes)), np.nan, np.float32)
+    for fold, (part, own, other) in enumerate(folds_of(split)):
+        head = train_head(features[own], labels[own], len(split.classes), job.recipe)
+        values[other] = head_scores(head, features[other])
+        if keeps_folds:
+            net.heads["main"].load_state_dict(head.state_dict())
+            without = replace(job, tasks=(Task("main", part, task.records),))
+            write_run(without, net, fold_folder(folder, fold), flow)
+    head = train_head(features, labels, len(split.classes), job.recipe)
+    net.heads["main"].load_state_dict(head.state_dict())
+    write_run(job, net, folder, flow)
+    return heldout_scores(split, values, "softmax")
+
+
+def folds_of(split: Split) -> Iterator[tuple[Split, np.ndarray, np.ndarray]]:
+    """The split of each fold, and places in the training part: what trains there, what does not."""
+    place = {video.id: number for number, video in enumerate(split.train)}
     for fold in range(FOLDS):
         part = hold_out(split, folds=FOLDS, fold=fold)
         own, other = (np.array([place[v.id] for v in vs]) for vs in (part.train, part.heldout))
-        head = train_head(features[own], labels[own], len(split.classes), job.recipe)
-        values[other], asked[other] = head_scores(head, features[other]), True
-    head = train_head(features, labels, len(split.classes), job.recipe)
-    net.heads["main"].load_state_dict(head.state_dict())
-    form = next(iter(job.inputs.values()))
-    record = task.records.open(next(iter(task.records.find().values())))
+        yield part, own, other
+
+
+def fold_folder(folder: Path, fold: int) -> Path:
+    """The run that was trained without a fold, of the run in `folder`."""
+    return folder / f"fold-{fold}"
+
+
+def write_run(job: Job, net: Net, folder: Path, flow: dict[str, Any] | None) -> None:
+    """Write the checkpoint of a network that has learned on maps or features."""
     checkpoint = Checkpoint(
         job.recipe.steps,
         job.net,
         job.inputs,
         job.recipe.dropout,
-        {"main": split.classes},
+        {task.name: task.classes for task in job.tasks},
         job.augmentation.short_side,
         job.augmentation.crop,
-        flow_of(record) if isinstance(form, StackForm) else None,
+        flow,
         job.describe() | {"places": job.places()},
         trained_on=job.origin(),
+        towers=job.towers,
     )
     write_checkpoint(folder, [BEST], checkpoint, net.cpu().state_dict(), {})
-    kept = np.flatnonzero(asked)
-    about = {"kind": "softmax", "part": "heldout", "split": split.name, "folds": FOLDS}
-    return Scores(tuple(videos[n] for n in kept), split.classes, values[kept], labels[kept], about)
 
 
-def trunk_features(
-    job: Job, net: StreamNet, file: Path, device: torch.device
-) -> tuple[list[str], np.ndarray]:
-    """The training videos, and float32 (videos, MOMENTS, F) of each; kept in `file`."""
+def heldout_scores(split: Split, values: np.ndarray, kind: str) -> Scores:
+    """Scores of the training videos by what was trained without them; those of no fold are NaN."""
+    kept = np.flatnonzero(~np.isnan(values[:, 0]))
+    about = {"kind": kind, "part": "heldout", "split": split.name, "folds": FOLDS}
+    videos, labels = tuple(split.train[n].id for n in kept), np.array(split.labels(split.train))
+    return Scores(videos, split.classes, values[kept], labels[kept], about)
+
+
+def trunk_features(job: Job, net: StreamNet, file: Path, device: torch.device) -> np.ndarray:
+    """Features of the training videos, float32 (videos, MOMENTS, F); kept in `file`."""
     clips = job.clips_of("train", moments=MOMENTS)
-    videos = [video.id for video in clips.videos]
     if file.exists():
-        return videos, np.load(file)
+        return np.load(file)
     [stream] = job.inputs
     net = net.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     found = []
@@ -98,10 +132,10 @@ def trunk_features(
             found.append(net.trunk(batch).float().cpu().numpy())
         if first % (10 * BATCH_CLIPS) == 0:
             print(f"  features of {first} of {len(clips)} clips", flush=True)
-    features = np.concatenate(found).reshape(len(videos), MOMENTS, -1)
+    features = np.concatenate(found).reshape(len(clips.videos), MOMENTS, -1)
     file.parent.mkdir(parents=True, exist_ok=True)
     np.save(file, features)
-    return videos, features
+    return features
 
 
 def train_head(
@@ -166,32 +200,58 @@ def run_training(job: Job, folder: Path, device: torch.device, profile: Profile)
     (task,) = job.tasks
     part = hold_out(task.split, folds=FOLDS)
     if not (folder / TRAINED).exists():
-        began = time.time()
+        began = Clock.now()
         job = replace(job, tasks=(Task("main", part, task.records),))
         for progress in train(job, folder, Ranks(0, 1, device), profile.machine, start="resume"):
             if (found := progress.heldout_accuracy) is not None:
                 print(f"  step {progress.step}: held out {found:.3f}", flush=True)
-        done = {"device": name_of(device), "seconds": round(time.time() - began)}
-        write_json(folder / TRAINED, done)
-    out = folder / "scores-heldout.npz"
-    for _ in score_part(
-        Scorer(folder, views=profile.views, device=device), part, task.records, "heldout", out
-    ):
+        write_json(folder / TRAINED, {"device": name_of(device), **Clock.now().since(began)})
+    return score_run(folder, profile.views, part, task.records, "heldout", device)
+
+
+class Clock(NamedTuple):
+    """A time: seconds by the clock, and of processors by this process and its ended ones."""
+
+    wall: float
+    processor: float
+
+    @classmethod
+    def now(cls) -> Clock:
+        return cls(time.time(), sum(os.times()[:4]))
+
+    def since(self, began: Clock) -> dict[str, int]:
+        """What passed, as the JSON of a cell has it."""
+        return {
+            "seconds": round(self.wall - began.wall),
+            "processor_s": round(self.processor - began.processor),
+        }
+
+
+def score_run(
+    folder: Path,
+    views: TestViews,
+    split: Split,
+    records: RecordFolder,
+    part: Part,
+    device: torch.device,
+) -> Scores:
+    """The scores of a part of the split by the run in `folder`, which keeps them."""
+    out = folder / f"scores-{part}.npz"
+    for _ in score_part(Scorer(folder, views=views, device=device), split, records, part, out):
         pass
     return read_scores(out)
 
 
-def train_above(job: Job, folder: Path, maps: Path, device: torch.device) -> None:
-    """Train what is above the join on maps of the training videos' center crops, kept in `maps`.
+def tower_maps(job: Job, maps: Path, device: torch.device) -> list[torch.Tensor]:
+    """Both towers' maps of the training videos' center crops, (videos, samples, T, D, h, w).
 
-    They are of MOMENTS samples a video, or of a single one if it has several moments itself.
+    They are of MOMENTS samples per video, or of a single one if it has several moments itself, and
+    are kept in `maps`.
     """
-    (task,) = job.tasks
     net = job.build().eval().to(device)
     assert isinstance(net, TowersNet)
     frames = net.towers.frames
-    samples = MOMENTS if frames == 1 else 1
-    clips = job.clips_of("train", moments=samples)
+    clips = job.clips_of("train", moments=MOMENTS if frames == 1 else 1)
     files = {stream: maps.with_name(f"{maps.name}-{stream}.npy") for stream in job.inputs}
     if not all(file.exists() for file in files.values()):
         found: dict[str, list[np.ndarray]] = {stream: [] for stream in job.inputs}
@@ -204,12 +264,21 @@ def train_above(job: Job, folder: Path, maps: Path, device: torch.device) -> Non
         for stream, file in files.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             np.save(file, np.concatenate(found[stream]))
-    given = [torch.from_numpy(np.load(file)).unflatten(0, (-1, frames)) for file in files.values()]
+    shape = (len(clips.videos), -1, frames)
+    return [torch.from_numpy(np.load(file)).unflatten(0, shape) for file in files.values()]
+
+
+def train_above(job: Job, given: Sequence[torch.Tensor], device: torch.device) -> TowersNet:
+    """Train what is above the join on the `tower_maps` of the job's training videos."""
+    (task,) = job.tasks
+    net = job.build().to(device)
+    assert isinstance(net, TowersNet)
     net.frozen_statistics = job.recipe.frozen_statistics
     net.train_top(0)
     net.train()
-    labels = np.repeat(task.split.labels(task.split.train), samples)
+    labels = np.repeat(task.split.labels(task.split.train), given[0].shape[1])
     of_class = [np.flatnonzero(labels == label) for label in range(len(task.classes))]
+    samples = [maps.flatten(0, 1) for maps in given]
     random, recipe = np.random.default_rng(job.seed), job.recipe
     torch.manual_seed(job.seed)
     optimizer = torch.optim.SGD(
@@ -222,7 +291,7 @@ def train_above(job: Job, folder: Path, maps: Path, device: torch.device) -> Non
         optimizer.param_groups[0]["lr"] = recipe.rate(step)
         drawn = random.integers(len(of_class), size=recipe.batch_size)
         places = [int(random.choice(of_class[label])) for label in drawn]
-        logits = net.answer(*(maps[places].flatten(0, 1).to(device) for maps in given))
+        logits = net.answer(*(maps[places].flatten(0, 1).to(device) for maps in samples))
         right = torch.from_numpy(drawn).to(device)
         outputs = net.split_outputs(logits)[task.name]
         loss = torch.stack([nn.functional.cross_entropy(one, right) for one in outputs]).sum()
@@ -230,20 +299,37 @@ def train_above(job: Job, folder: Path, maps: Path, device: torch.device) -> Non
         loss.backward()
         nn.utils.clip_grad_norm_(net.parameters(), recipe.clip_norm or float("inf"))
         optimizer.step()
-    checkpoint = Checkpoint(
-        recipe.steps,
-        job.net,
-        job.inputs,
-        recipe.dropout,
-        {task.name: task.classes},
-        job.augmentation.short_side,
-        job.augmentation.crop,
-        read_checkpoint(job.sources[1]).flow,
-        job.describe() | {"places": job.places()},
-        trained_on=job.origin(),
-        towers=job.towers,
-    )
-    write_checkpoint(folder, [BEST], checkpoint, net.cpu().state_dict(), {})
+    return net
+
+
+def cross_validate_above(
+    split: Split, folds: Sequence[Job], given: Sequence[torch.Tensor], device: torch.device
+) -> Scores:
+    """Held-out scores of joined towers; `folds` are the jobs that hold one fold out each."""
+    values = np.full((len(split.train), len(split.classes)), np.nan, np.float32)
+    for job, (_, own, other) in zip(folds, folds_of(split), strict=True):
+        net = train_above(job, [maps[own] for maps in given], device).eval()
+        for place in other:
+            with torch.inference_mode():
+                logits = net.answer(*(maps[place].flatten(0, 1).to(device) for maps in given))
+            values[place] = logits.softmax(1).mean(0).cpu().numpy()
+    return heldout_scores(split, values, "softmax")
+
+
+def cross_validate_bilinear(split: Split, given: Sequence[torch.Tensor]) -> Scores:
+    """Held-out scores of the bilinear join, as `score_bilinear` fits its SVM."""
+    labels = np.array(split.labels(split.train))
+    products = BilinearJoin()
+    features = np.empty((len(labels), given[0].shape[3] * given[1].shape[3]), np.float32)
+    for place, video in enumerate(zip(*given, strict=True)):
+        summed = products(*(maps.flatten(0, 1) for maps in video)).sum(0)
+        features[place] = normalize_products(summed.numpy())
+    gram = features @ features.T
+    values = np.full((len(labels), len(split.classes)), np.nan, np.float32)
+    for _, own, other in folds_of(split):
+        train, others = gram[np.ix_(own, own)], gram[np.ix_(other, own)]
+        values[other] = decide(train, labels[own], others, len(split.classes), C=BILINEAR_C)
+    return heldout_scores(split, values, "logits")
 
 
 def name_of(device: torch.device) -> str:

@@ -22,6 +22,7 @@ from flowkit.scores.files import PLACED, Scores
 from flowkit.training.jobs import Job
 
 BLOCK = 256  # videos whose features are multiplied at a time
+BILINEAR_C = 100.0  # of the linear SVM
 
 
 def score_bilinear(
@@ -30,7 +31,7 @@ def score_bilinear(
     views: TestViews,
     device: torch.device,
     *,
-    C: float = 100.0,
+    C: float = BILINEAR_C,
     report: Callable[[int, int], None] = lambda done, videos: None,
 ) -> dict[str, Scores]:
     """Scores of the "test" part and, where there is one, of the "heldout" part: scaled margins.
