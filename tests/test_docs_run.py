@@ -19,7 +19,7 @@ NEEDS = {
     "a GPU": r"--gpus?\b",
     "a store": r"s3://",
     "a cluster": r"tcp://|scheduler\.json",
-    "weights of other projects": r"IMAGENET1K_V1|inception-v3|\.mat\b|\.pth\b",
+    "weights of other projects": r"IMAGENET1K_V1|inception-v3|i3d\b|\.mat\b|\.pth\b",
     "a network of full size": r"paper-2016|train towers --recipe paper|--layer full6",
     "minutes for its table": r"eval --cv",
     "a video of two minutes": r"--to 2:00",
