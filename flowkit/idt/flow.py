@@ -59,20 +59,13 @@ def solve(
 ) -> list[np.ndarray]:
     """The field of each level between two frames' expansions: float32 (2, h, w), u and v in px."""
     window = farneback.gaussian_window(2 * flow_kernels.HALF)
-    fields: list[np.ndarray] = []
+    fields = [np.empty((2, 0, 0), np.float32)]
     for level in reversed(range(len(sizes))):
         height, width, _ = sizes[level]
-        flow = np.empty((2, height, columns(width)), np.float32)
-        flow[:, :, width if fields else 0 :] = 0
-        if fields:
-            for coarse, start in zip(fields[-1], flow, strict=True):
-                flow_kernels.resize(coarse, coarse.shape[1], STRIDE, start, width)
-        edges = farneback.edge_weights(height, width, flow.shape[2])
-        flow_kernels.solve_level(
-            flow, first[level], second[level], width, edges, window, ITERATIONS
-        )
         field = np.empty((2, height, width), np.float32)
-        for start, filtered in zip(flow, field, strict=True):
-            flow_kernels.median(start, width, filtered)
+        edges = farneback.edge_weights(height, width, columns(width))
+        flow_kernels.find_field(
+            fields[-1], STRIDE, first[level], second[level], edges, window, ITERATIONS, field
+        )
         fields.append(field)
-    return fields[::-1]
+    return fields[:0:-1]

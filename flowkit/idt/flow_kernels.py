@@ -642,20 +642,37 @@ def median(plane, width, field):
             copy_row(rows, k, width, field, y + k)
 
 
+# --- a level, from the field of the coarser one to its own ---
+
+
+@whole
+def find_field(coarse, ratio, first, second, edges, window, iterations, field):
+    """The median-filtered field of one level: float32 (2, H, W), u and v in px.
+
+    coarse: the field of the next smaller level, so many times smaller, or one without rows, for a
+    start from no motion; float32 (2, h, w). The others are as `solve_level` takes them.
+    """
+    height, width = field.shape[1:]
+    count = edges.shape[1]
+    flow = aligned(2 * height * count).reshape(2, height, count)
+    for plane in range(2):
+        if coarse.shape[1]:
+            resize(coarse[plane], coarse.shape[2], ratio, flow[plane], width)
+    solve_level(flow, first, second, width, edges, window, iterations)
+    for plane in range(2):
+        median(flow[plane], width, field[plane])
+
+
 _line = types.float32[::1]
 _rows = types.float32[:, ::1]
 _cube = types.float32[:, :, ::1]
 _n, _f = types.int64, types.float32
-RESIZE = (_rows, _n, _f, _rows, _n)
 SHRINK = (types.uint8[:, ::1], _line, _rows, _n)
 EXPAND = (_rows, _n, _rows, _line, _line)
-SOLVE_LEVEL = (_cube, _line, _line, _n, _rows, _line, _n)
-MEDIAN = (_rows, _n, _rows)
+FIND_FIELD = (_cube, _f, _line, _line, _rows, _line, _n, _cube)
 # The functions that are called from outside, and the types they are compiled for.
 ENTRIES = {
-    "resize": RESIZE,
     "shrink": SHRINK,
     "expand": EXPAND,
-    "solve_level": SOLVE_LEVEL,
-    "median": MEDIAN,
+    "find_field": FIND_FIELD,
 }
