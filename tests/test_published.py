@@ -104,7 +104,8 @@ def test_tsns_frames_flow_and_differences_are_answered_as_by_a_plain_forward(tsn
         check(net(own), tsn_forward(tsn[channels], theirs))
 
 
-@pytest.mark.parametrize("frames", [9, 12])  # odd and even numbers of moments on the way
+# Odd and even numbers of moments on the way
+@pytest.mark.parametrize("frames", [9, pytest.param(12, marks=pytest.mark.slow)])
 @torch.no_grad()
 def test_i3ds_frames_and_flow_are_answered_as_by_a_plain_forward(frames, i3d, tmp_path):
     rgb, codes = pixels(1, frames, 3, 64, 64), pixels(1, frames, 2, 64, 64)
@@ -193,6 +194,7 @@ def read_center(folder, name, numbers, way=cv2.IMREAD_GRAYSCALE):
     return torch.from_numpy(np.stack(images)[:, 16:240, 58:282].astype(np.float32))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_real_planes_in_tsns_layout_score_as_tsn_scores_them(real_data, tsn, tmp_path):
     frames, codes = real_clip(real_data, 12)

@@ -198,7 +198,7 @@ def test_pictures_that_are_no_frames_are_passed_over(tmp_path):
         (["img_1.jpg", "img_2.jpg", "cover1.jpg"], "found 2 images like img_1.jpg and cover1.jpg"),
         (["1.jpg", "2.jpeg", "3.jpeg"], "found 2 images like 2.jpeg and 1.jpg"),
         (["1.jpg", "2.png"], r"found (1.jpg and 2.png|2.png and 1.jpg)"),
-        (["a1.jpg", "a2.jpg", "b1.jpg", "b2.jpg"], "found 2 images like a1.jpg and 2 images like"),
+        (["a1.jpg", "a2.jpg", "b1.jpg", "b2.jpg"], "2 images like (a1.jpg and 2|b1.jpg and 2)"),
     ],
 )
 def test_folder_of_frames_of_more_than_one_kind_is_kept_to_fail_by_name(tmp_path, names, reason):
