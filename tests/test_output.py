@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from made_records import write_record
+from made_runs import write_run
 from made_videos import moving_texture, write_video
 from PIL import Image
 
@@ -124,7 +125,7 @@ def test_commands_ask_before_they_write(tmp_path):
 
 
 def test_a_checkpoint_is_not_replaced_by_its_export(tmp_path):
-    (tmp_path / "best.json").write_text('{"format": "flowkit checkpoint", "version": 1}')
+    write_run(tmp_path)
     found = run("export", tmp_path, "--out", tmp_path / "best.json")
     assert isinstance(found.exception, UsageError) and "is an input" in str(found.exception)
 
