@@ -5,7 +5,9 @@ import shlex
 import shutil
 
 import pytest
+import torch
 from command import run_here
+from made_published import tsn_shapes
 from made_runs import write_run
 from made_tracks import write_clips
 from made_training import make_split, write_videos
@@ -48,6 +50,7 @@ train spatial {TRAIN} --out made
 train temporal --L 2 {TRAIN} --out made
 {JOIN}
 train svm --split tracks.json --out made
+adopt published.pth --net bninception --classes classes.txt --out made
 eval {SCORE}
 fuse --method average
 report
@@ -122,6 +125,8 @@ train temporal --L 2 {TRAIN} --add-classes flow,runs/split.json,nowhere.txt --ou
 train svm --vectors nowhere --split tracks.json --out made
 train svm --split nowhere.json --out made
 train svm --codebook nowhere.npz --split tracks.json --out made
+adopt nowhere.pth --net i3d --classes classes.txt --out made
+adopt published.pth --net bninception --classes nowhere.txt --out made
 eval nowhere
 eval runs/spatial nowhere
 eval nowhere/best.json
@@ -194,6 +199,7 @@ train temporal --L 2 {TRAIN} --records half/flow --split runs/split.json --out m
 train svm --vectors half/fisher --split tracks.json --codebook fisher/codebook.npz --out made
 train svm --features hmax --split runs/split.json --records half/flow --vectors made --out made
 train svm --codebook damaged/bad.npz --split tracks.json --out made
+adopt damaged/bad.pth --net i3d --classes classes.txt --out made
 eval damaged/run {SCORE}
 eval {SCORE} --records half/flow
 eval {SCORE} --split damaged/split.json
@@ -251,6 +257,9 @@ def sound(tmp_path_factory):
     write_run(root / "runs/temporal", split=SPLIT, form=StackForm(2))
     write_run(root / "own/temporal", form=StackForm(2), flow=flow)
     write_split(root / "runs/split.json", SPLIT)
+    published = {name: torch.zeros(shape) for name, shape in tsn_shapes(3, 2).items()}
+    torch.save(published, root / "published.pth")
+    (root / "classes.txt").write_text("jump\nrun\n")
     shutil.copytree(root / "flow", root / "packs")
     made("pack packs")
     made(f"{TRACK} videos --out tracks")
