@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,8 @@ from flowkit_cli.store_options import PlacePath, store_access, store_options
 from flowkit_cli.timeline import check_live, check_timeline, tell_live, tell_timeline
 
 if TYPE_CHECKING:
-    from flowkit.evaluation.held_records import HeldRecord
+    from flowkit.evaluation.held_records import Held, HeldRecord, Looks
+    from flowkit.evaluation.held_windows import Spans
     from flowkit.evaluation.prediction import Prediction, Predictor
     from flowkit.networks.checkpoints import Checkpoint
     from flowkit.scores.fusion import Fusion
@@ -190,27 +192,12 @@ def predict(
 
     Exit status: 0 all done, 1 some videos failed, 2 usage.
     """
-    from flowkit.evaluation.held_records import hold_videos, looks_of
-    from flowkit.flow.methods import METHODS, MethodFacts, make_method
+    from flowkit.evaluation.held_records import hold_videos
+    from flowkit.flow.methods import make_method
 
     if live is not None:
         check_live(live, videos, timeline, out)
-    elif not videos:
-        raise click.UsageError("Missing argument 'VIDEO...', or --live URL.")
-    here = [name for name in videos if isinstance(name, str) and name != "-"]
-    if absent := [name for name in here if not os.path.lexists(name)]:
-        raise UsageError(f"{absent[0]}: no such file or folder")
-    asked = _find(videos)
-    if live is None and (out is not None or timeline is not None):
-        asked = iter(named := list(asked))
-        option = "--out" if timeline is None else "--timeline"
-        if len(named) != 1:
-            raise UsageError(f"{option} shows one video, got {len(named)}")
-        inputs = [str(path) for path in (*videos, named[0][0])]
-        if out is not None:
-            output.check_out("--out", out, "a .mp4", inputs)
-        if timeline is not None:
-            check_timeline(timeline, inputs)
+    asked = _find(videos) if live is not None else _check_videos(videos, out, timeline)
     stacks = {name: options.pop(_parameter(name)) for name in FRAME_INPUTS}
     asked_for = {"spatial": spatial, **stacks, "temporal": temporal, "towers": towers}
     found = _find_streams(asked_for, runs)
@@ -219,38 +206,89 @@ def predict(
     options["own"] = None
     if method is not None:
         options["own"] = make_method(method, **read_own_parameters(method, own_parameters))
-    if live is not None or timeline is not None:
-        from flowkit.evaluation.held_windows import Spans
-
-        spans = Spans(window_s, window_s / 2 if stride_s is None else stride_s)
+    make_predictor = partial(_make_predictor, found, chosen, options)
     if live is not None:
-        ready = _make_predictor(found, chosen, options)
-        tell_live(ready, live, spans, timeline, stall_s, as_json=as_json)
-        return
-    if timeline is not None:
+        spans = _spans(window_s, stride_s)
+        tell_live(make_predictor(), live, spans, timeline, stall_s, as_json=as_json)
+    elif timeline is not None:
         [(path, problem)] = asked
         if problem:
             raise UsageError(problem)
         if isinstance(path, Url):
             raise UsageError(f"--timeline: expected a video of this machine, got {path}")
-        ready = _make_predictor(found, chosen, options)
-        tell_timeline(ready, path, spans, timeline, out, top, as_json=as_json)
-        return
-    checkpoints = [one for _, one in found.values()]
+        spans = _spans(window_s, stride_s)
+        tell_timeline(make_predictor(), path, spans, timeline, out, top, as_json=as_json)
+    else:
+        looks = _looks([one for _, one in found.values()], options, whole=out is not None)
+        known = None if "-" in videos else list(asked)
+        if _takes_one_worker(looks) or (workers is None and known is None):
+            workers = 1
+        held = hold_videos(looks, known or asked, workers=workers or cores())
+        count = None if known is None else len(known)
+        if _tell_videos(held, count, make_predictor, top, out, as_json=as_json):
+            sys.exit(1)
+
+
+def _check_videos(
+    videos: tuple[str | Url, ...], out: Path | None, timeline: Path | None
+) -> Iterator[tuple[str | Url, str]]:
+    """What `_find` gives; UsageError where a video is not there, or where there must be one."""
+    if not videos:
+        raise click.UsageError("Missing argument 'VIDEO...', or --live URL.")
+    here = [name for name in videos if isinstance(name, str) and name != "-"]
+    if absent := [name for name in here if not os.path.lexists(name)]:
+        raise UsageError(f"{absent[0]}: no such file or folder")
+    if out is None and timeline is None:
+        return _find(videos)
+    named = list(_find(videos))
+    if len(named) != 1:
+        option = "--out" if timeline is None else "--timeline"
+        raise UsageError(f"{option} shows one video, got {len(named)}")
+    inputs = [str(path) for path in (*videos, named[0][0])]
+    if out is not None:
+        output.check_out("--out", out, "a .mp4", inputs)
+    if timeline is not None:
+        check_timeline(timeline, inputs)
+    return iter(named)
+
+
+def _spans(window_s: float, stride_s: float | None) -> Spans:
+    from flowkit.evaluation.held_windows import Spans
+
+    return Spans(window_s, window_s / 2 if stride_s is None else stride_s)
+
+
+def _looks(checkpoints: Collection[Checkpoint], options: dict[str, Any], *, whole: bool) -> Looks:
+    """What the streams look at in a video."""
+    from flowkit.evaluation.held_records import looks_of
+
     asked_at = [(one, test_views(options, one).moments) for one in checkpoints]
     limit, own = options["max_frame_mpx"], options["own"]
-    looks = looks_of(asked_at, max_frame_mpx=limit, whole=out is not None, own=own)
+    return looks_of(asked_at, max_frame_mpx=limit, whole=whole, own=own)
+
+
+def _takes_one_worker(looks: Looks) -> bool:
+    """Whether the flow is computed by what one process alone should use."""
+    from flowkit.flow.methods import METHODS, MethodFacts
+
     facts = METHODS.get(looks.request.method.name, MethodFacts("one's own"))
-    if facts.one_worker or facts.runs_on == "cuda" or (workers is None and "-" in videos):
-        workers = 1
+    return facts.one_worker or facts.runs_on == "cuda"
+
+
+def _tell_videos(
+    held: Generator[Held],
+    count: int | None,
+    make_predictor: Callable[[], Predictor],
+    top: int,
+    out: Path | None,
+    *,
+    as_json: bool,
+) -> int:
+    """Tell what each of `count` videos shows, as its record comes; how many failed."""
     predictor, failed = None, 0
-    known = None if "-" in videos else list(asked)
-    with (
-        closing(hold_videos(looks, known or asked, workers=workers or cores())) as events,
-        output.ProgressBar(None if known is None else len(known)) as progress,
-    ):
+    with closing(held) as events, output.ProgressBar(count) as progress:
         for event in events:
-            predictor = predictor or _make_predictor(found, chosen, options)  # while they work
+            predictor = predictor or make_predictor()  # while the workers work
             if event.record is not None:
                 progress.frames_of(event.path, event.record.frame_count)
                 reason = _answer(predictor, event.path, event.record, top, out, as_json=as_json)
@@ -265,8 +303,7 @@ def predict(
                     output.json_line(line)
     if out is not None and not failed:
         output.say(f"wrote {out}")
-    if failed:
-        sys.exit(1)
+    return failed
 
 
 def _find_streams(
