@@ -18,8 +18,9 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.extending import intrinsic
+
+from flowkit.flow.lanes import NoAlias
 
 LANES = 16  # float32 in the widest vector register (AVX-512)
 # Planes of an expansion: y, x, y^2, x^2, xy; those of a matrix row: G11, G12, G22, h1, h2
@@ -33,14 +34,6 @@ ZERO, QUARTER, HALF, ONE = np.float32(0), np.float32(0.25), np.float32(0.5), np.
 def columns(width):
     """Cells in a row that holds `width` pixels."""
     return LANES * -(-width // LANES)
-
-
-class NoAlias(CompilerBase):
-    """Numba's usual compiler, told that no two array arguments overlap."""
-
-    def define_pipelines(self):
-        self.state.flags.noalias = True
-        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
 
 
 pixel = njit(error_model="numpy", forceinline=True)

@@ -172,14 +172,16 @@ class _Workspace:
         import numpy as np
 
         from flowkit.flow import tvl1_kernels as kernels
+        from flowkit.flow.lanes import aligned
 
+        zeros = aligned.py_func  # in Python: compiling it would take longer than it does
         self.size = (height, width)
         self._kernels = kernels
         rows, columns = kernels.plane_shape(height, width)
         border = 2 * kernels.BORDER
-        self._planes = _aligned(kernels.PLANES * (rows + 1) * columns)
-        self._samples = _aligned((height + border) * (width + border) * 4)
-        self._rows = _aligned(kernels.ROWS * columns)
+        self._planes = zeros(kernels.PLANES * (rows + 1) * columns)
+        self._samples = zeros((height + border) * (width + border) * 4)
+        self._rows = zeros(kernels.ROWS * columns)
         self._starts = np.zeros(columns, np.int32)
 
     def at(self, height: int, width: int) -> Room:
@@ -196,12 +198,3 @@ class _Workspace:
             rows=view(self._rows, self._kernels.ROWS, columns),
             starts=self._starts[:columns],
         )
-
-
-def _aligned(count: int) -> np.ndarray:
-    """`count` float32, the first of them on a cache line."""
-    import numpy as np
-
-    flat = np.zeros(count + 16, np.float32)
-    start = -flat.ctypes.data // 4 % 16
-    return flat[start : start + count]

@@ -22,8 +22,9 @@ from typing import NamedTuple
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.extending import intrinsic
+
+from flowkit.flow.lanes import NoAlias, wide
 
 LANES = 16  # float32 in the widest vector register (AVX-512); two registers of AVX2
 LEFT = 16  # columns left of the frame: keeps its first pixel on a cache line
@@ -53,34 +54,9 @@ def plane_shape(height, width):
     return rows, columns
 
 
-class NoAlias(CompilerBase):
-    """Numba's usual compiler, told that no two array arguments overlap.
-
-    Without it a row kernel of ten arrays is guarded by tests that LLVM gives up on.
-    """
-
-    def define_pipelines(self):
-        self.state.flags.noalias = True
-        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
-
-
 pixel = njit(fastmath=FAST, error_model="numpy", forceinline=True)
 row = njit(fastmath=FAST, error_model="numpy", pipeline_class=NoAlias)
 whole = njit(fastmath=FAST, error_model="numpy", nogil=True)
-
-
-@intrinsic
-def in_wide_vectors(typingctx):
-    """Have LLVM use vectors of 512 bits in the function that calls this, where the processor can.
-
-    It otherwise keeps to 256, since the first such processors lowered their clock for more.
-    """
-
-    def codegen(context, builder, signature, args):
-        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
-        return context.get_dummy_value()
-
-    return types.void(), codegen
 
 
 # --- per-pixel formulas ---
@@ -238,7 +214,7 @@ def sample_cubic(typingctx, image, start, stride, x0, x1, x2, x3, y0, y1, y2, y3
 @row
 def gradient_row(y, above, below, width, image, samples):
     """I1, I1x and I1y of one row into `samples` (H + 2 BORDER, W + 2 BORDER, 4), zero around."""
-    in_wide_vectors()
+    wide()
     half = np.float32(0.5)
     line = BORDER + y
     for x in range(width):
@@ -257,7 +233,7 @@ def tap_row(y, height, width, chunks, u, v, stride, starts, weights):
 
     Positions further than three pixels outside meet zeros only and are clamped to there.
     """
-    in_wide_vectors()
+    wide()
     low = np.float32(-3)
     right, bottom = np.float32(width + 2), np.float32(height + 2)
     for chunk in range(chunks):
@@ -279,7 +255,7 @@ def tap_row(y, height, width, chunks, u, v, stride, starts, weights):
 @row
 def sample_row(width, samples, stride, starts, w, sampled):
     """I1, I1x and I1y at the taps of a row, into `sampled` (3, ...)."""
-    in_wide_vectors()
+    wide()
     for x in range(width):
         value, along_x, along_y = sample_cubic(
             samples, np.intp(starts[x]), np.intp(stride),
@@ -293,7 +269,7 @@ def sample_row(width, samples, stride, starts, w, sampled):
 @row
 def linearize_row(y, chunks, image, u, v, sampled, ix, iy, minus_inverse, rho_c):
     """The data term of a row around the present field: what the iterations of a warp read."""
-    in_wide_vectors()
+    wide()
     for chunk in range(chunks):
         for lane in range(LANES):
             i = chunk * LANES + lane
@@ -315,7 +291,7 @@ def median_columns(y0, y1, y2, y3, y4, chunks, plane, even, odd, pairs):
 
     even[:, k] is column 2k - 2 and odd[:, k + 1] column 2k - 1.
     """
-    in_wide_vectors()
+    wide()
     for chunk in range(chunks):
         for lane in range(LANES):
             k = chunk * LANES + lane
@@ -337,7 +313,7 @@ def median_windows(y, chunks, even, odd, pairs, out):
     Of those twenty values only the eighth to the thirteenth (r8 ... r13) can be the thirteenth of
     the twenty-five: it is the smallest, over j, of max(j-th of the fifth column, r(13 - j)).
     """
-    in_wide_vectors()
+    wide()
     for chunk in range(chunks):
         for lane in range(LANES):
             k = chunk * LANES + lane
@@ -391,7 +367,7 @@ def primal_row(
     y, chunks, u, v, p11, p12, p21, p22, ix, iy, minus_inverse, rho_c, theta, limit, sums
 ):
     """One primal step of a row, in place; its squared changes are added to `sums` by lane."""
-    in_wide_vectors()
+    wide()
     for chunk in range(chunks):
         for lane in range(LANES):
             x = LEFT + chunk * LANES + lane
@@ -412,7 +388,7 @@ def primal_row(
 @row
 def dual_row(y, below, chunks, u, v, p11, p12, p21, p22, taut):
     """One dual step of a row, in place; `below` is the next row, or `y` itself in the last one."""
-    in_wide_vectors()
+    wide()
     for chunk in range(chunks):
         for lane in range(LANES):
             x = LEFT + chunk * LANES + lane

@@ -17,8 +17,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from flowkit.flow.farneback_kernels import PLANES, NoAlias
-from flowkit.idt.lanes import LANES, LINE, Vectors, aligned, pointers, wide
+from flowkit.flow.farneback_kernels import PLANES
+from flowkit.flow.lanes import LANES, LINE, NoAlias, Vectors, aligned, pointers, wide
 
 POLY_N = 7  # px from the center of the expansion to its edge
 HALF = 5  # px from the center of the window to its edge

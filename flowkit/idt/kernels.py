@@ -19,8 +19,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from flowkit.flow.farneback_kernels import NoAlias
-from flowkit.idt.lanes import LANES, LINE, Vectors, aligned, pointers, wide
+from flowkit.flow.lanes import LANES, LINE, NoAlias, Vectors, aligned, pointers, wide
 
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 QUARTER_TURN, TURN = np.float32(90), np.float32(360)

@@ -1,8 +1,8 @@
 # mypy: ignore-errors
-"""Vectors of eight floats in LLVM's code: where its own vectorizer would take one after the other.
+"""What turns compiled loops into vectors, and vectors in LLVM's code where it makes none itself.
 
-For the intrinsics of the trajectories' kernels. Every processor that Numba knows runs it, those
-without registers of that width in two halves.
+For the kernels of this package and of the trajectories. Every processor that Numba knows runs them,
+those without registers of that width in two halves.
 """
 
 from __future__ import annotations
@@ -10,17 +10,30 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.extending import intrinsic
 
 LANES = 8  # floats
 LINE = 16  # floats of a line of the cache, and of the widest vectors
 
 
+class NoAlias(CompilerBase):
+    """Numba's usual compiler, told that no two array arguments overlap.
+
+    Without it a row kernel of ten arrays is guarded by tests that LLVM gives up on.
+    """
+
+    def define_pipelines(self):
+        self.state.flags.noalias = True
+        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
+
+
 @intrinsic
 def wide(typingctx):
     """Let loops of the function that calls this become vectors as wide as the processor's.
 
-    LLVM takes half that width where it may choose. Wide ones pay where arrays begin and end with a
+    LLVM takes half that width where it may choose, since the first processors with registers of 512
+    bits lowered their clock for them. Wide ones pay where arrays begin and end with a
     line of the cache: see `aligned`.
     """
 
