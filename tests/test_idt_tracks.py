@@ -10,7 +10,7 @@ from made_videos import moving_texture, pasted_disc
 from flowkit._cv2 import cv2
 from flowkit.errors import FlowkitError, UsageError
 from flowkit.flow import farneback, farneback_kernels
-from flowkit.flow.camera import find_homography
+from flowkit.flow.camera import find_corners, find_homography
 from flowkit.flow.farneback_kernels import PLANES, columns
 from flowkit.idt import flow_kernels, kernels
 from flowkit.idt.boxes import read_boxes
@@ -310,6 +310,19 @@ def test_levels_shrink_by_the_root_of_two_down_to_a_patch(size, count, smallest)
     sizes = level_sizes(*size, TrackParameters())
     assert len(sizes) == count
     assert sizes[0] == size and sizes[-1] == smallest
+
+
+@pytest.mark.parametrize(("size", "values"), [((120, 160), 256), ((41, 57), 256), ((33, 30), 2)])
+def test_corners_are_opencvs(size, values):
+    rng = np.random.default_rng(6)
+    gray = rng.integers(0, values, size, np.uint8)
+    mask = np.full(size, 255, np.uint8)
+    mask[10:20, 5:25] = 0
+    for allowed in (None, mask):
+        theirs = cv2.goodFeaturesToTrack(gray, 1000, 0.001, 3.0, mask=allowed, blockSize=3)
+        np.testing.assert_array_equal(find_corners(gray, allowed), theirs.reshape(-1, 2))
+    assert find_corners(np.zeros_like(gray), None).shape == (0, 2)
+    assert find_corners(gray, np.zeros_like(gray)).shape == (0, 2)
 
 
 def test_a_homography_is_found_among_outliers_and_too_few_matches_are_no_camera():

@@ -83,7 +83,7 @@ class Vectors:
         return self.shuffle(one, empty, [0] * self.floats.count)
 
     def shuffle(self, one, other, places):
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(places)), places)
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(places)), list(map(int, places)))
         return self.builder.shuffle_vector(one, other, mask)
 
     def multiply(self, one, other):

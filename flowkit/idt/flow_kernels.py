@@ -37,29 +37,38 @@ pixel = njit(error_model="numpy", forceinline=True, fastmath=FUSED)
 whole = njit(error_model="numpy", nogil=True, fastmath=FUSED)
 
 
-# --- eight pixels at once ---
+# --- eight and sixteen pixels at once ---
+
+
+def _places(builder, count, start, x, columns):
+    """Where the pixels from `x` on are in each of so many rows from `start` on."""
+    first = builder.add(start, x)
+    return [builder.add(first, builder.mul(x.type(k), columns)) for k in range(count)]
 
 
 @intrinsic
-def interleave_eight(typingctx, planes, columns, x, pixels, start):
-    """Put PLANES rows of eight pixels, from `x` on, as pixels with their planes together.
+def interleave_sixteen(typingctx, planes, columns, x, pixels, start):
+    """Put PLANES rows of LINE pixels, from `x` on, as pixels with their planes together.
 
-    planes: (PLANES, columns). pixels is flat; the first goes to `start`, and three floats behind
-    the last are written over.
+    planes: (PLANES, columns). pixels is flat; the first goes to `start`.
     """
     signature = types.void(planes, types.intp, types.intp, pixels, types.intp)
 
     def codegen(context, builder, signature, args):
         source, target = pointers(context, builder, signature, args, (0, 3))
         columns, x, start = args[1], args[2], args[4]
-        vectors, number = Vectors(builder), x.type
+        vectors, number = Vectors(builder, LINE), x.type
         rows = [
-            vectors.load(source, builder.add(builder.mul(number(plane), columns), x))
-            for plane in range(PLANES)
+            vectors.load(source, place) for place in _places(builder, PLANES, number(0), x, columns)
         ]
-        rows += [ir.Constant(vectors.floats, None)] * (LANES - PLANES)
-        for lane, one in enumerate(vectors.turn(rows)):
-            vectors.store(one, target, builder.add(start, number(lane * STRIDE)))
+        for first in range(0, PLANES * LINE, LINE):
+            pixel, plane = np.divmod(np.arange(first, first + LINE), PLANES)
+            one = vectors.shuffle(rows[0], rows[1], pixel + LINE * (plane == 1))
+            other = vectors.shuffle(rows[2], rows[3], pixel + LINE * (plane == 3))
+            four = vectors.shuffle(one, other, np.arange(LINE) + LINE * (plane > 1))
+            every = np.where(plane == 4, LINE + pixel, np.arange(LINE))
+            five = vectors.shuffle(four, rows[4], every)
+            vectors.store(five, target, builder.add(start, number(first)))
         return context.get_dummy_value()
 
     return signature, codegen
@@ -218,14 +227,15 @@ def smooth_down(gray, y, gaussian, beside, wider):
 
 
 @row
-def smooth_along(width, gaussian, beside, wider, smooth):
+def smooth_along(width, gaussian, beside, wider, smooth, y):
     wide()
+    y = np.uintp(y)
     for x in range(width):
-        smooth[0, x] = wider[np.uintp(x) + np.uintp(beside)] * gaussian[0]
+        smooth[y, x] = wider[np.uintp(x) + np.uintp(beside)] * gaussian[0]
     for k in range(1, len(gaussian)):
         left, right, weight = np.uintp(beside - k), np.uintp(beside + k), gaussian[k]
         for x in range(width):
-            smooth[0, x] += (wider[np.uintp(x) + left] + wider[np.uintp(x) + right]) * weight
+            smooth[y, x] += (wider[np.uintp(x) + left] + wider[np.uintp(x) + right]) * weight
 
 
 @whole
@@ -237,9 +247,14 @@ def shrink(gray, gaussian, small, columns):
     """
     height, width = gray.shape
     rows = len(small)
-    smooth = aligned(width).reshape(1, width)
     beside = -(-len(gaussian) // LINE) * LINE
     wider = aligned(width + 2 * beside)
+    if rows == height and columns == width:
+        for y in range(rows):
+            smooth_down(gray, y, gaussian, beside, wider)
+            smooth_along(width, gaussian, beside, wider, small, y)
+        return
+    smooth = aligned(width).reshape(1, width)
     firsts, seconds, parts = betweens(columns, width)
     mixed = np.empty((2, columns), np.float32)  # row y of the gray, at its new width, in y % 2
     held = np.full(2, -1)
@@ -249,7 +264,7 @@ def shrink(gray, gaussian, small, columns):
             if held[at % 2] != at:
                 held[at % 2] = at
                 smooth_down(gray, at, gaussian, beside, wider)
-                smooth_along(width, gaussian, beside, wider, smooth)
+                smooth_along(width, gaussian, beside, wider, smooth, 0)
                 into = np.uintp(at % 2)
                 mix_along(columns, smooth, np.uintp(0), firsts, seconds, parts, mixed, into)
         above, below = np.uintp(y0 % 2), np.uintp(y1 % 2)
@@ -312,8 +327,8 @@ def expand_along(count, sums, g, xg, xxg, i11, i03, i33, i55, planes):
 
 @row
 def interleave_row(count, planes, pixels, start):
-    for x in range(0, count, LANES):
-        interleave_eight(planes, count, x, pixels, start + x * STRIDE)
+    for x in range(0, count, LINE):
+        interleave_sixteen(planes, count, x, pixels, start + x * STRIDE)
 
 
 @whole
@@ -492,12 +507,6 @@ def solve_level(flow, first, second, width, edges, window, iterations):
 
 
 # --- the median of 5 x 5 pixels ---
-
-
-def _places(builder, count, start, x, columns):
-    """Where the pixels from `x` on are in each of so many rows from `start` on."""
-    first = builder.add(start, x)
-    return [builder.add(first, builder.mul(x.type(k), columns)) for k in range(count)]
 
 
 @intrinsic
