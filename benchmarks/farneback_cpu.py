@@ -3,8 +3,9 @@
     python benchmarks/farneback_cpu.py [DATA] [--repeats N] [--size W H]
 
 DATA is the folder of real clips (default: $FLOWKIT_DATA, else ../shared/data beside the project).
-Both are timed in turn, pair by pair, and medians over the repeats are compared, so that whatever
-else the machine does meets both. Prints a table to stderr and one JSON object to stdout.
+Both are timed in turn, pair by pair, in processor time, and medians over the repeats are compared,
+so that whatever else the machine does meets both. Prints a table to stderr and one JSON object to
+stdout.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def main() -> None:
 
 
 def compare(pairs: list[Pair], method: Farneback, repeats: int) -> dict:
-    """Median times on one core, and the largest difference over all pairs, px.
+    """Median processor times on one core, and the largest difference over all pairs, px.
 
     "in_sequence" is the time of a pair whose first frame was second in the pair before.
     """
@@ -77,7 +78,7 @@ def compare(pairs: list[Pair], method: Farneback, repeats: int) -> dict:
                 "in_sequence": lambda fields=sequence: next(fields),
             }
             for name, call in calls.items():
-                times[name][number].append(seconds(call))
+                times[name][number].append(seconds(call, time.process_time))
     medians = {name: [statistics.median(t) for t in rows] for name, rows in times.items()}
 
     differences = []

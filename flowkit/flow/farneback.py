@@ -20,7 +20,7 @@ SMALLEST_SIDE = 32  # px: OpenCV makes no smaller version of the frame with a sh
 # Weights of the outer five pixels, outermost first
 EDGE_WEIGHTS = (0.14, 0.14, 0.4472, 0.4472, 0.4472)
 SMALLEST_SIGMA = 1.1920929e-07  # FLT_EPSILON: below it OpenCV chooses the expansion's sigma
-EXPAND_SECONDS, SOLVE_SECONDS = 2, 4  # seconds to compile, measured on one core
+EXPAND_SECONDS, SOLVE_SECONDS = 2, 6  # seconds to compile, measured on one core
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,11 @@ def expand_levels(
         side = max(round(5 * sigma) | 1, 3)
         smooth = cv2.GaussianBlur(image, (side, side), sigma, sigmaY=sigma)
         small = cv2.resize(smooth, (width, height))
-        spare = kernels.columns(width) - width
-        planes = np.empty((height, kernels.PLANES, width + spare), np.float32)
-        wide = cv2.copyMakeBorder(small, 0, 0, 0, spare, cv2.BORDER_CONSTANT)
-        expand(wide, width, weights, inverse, False, planes)
+        columns = kernels.columns(width)
+        level = _room(height, columns)
+        level[:, :width], level[:, width:] = small, 0
+        planes = _room(height, kernels.PLANES, columns)
+        expand(level, width, weights, inverse, False, planes)
         expansions.append(planes)
     return expansions
 
@@ -168,13 +169,23 @@ def solve_levels(
         reversed(levels0), reversed(levels1), reversed(sizes), strict=True
     ):
         columns = first.shape[2]
-        flow = np.zeros((2, height, columns), np.float32)
+        flow = _room(2, height, columns)
+        flow[:, :, width:] = 0
         larger = cv2.resize(field, (width, height)) * np.float32(growth)
         flow[0, :, :width], flow[1, :, :width] = cv2.split(larger)
         edges = edge_weights(height, width, columns)
         solve_level(flow, first, second, width, edges, win_size, window, iterations)
         field = cv2.merge([flow[0, :, :width], flow[1, :, :width]])  # -> (H, W, 2)
     return field
+
+
+def _room(*shape: int) -> np.ndarray:
+    """An array, float32, that begins with a line of the cache; its values are any."""
+    import numpy as np
+
+    from flowkit.flow.lanes import LINE, from_line
+
+    return from_line(np.empty(math.prod(shape) + LINE, np.float32)).reshape(shape)
 
 
 def warm_up() -> None:

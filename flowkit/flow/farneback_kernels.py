@@ -2,15 +2,16 @@
 """Farneback's method in compiled loops: polynomial expansion, and the field of one level.
 
 Importing this module imports Numba and compiles nothing: `flowkit.flow.farneback` compiles `expand`
-and `solve_level` and keeps the result on disk. Row kernels work on a row of pixels, the functions
-at the end of each part run the rows.
+and `solve_level` and keeps the result on disk. Row kernels work on a row of pixels, or on four, the
+functions at the end of each part run the rows. A row is passed as its place in a whole array, since
+the references to a slice would be counted on every row.
 
 The answer is OpenCV's to the last bit, so every operation is done in OpenCV's order and precision:
 no fast math, no fused multiply-add, float32 and float64 where OpenCV has them. Loops run over whole
 rows of `columns(width)` cells; those right of the frame hold finite values that no pixel reads.
 
-Numba, not mypy, types these functions. They are in one file because Numba knows compiled code to
-be stale by the file of its entry function alone.
+Numba, not mypy, types these functions. They are in one file, `lanes` apart, because Numba knows
+compiled code to be stale by the file of its entry function alone.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
-from flowkit.flow.lanes import NoAlias
+from flowkit.flow.lanes import LANES, LINE, NoAlias, Vectors, aligned, pointers, wide
 
-LANES = 16  # float32 in the widest vector register (AVX-512)
 # Planes of an expansion: y, x, y^2, x^2, xy; those of a matrix row: G11, G12, G22, h1, h2
 PLANES = 5
-SPARE = 8  # floats behind an interleaved expansion: the last pixel is read eight at a time
+SPARE = LANES  # floats behind an interleaved expansion: a pixel is read as so many
+BLOCK = 4  # rows of the field that are solved together: their kernels are written for four
 REGULARIZATION = 1e-3  # added to the determinant
 
 ZERO, QUARTER, HALF, ONE = np.float32(0), np.float32(0.25), np.float32(0.5), np.float32(1)
@@ -33,7 +35,7 @@ ZERO, QUARTER, HALF, ONE = np.float32(0), np.float32(0.25), np.float32(0.5), np.
 
 def columns(width):
     """Cells in a row that holds `width` pixels."""
-    return LANES * -(-width // LANES)
+    return LINE * -(-width // LINE)
 
 
 pixel = njit(error_model="numpy", forceinline=True)
@@ -52,6 +54,7 @@ def expand_down(n):
 
     @row
     def down(y, bottom, count, image, g, xg, xxg, sums):
+        wide()
         for x in range(count):
             s0, s1, s2 = image[y, x] * g[0], ZERO, ZERO
             for k in range(1, n + 1):
@@ -60,7 +63,7 @@ def expand_down(n):
                 s0 += g[k] * both
                 s1 += xg[k] * (below - above)
                 s2 += xxg[k] * both
-            at = np.uintp(x) + np.uintp(n)  # unsigned: no test for an index from the end
+            at = np.uintp(x) + np.uintp(LINE)  # unsigned: no test for an index from the end
             sums[0, at], sums[1, at], sums[2, at] = s0, s1, s2
 
     return down
@@ -73,9 +76,11 @@ def expand_along(n, real):
     """
 
     @row
-    def along(count, sums, g, xg, xxg, i11, i03, i33, i55, c_y, c_x, c_yy, c_xx, c_xy):
+    def along(y, count, sums, g, xg, xxg, i11, i03, i33, i55, planes):
+        wide()
+        y = np.uintp(y)
         for x in range(count):
-            at = np.uintp(x) + np.uintp(n)
+            at = np.uintp(x) + np.uintp(LINE)
             b1 = real(sums[0, at] * g[0])
             b3 = real(sums[1, at] * g[0])
             b5 = real(sums[2, at] * g[0])
@@ -89,11 +94,11 @@ def expand_along(n, real):
                 b3 += real((sums[1, right] + sums[1, left]) * g[k])
                 b6 += real((sums[1, right] - sums[1, left]) * xg[k])
                 b5 += real((sums[2, right] + sums[2, left]) * g[k])
-            c_y[x] = np.float32(b3 * i11)
-            c_x[x] = np.float32(b2 * i11)
-            c_yy[x] = np.float32(b1 * i03 + b5 * i33)
-            c_xx[x] = np.float32(b1 * i03 + b4 * i33)
-            c_xy[x] = np.float32(b6 * i55)
+            planes[y, 0, x] = np.float32(b3 * i11)
+            planes[y, 1, x] = np.float32(b2 * i11)
+            planes[y, 2, x] = np.float32(b1 * i03 + b5 * i33)
+            planes[y, 3, x] = np.float32(b1 * i03 + b4 * i33)
+            planes[y, 4, x] = np.float32(b6 * i55)
 
     return along
 
@@ -117,24 +122,23 @@ def expand(image, width, weights, inverse, single, planes):
     n = weights.shape[1] - 1
     g, xg, xxg = weights[0], weights[1], weights[2]
     i11, i03, i33, i55 = inverse
-    sums = np.zeros((3, count + 2 * n), np.float32)
+    beside = count + 2 * LINE
+    sums = aligned(3 * beside).reshape(3, beside)
     for y in range(height):
         if n == 5:
             down5(y, height - 1, count, image, g, xg, xxg, sums)
         else:
             down7(y, height - 1, count, image, g, xg, xxg, sums)
-        repeat_edges(sums, n, width, n)
-        out = planes[y]
-        c_y, c_x, c_yy, c_xx, c_xy = out[0], out[1], out[2], out[3], out[4]
+        repeat_edges(sums, LINE, width, n)
         if n == 5:
-            along5(count, sums, g, xg, xxg, i11, i03, i33, i55, c_y, c_x, c_yy, c_xx, c_xy)
+            along5(y, count, sums, g, xg, xxg, i11, i03, i33, i55, planes)
         elif single:
             along7_single(
-                count, sums, g, xg, xxg, np.float32(i11), np.float32(i03), np.float32(i33),
-                np.float32(i55), c_y, c_x, c_yy, c_xx, c_xy,
+                y, count, sums, g, xg, xxg, np.float32(i11), np.float32(i03), np.float32(i33),
+                np.float32(i55), planes,
             )  # fmt: skip
         else:
-            along7(count, sums, g, xg, xxg, i11, i03, i33, i55, c_y, c_x, c_yy, c_xx, c_xy)
+            along7(y, count, sums, g, xg, xxg, i11, i03, i33, i55, planes)
 
 
 @whole
@@ -164,56 +168,28 @@ def sample_eight(typingctx, pixels, stride, starts, w00, w01, w10, w11, x, sampl
     )
 
     def codegen(context, builder, signature, args):
-        flat, index, *weights, target = (
-            context.make_array(signature.args[k])(context, builder, args[k]).data
-            for k in (0, 2, 3, 4, 5, 6, 8)
+        flat, index, *weights, target = pointers(
+            context, builder, signature, args, (0, 2, 3, 4, 5, 6, 8)
         )
         stride, x, columns = args[1], args[7], args[9]
-        i32, i64, lanes = ir.IntType(32), stride.type, range(SPARE)
-        vector = ir.VectorType(ir.FloatType(), SPARE)
-        undefined = ir.Constant(vector, ir.Undefined)
-
-        def shuffle(one, other, places):
-            mask = ir.Constant(ir.VectorType(i32, SPARE), places)
-            return builder.shuffle_vector(one, other, mask)
-
-        def vector_at(base, place):
-            return builder.bitcast(builder.gep(base, [place]), vector.as_pointer())
-
-        pixel_rows = []
-        for lane in lanes:
-            place = builder.add(x, i64(lane))
+        vectors, number, none = Vectors(builder, flags=()), x.type, ir.IntType(32)(0)
+        rows = []
+        for lane in range(LANES):
+            place = builder.add(x, number(lane))
             start = builder.load(builder.gep(index, [place]))
-            start = builder.select(builder.icmp_signed("<", start, i32(0)), i32(0), start)
-            start = builder.sext(start, i64)
-            below = builder.add(start, stride)
-            right = i64(PLANES)
-            corners = [start, builder.add(start, right), below, builder.add(below, right)]
+            start = builder.select(builder.icmp_signed("<", start, none), none, start)
+            start = builder.sext(start, number)
+            below, right = builder.add(start, stride), number(PLANES)
+            corners = (start, builder.add(start, right), below, builder.add(below, right))
             total = None
             for corner, weight in zip(corners, weights, strict=True):
-                one = builder.load(builder.gep(weight, [place]))
-                spread = builder.insert_element(undefined, one, i32(0))
-                spread = shuffle(spread, undefined, [0] * SPARE)
-                term = builder.fmul(builder.load(vector_at(flat, corner), align=4), spread)
-                total = term if total is None else builder.fadd(total, term)
-            pixel_rows.append(total)
-        # rows of pixels to rows of channels: pairs, fours, then halves are interleaved
-        low, high = [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]
-        pairs = [
-            [shuffle(*pixel_rows[k : k + 2], mask) for mask in (low, high)] for k in (0, 2, 4, 6)
-        ]
-        first, second = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
-        fours = [
-            [shuffle(a, b, mask) for a, b in zip(pairs[k], pairs[k + 1], strict=True)
-             for mask in (first, second)]
-            for k in (0, 2)
-        ]  # fmt: skip
-        halves = ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])
-        for channel in range(PLANES):
-            left, right = (four[channel % 4] for four in fours)
-            place = builder.add(builder.mul(i64(channel), columns), x)
-            values = shuffle(left, right, halves[channel // 4])
-            builder.store(values, vector_at(target, place), align=4)
+                one = vectors.load(flat, corner)
+                term = vectors.multiply(one, vectors.spread(weight, place))
+                total = term if total is None else vectors.add(total, term)
+            rows.append(total)
+        for channel, values in enumerate(vectors.turn(rows)[:PLANES]):
+            place = builder.add(builder.mul(number(channel), columns), x)
+            vectors.store(values, target, place)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -227,15 +203,18 @@ def clamp(value, low, high):
 
 
 @row
-def tap_row(y, height, width, count, u, v, starts, w00, w01, w10, w11):
+def tap_row(y, width, u, v, starts, w00, w01, w10, w11):
     """Where the four pixels around each position x + u begin, and their weights.
 
     `starts` is -1 where not all four are in the frame.
     """
+    wide()
+    height, count = u.shape
     outside, right, bottom = np.float32(-1), np.float32(width), np.float32(height)
+    row, here = np.uintp(y), np.float32(np.int32(y))
     for x in range(count):
-        at_x = np.float32(np.int32(x)) + u[x]
-        at_y = np.float32(np.int32(y)) + v[x]
+        at_x = np.float32(np.int32(x)) + u[row, x]
+        at_y = here + v[row, x]
         left, top = np.floor(at_x), np.floor(at_y)
         column = np.int32(clamp(left, outside, right))
         line = np.int32(clamp(top, outside, bottom))
@@ -250,22 +229,27 @@ def tap_row(y, height, width, count, u, v, starts, w00, w01, w10, w11):
 
 
 @row
-def sample_row(count, pixels, stride, starts, w00, w01, w10, w11, sampled):
-    """The second frame's coefficients at the taps of a row, into `sampled` (PLANES, count)."""
-    for x in range(0, count, SPARE):
+def sample_row(width, pixels, starts, w00, w01, w10, w11, sampled):
+    """The second frame's coefficients at the taps of a row, into `sampled` (PLANES, columns)."""
+    count, stride = sampled.shape[1], width * PLANES
+    for x in range(0, count, LANES):
         sample_eight(pixels, stride, starts, w00, w01, w10, w11, x, sampled, count)
 
 
 @row
-def matrix_row(count, u, v, first, starts, second, edge, matrices):
+def matrix_row(y, height, u, v, first, starts, second, edges, ring):
     """G11, G12, G22, h1 and h2 of a row, whose blurred equations G (v, u) = h give the field.
 
     Where the position lies outside the frame, the second frame counts as the first one's curvature
-    with no slope. `edge` is the weight of each pixel.
+    with no slope. `edges` are the weights of the pixels.
     """
-    for x in range(count):
+    wide()
+    edge = np.uintp(y if y < 6 else max(5, len(edges) - (height - y)))
+    slot, y = np.uintp(y) & np.uintp(len(ring) - 1), np.uintp(y)
+    for x in range(len(starts)):
         inside = starts[x] >= 0
-        y0, x0, yy0, xx0, xy0 = first[0, x], first[1, x], first[2, x], first[3, x], first[4, x]
+        y0, x0, yy0 = first[y, 0, x], first[y, 1, x], first[y, 2, x]
+        xx0, xy0 = first[y, 3, x], first[y, 4, x]
         y1, x1, yy1, xx1, xy1 = second[0, x], second[1, x], second[2, x], second[3, x], second[4, x]
         y1 = y1 if inside else ZERO
         x1 = x1 if inside else ZERO
@@ -275,30 +259,32 @@ def matrix_row(count, u, v, first, starts, second, edge, matrices):
         yy = (yy0 + yy1) * HALF
         xx = (xx0 + xx1) * HALF
         xy = (xy0 + xy1) * QUARTER
-        down = (y0 - y1) * HALF + (yy * v[x] + xy * u[x])
-        along = (x0 - x1) * HALF + (xy * v[x] + xx * u[x])
-        weight = edge[x]
+        down = (y0 - y1) * HALF + (yy * v[y, x] + xy * u[y, x])
+        along = (x0 - x1) * HALF + (xy * v[y, x] + xx * u[y, x])
+        weight = edges[edge, x]
         down *= weight
         along *= weight
         yy *= weight
         xx *= weight
         xy *= weight
-        matrices[0, x] = yy * yy + xy * xy
-        matrices[1, x] = (yy + xx) * xy
-        matrices[2, x] = xx * xx + xy * xy
-        matrices[3, x] = yy * down + xy * along
-        matrices[4, x] = xy * down + xx * along
+        ring[slot, 0, x] = yy * yy + xy * xy
+        ring[slot, 1, x] = (yy + xx) * xy
+        ring[slot, 2, x] = xx * xx + xy * xy
+        ring[slot, 3, x] = yy * down + xy * along
+        ring[slot, 4, x] = xy * down + xx * along
 
 
 @row
-def interleave_row(width, planes, start, pixels):
+def interleave_row(y, width, planes, pixels):
+    y = np.uintp(y)
+    start = y * np.uintp(width) * np.uintp(PLANES)
     for x in range(width):
-        at = np.uintp(start) + np.uintp(x) * np.uintp(PLANES)
-        pixels[at] = planes[0, x]
-        pixels[at + np.uintp(1)] = planes[1, x]
-        pixels[at + np.uintp(2)] = planes[2, x]
-        pixels[at + np.uintp(3)] = planes[3, x]
-        pixels[at + np.uintp(4)] = planes[4, x]
+        at = start + np.uintp(x) * np.uintp(PLANES)
+        pixels[at] = planes[y, 0, x]
+        pixels[at + np.uintp(1)] = planes[y, 1, x]
+        pixels[at + np.uintp(2)] = planes[y, 2, x]
+        pixels[at + np.uintp(3)] = planes[y, 3, x]
+        pixels[at + np.uintp(4)] = planes[y, 4, x]
 
 
 @whole
@@ -308,7 +294,7 @@ def interleave(planes, width):
     pixels = np.empty(height * width * PLANES + SPARE, np.float32)
     pixels[height * width * PLANES :] = ZERO
     for y in range(height):
-        interleave_row(width, planes[y], y * width * PLANES, pixels)
+        interleave_row(y, width, planes, pixels)
     return pixels
 
 
@@ -316,79 +302,200 @@ def interleave(planes, width):
 
 
 @row
-def add_change(count, new, old, sums):
-    for x in range(count):
-        sums[x] += np.float64(new[x] - old[x])
-
-
-@whole
-def start_sums(height, width, half, matrices, first, sums):
+def start_sums(height, width, half, ring, kept, first):
     """The column sums before row 0 is reached: its window less its last row, plus row 0 once."""
+    wide()
+    first = np.uintp(first)
     for c in range(PLANES):
         for x in range(width):
-            sums[c, first + x] = np.float64(matrices[0, c, x] * np.float32(half + 2))
+            kept[c, first + np.uintp(x)] = np.float64(ring[0, c, x] * np.float32(half + 2))
         for y in range(1, half):
+            row = np.uintp(min(y, height - 1))
             for x in range(width):
-                sums[c, first + x] += np.float64(matrices[min(y, height - 1), c, x])
+                kept[c, first + np.uintp(x)] += np.float64(ring[row, c, x])
+
+
+@pixel
+def change(y, height, half, ring, c, x):
+    """What the window of row y holds in a column, less what that of the row above holds."""
+    slots = np.uintp(len(ring) - 1)
+    new = np.uintp(min(y + half, height - 1)) & slots
+    old = np.uintp(max(y - half - 1, 0)) & slots
+    return np.float64(ring[new, c, x] - ring[old, c, x])
 
 
 @row
-def box_along(width, half, sums, first, box):
-    """Running sums of 2 half + 1 columns, five at once: a row's sums wait for each other."""
-    times = np.float64(half + 2)
-    g11, g12, g22 = sums[0, first] * times, sums[1, first] * times, sums[2, first] * times
-    h1, h2 = sums[3, first] * times, sums[4, first] * times
-    for x in range(first + 1, first + half):
-        g11 += sums[0, x]
-        g12 += sums[1, x]
-        g22 += sums[2, x]
-        h1 += sums[3, x]
-        h2 += sums[4, x]
-    for x in range(width):
-        new, old = first + x + half, first + x - half - 1
-        g11 += sums[0, new] - sums[0, old]
-        g12 += sums[1, new] - sums[1, old]
-        g22 += sums[2, new] - sums[2, old]
-        h1 += sums[3, new] - sums[3, old]
-        h2 += sums[4, new] - sums[4, old]
-        box[0, x] = g11
-        box[1, x] = g12
-        box[2, x] = g22
-        box[3, x] = h1
-        box[4, x] = h2
+def move_sums(y, height, half, ring, c, kept, first, sums):
+    """The column sums of the rows from y on from those that are kept of the row above."""
+    wide()
+    c, first = np.uintp(c), np.uintp(first)
+    r0, r1, r2, r3 = np.uintp(0), np.uintp(1), np.uintp(2), np.uintp(3)
+    for x in range(ring.shape[2]):
+        at = first + np.uintp(x)
+        sum0 = kept[c, at] + change(y, height, half, ring, c, x)
+        sum1 = sum0 + change(y + 1, height, half, ring, c, x)
+        sum2 = sum1 + change(y + 2, height, half, ring, c, x)
+        sum3 = sum2 + change(y + 3, height, half, ring, c, x)
+        sums[r0, at], sums[r1, at], sums[r2, at], sums[r3, at] = sum0, sum1, sum2, sum3
+        kept[c, at] = sum3
+
+
+@intrinsic
+def run_along(typingctx, totals, changes, count, stride):
+    """Running sums, begun at `totals` (PLANES, BLOCK), of changes (PLANES, count, BLOCK), in place.
+
+    All at once, since the sums of one row wait for each other. A plane of `changes`, which is flat,
+    begins `stride` after the one before.
+    """
+    signature = types.void(totals, changes, types.intp, types.intp)
+
+    def codegen(context, builder, signature, args):
+        begin, flat = pointers(context, builder, signature, args, (0, 1))
+        count, stride = args[2:]
+        number, vector = stride.type, ir.VectorType(ir.DoubleType(), BLOCK)
+
+        def vector_at(base, place):
+            return builder.bitcast(builder.gep(base, [place]), vector.as_pointer())
+
+        sums = []
+        for plane in range(PLANES):
+            first = builder.load(vector_at(begin, number(plane * BLOCK)), align=8)
+            sums.append(cgutils.alloca_once_value(builder, first))
+        with cgutils.for_range(builder, count) as loop:
+            x = builder.mul(loop.index, number(BLOCK))
+            for plane, total in enumerate(sums):
+                place = vector_at(flat, builder.add(x, builder.mul(stride, number(plane))))
+                value = builder.fadd(builder.load(total), builder.load(place, align=8))
+                builder.store(value, total)
+                builder.store(value, place, align=8)
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 @row
-def first_tap(count, center, weight, sums):
-    for x in range(count):
-        sums[x] = center[x] * weight
+def box_changes(width, half, sums, first, c, totals, changes):
+    """What the box of each column holds less what the one before holds, of four rows side by side.
+
+    changes: (PLANES, columns, BLOCK), flat. totals (PLANES, BLOCK): the box before the first one.
+    """
+    wide()
+    new, old = np.uintp(first + half), np.uintp(first - half - 1)
+    r0, r1, r2, r3 = np.uintp(0), np.uintp(1), np.uintp(2), np.uintp(3)
+    start = np.uintp(c) * np.uintp(len(changes) // PLANES)
+    for k in range(width):
+        x = np.uintp(k)
+        at = start + x * np.uintp(BLOCK)
+        changes[at] = sums[r0, x + new] - sums[r0, x + old]
+        changes[at + r1] = sums[r1, x + new] - sums[r1, x + old]
+        changes[at + r2] = sums[r2, x + new] - sums[r2, x + old]
+        changes[at + r3] = sums[r3, x + new] - sums[r3, x + old]
+    for r in range(BLOCK):
+        total = sums[r, first] * np.float64(half + 2)
+        for x in range(first + 1, first + half):
+            total += sums[r, x]
+        totals[c, r] = total
+
+
+@pixel
+def near(ring, y, c, x, height):
+    """A cell of a row that the ring keeps; of one beyond the level, its nearest."""
+    return ring[np.uintp(min(max(y, 0), height - 1)) & np.uintp(len(ring) - 1), c, x]
+
+
+@pixel
+def pair(ring, y, k, c, x, height):
+    """The sum of the cells k rows above and below."""
+    return near(ring, y + k, c, x, height) + near(ring, y - k, c, x, height)
 
 
 @row
-def next_tap(count, before, after, weight, sums):
-    for x in range(count):
-        sums[x] += (after[x] + before[x]) * weight
+def down_window(y, r, height, ring, weights, sums, first):
+    """Row y + r of matrices blurred down, by a window of any length, into sums[r]."""
+    wide()
+    start = np.uintp(first)
+    for c in range(PLANES):
+        for x in range(ring.shape[2]):
+            sums[r, c, start + np.uintp(x)] = near(ring, y + r, c, x, height) * weights[0]
+        for k in range(1, len(weights)):
+            for x in range(ring.shape[2]):
+                both = pair(ring, y + r, k, c, x, height)
+                sums[r, c, start + np.uintp(x)] += both * weights[k]
+
+
+@row
+def along_window(r, sums, first, weights, blurred):
+    """sums[r] blurred along, by a window of any length."""
+    wide()
+    r = np.uintp(r)
+    for c in range(PLANES):
+        for x in range(blurred.shape[1]):
+            blurred[c, x] = sums[r, c, np.uintp(first) + np.uintp(x)] * weights[0]
+        for k in range(1, len(weights)):
+            left, right = np.uintp(first - k), np.uintp(first + k)
+            for x in range(blurred.shape[1]):
+                both = sums[r, c, right + np.uintp(x)] + sums[r, c, left + np.uintp(x)]
+                blurred[c, x] += both * weights[k]
 
 
 def all_taps(n):
     """The row kernels of a window of 2n + 1: n is constant, so that sums stay in registers."""
 
-    @row
-    def down(count, ring, c, y, above, below, weights, sums, first):
-        for x in range(count):
-            total = ring[y, c, x] * weights[0]
-            for k in range(n):
-                total += (ring[below[k], c, x] + ring[above[k], c, x]) * weights[k + 1]
-            sums[c, np.uintp(first) + np.uintp(x)] = total
+    @intrinsic
+    def down_sixteen(typingctx, ring, places, weights, x, sums, target, stride):
+        """Four rows of LINE cells blurred down, from `x` on, of 2n + 4 rows that begin at `places`.
+
+        The result goes to `target`, and `stride` cells further for each row.
+        """
+        signature = types.void(ring, places, weights, types.intp, sums, types.intp, types.intp)
+
+        def codegen(context, builder, signature, args):
+            source, starts, factors, result = pointers(
+                context, builder, signature, args, (0, 1, 2, 4)
+            )
+            x, target, stride = args[3], args[5], args[6]
+            vectors, number = Vectors(builder, LINE, flags=()), x.type
+            rows = [
+                vectors.load(source, builder.add(x, builder.load(builder.gep(starts, [number(k)]))))
+                for k in range(2 * n + BLOCK)
+            ]
+            weights = [vectors.spread(factors, number(k)) for k in range(n + 1)]
+            for r in range(BLOCK):
+                center = n + r
+                total = vectors.multiply(rows[center], weights[0])
+                for k in range(1, n + 1):
+                    both = vectors.add(rows[center + k], rows[center - k])
+                    total = vectors.add(total, vectors.multiply(both, weights[k]))
+                place = builder.add(builder.add(target, x), builder.mul(stride, number(r)))
+                vectors.store(total, result, place)
+            return context.get_dummy_value()
+
+        return signature, codegen
 
     @row
-    def along(count, sums, c, first, weights, blurred):
-        for x in range(count):
-            at = np.uintp(first) + np.uintp(x)
-            total = sums[c, at] * weights[0]
-            for k in range(1, n + 1):
-                total += (sums[c, at + np.uintp(k)] + sums[c, at - np.uintp(k)]) * weights[k]
-            blurred[c, x] = total
+    def down(y, height, ring, places, weights, sums, first):
+        slots, count, beside = np.uintp(len(ring) - 1), ring.shape[2], sums.shape[2]
+        for c in range(PLANES):
+            for k in range(2 * n + BLOCK):
+                slot = np.uintp(min(max(y + k - n, 0), height - 1)) & slots
+                places[k] = (np.intp(slot) * PLANES + c) * count
+            for x in range(0, count, LINE):
+                down_sixteen(
+                    ring, places, weights, x, sums, c * beside + first, PLANES * beside
+                )  # fmt: skip
+
+    @row
+    def along(r, sums, first, weights, blurred):
+        wide()
+        r = np.uintp(r)
+        for c in range(PLANES):
+            for x in range(blurred.shape[1]):
+                at = np.uintp(first) + np.uintp(x)
+                total = sums[r, c, at] * weights[0]
+                for k in range(1, n + 1):
+                    both = sums[r, c, at + np.uintp(k)] + sums[r, c, at - np.uintp(k)]
+                    total += both * weights[k]
+                blurred[c, x] = total
 
     return down, along
 
@@ -397,15 +504,69 @@ down_window5, along_window5 = all_taps(5)
 down_window6, along_window6 = all_taps(6)
 
 
+@pixel
+def solve(g11, g12, g22, h1, h2):
+    """The field of a pixel: the solution of its 2 x 2 equations, float64."""
+    inverse = 1.0 / (g11 * g22 - g12 * g12 + REGULARIZATION)
+    return np.float32((g11 * h2 - g12 * h1) * inverse), np.float32((g22 * h1 - g12 * h2) * inverse)
+
+
 @row
-def solve_row(count, blurred, scale, u, v):
-    """The field of a row: the solution of its 2 x 2 equations."""
-    for x in range(count):
-        g11, g12, g22 = blurred[0, x] * scale, blurred[1, x] * scale, blurred[2, x] * scale
-        h1, h2 = blurred[3, x] * scale, blurred[4, x] * scale
-        inverse = 1.0 / (g11 * g22 - g12 * g12 + REGULARIZATION)
-        u[x] = np.float32((g11 * h2 - g12 * h1) * inverse)
-        v[x] = np.float32((g22 * h1 - g12 * h2) * inverse)
+def solve_row(y, blurred, u, v):
+    """The field of a row of blurred equations."""
+    wide()
+    y = np.uintp(y)
+    for x in range(blurred.shape[1]):
+        u[y, x], v[y, x] = solve(
+            np.float64(blurred[0, x]), np.float64(blurred[1, x]), np.float64(blurred[2, x]),
+            np.float64(blurred[3, x]), np.float64(blurred[4, x]),
+        )  # fmt: skip
+
+
+@row
+def solve_side_by_side(box, scale, along, down):
+    """The field of four rows whose cells, in `box` (PLANES, columns, BLOCK), lie side by side."""
+    wide()
+    stride = np.uintp(len(along))
+    for k in range(len(along)):
+        x = np.uintp(k)
+        along[x], down[x] = solve(
+            box[x] * scale, box[stride + x] * scale, box[np.uintp(2) * stride + x] * scale,
+            box[np.uintp(3) * stride + x] * scale, box[np.uintp(4) * stride + x] * scale,
+        )  # fmt: skip
+
+
+@row
+def part_row(y, r, along, down, u, v):
+    """Row y + r of the field from four rows side by side."""
+    wide()
+    y, r = np.uintp(y + r), np.uintp(r)
+    for x in range(u.shape[1]):
+        u[y, x] = along[np.uintp(x) * np.uintp(BLOCK) + r]
+        v[y, x] = down[np.uintp(x) * np.uintp(BLOCK) + r]
+
+
+@whole
+def blur_down(y, rows, height, ring, places, gaussian, sums, left):
+    """`rows` rows of matrices from y on under a Gaussian down, into sums[0], sums[1], ..."""
+    if len(gaussian) == 6:
+        down_window5(y, height, ring, places, gaussian, sums, left)
+    elif len(gaussian) == 7:
+        down_window6(y, height, ring, places, gaussian, sums, left)
+    else:
+        for r in range(rows):
+            down_window(y, r, height, ring, gaussian, sums, left)
+
+
+@whole
+def blur_along(r, sums, left, gaussian, blurred):
+    """sums[r], its edges repeated, under a Gaussian along."""
+    if len(gaussian) == 6:
+        along_window5(r, sums, left, gaussian, blurred)
+    elif len(gaussian) == 7:
+        along_window6(r, sums, left, gaussian, blurred)
+    else:
+        along_window(r, sums, left, gaussian, blurred)
 
 
 # --- a level ---
@@ -420,8 +581,8 @@ def solve_level(flow, first, second, width, edges, win_size, gaussian, iteration
     between and of the five lower rows. gaussian: float32, the window from its center outward, or
     empty for a box of `win_size`. Does not hold the GIL.
 
-    One pass an iteration: the matrices of a row are made just before the window reaches it, and a
-    ring keeps those of the window; the field of a row is solved once its own matrices are made.
+    One pass an iteration, four rows at a time: the matrices of a row are made just before the
+    window reaches it, a ring keeps those of the windows, and a row is solved once its own are made.
     """
     height, count = flow.shape[1:]
     half = win_size // 2
@@ -429,77 +590,51 @@ def solve_level(flow, first, second, width, edges, win_size, gaussian, iteration
     scale = 1.0 / (win_size * win_size)
     u, v = flow[0], flow[1]
     pixels = interleave(second, width)
-    stride = np.intp(width * PLANES)
     starts = np.zeros(count, np.int32)
-    weights = np.zeros((4, count), np.float32)
-    w00, w01, w10, w11 = weights[0], weights[1], weights[2], weights[3]
-    sampled = np.zeros((PLANES, count), np.float32)
-    slots = 2 * half + 2
-    ring = np.zeros((slots, PLANES, count), np.float32)
-    left = half + 1
-    box_sums = np.zeros((PLANES, count + 2 * left))
-    box_blurred = np.zeros((PLANES, count))
-    gaussian_sums = np.zeros((PLANES, count + 2 * left), np.float32)
-    gaussian_blurred = np.zeros((PLANES, count), np.float32)
+    w00, w01, w10, w11 = aligned(count), aligned(count), aligned(count), aligned(count)
+    sampled = aligned(PLANES * count).reshape(PLANES, count)
+    slots = 1  # a power of two, so that a row's place costs no division
+    while slots < 2 * half + 1 + BLOCK:
+        slots *= 2
+    ring = aligned(slots * PLANES * count).reshape(slots, PLANES, count)
+    left = LINE * -(-(half + 1) // LINE)
+    beside = count + 2 * left
+    all_sums = aligned(BLOCK * PLANES * beside).reshape(BLOCK * PLANES, beside)
+    sums = all_sums.reshape(BLOCK, PLANES, beside)
+    places = np.zeros(2 * half + BLOCK, np.intp)
+    blurred = aligned(PLANES * count).reshape(PLANES, count)
+    kept = aligned(2 * PLANES * beside).view(np.float64).reshape(PLANES, beside)
+    box_sums = aligned(2 * BLOCK * beside).view(np.float64).reshape(BLOCK, beside)
+    boxes = aligned(2 * BLOCK * PLANES * count).view(np.float64)
+    totals = np.zeros((PLANES, BLOCK))
+    along, down = aligned(BLOCK * count), aligned(BLOCK * count)
 
     for _ in range(iterations):
         made = 0
-        for y in range(height):
-            while made < min(y + half + 1, height):
-                tap_row(made, height, width, count, u[made], v[made], starts, w00, w01, w10, w11)
-                sample_row(count, pixels, stride, starts, w00, w01, w10, w11, sampled)
-                edge = edges[made if made < 6 else max(5, len(edges) - (height - made))]
-                matrix_row(
-                    count, u[made], v[made], first[made], starts, sampled, edge, ring[made % slots]
-                )
+        for y in range(0, height, BLOCK):
+            while made < min(y + half + BLOCK, height):
+                tap_row(made, width, u, v, starts, w00, w01, w10, w11)
+                sample_row(width, pixels, starts, w00, w01, w10, w11, sampled)
+                matrix_row(made, height, u, v, first, starts, sampled, edges, ring)
                 made += 1
+            rows = min(BLOCK, height - y)
             if box:
                 if y == 0:
-                    start_sums(height, width, half, ring, left, box_sums)
-                new = ring[min(y + half, height - 1) % slots]
-                old = ring[max(y - half - 1, 0) % slots]
+                    start_sums(height, width, half, ring, kept, left)
                 for c in range(PLANES):
-                    add_change(count, new[c], old[c], box_sums[c, left:])
-                repeat_edges(box_sums, left, width, left)
-                box_along(width, half, box_sums, left, box_blurred)
-                solve_row(count, box_blurred, scale, u[y], v[y])
+                    move_sums(y, height, half, ring, c, kept, left, box_sums)
+                    repeat_edges(box_sums, left, width, half + 1)
+                    box_changes(width, half, box_sums, left, c, totals, boxes)
+                run_along(totals, boxes, width, BLOCK * count)
+                solve_side_by_side(boxes, scale, along, down)
+                for r in range(rows):
+                    part_row(y, r, along, down, u, v)
             else:
-                gaussian_row(
-                    y, height, width, ring, gaussian, left, gaussian_sums, gaussian_blurred
-                )
-                solve_row(count, gaussian_blurred, 1.0, u[y], v[y])
-
-
-@whole
-def gaussian_row(y, height, width, ring, gaussian, left, sums, blurred):
-    """The matrices of a row blurred by a Gaussian, edges repeated: down, then along."""
-    slots, _, count = ring.shape
-    n = len(gaussian) - 1
-    above, below = np.empty(n, np.uintp), np.empty(n, np.uintp)
-    for k in range(n):
-        above[k], below[k] = max(y - k - 1, 0) % slots, min(y + k + 1, height - 1) % slots
-    center = np.uintp(y % slots)
-    for c in range(PLANES):
-        if n == 5:
-            down_window5(count, ring, c, center, above, below, gaussian, sums, left)
-        elif n == 6:
-            down_window6(count, ring, c, center, above, below, gaussian, sums, left)
-        else:
-            first_tap(count, ring[center, c], gaussian[0], sums[c, left:])
-            for k in range(n):
-                before, after = ring[above[k], c], ring[below[k], c]
-                next_tap(count, before, after, gaussian[k + 1], sums[c, left:])
-    repeat_edges(sums, left, width, left)
-    for c in range(PLANES):
-        if n == 5:
-            along_window5(count, sums, c, left, gaussian, blurred)
-        elif n == 6:
-            along_window6(count, sums, c, left, gaussian, blurred)
-        else:
-            first_tap(count, sums[c, left:], gaussian[0], blurred[c])
-            for k in range(1, n + 1):
-                before, after = sums[c, left - k :], sums[c, left + k :]
-                next_tap(count, before, after, gaussian[k], blurred[c])
+                blur_down(y, rows, height, ring, places, gaussian, sums, left)
+                repeat_edges(all_sums, left, width, half)
+                for r in range(rows):
+                    blur_along(r, sums, left, gaussian, blurred)
+                    solve_row(y + r, blurred, u, v)
 
 
 _rows = types.float32[:, ::1]

@@ -11,7 +11,7 @@ import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 LANES = 8  # floats
 LINE = 16  # floats of a line of the cache, and of the widest vectors
@@ -33,8 +33,8 @@ def wide(typingctx):
     """Let loops of the function that calls this become vectors as wide as the processor's.
 
     LLVM takes half that width where it may choose, since the first processors with registers of 512
-    bits lowered their clock for them. Wide ones pay where arrays begin and end with a
-    line of the cache: see `aligned`.
+    bits lowered their clock for them. Wide ones pay where arrays begin and end with a line of the
+    cache: see `aligned`.
     """
 
     def codegen(context, builder, signature, args):
@@ -45,23 +45,31 @@ def wide(typingctx):
     return types.void(), codegen
 
 
+@register_jitable
+def from_line(cells):
+    """All of the float32 `cells` but LINE, from where a line of the cache begins."""
+    first = (-cells.ctypes.data >> 2) % LINE
+    return cells[first : first + len(cells) - LINE]
+
+
 @njit(error_model="numpy", forceinline=True)
 def aligned(count):
     """So many zeros, float32, from the beginning of a line of the cache on."""
-    cells = np.zeros(count + LINE, np.float32)
-    first = (-cells.ctypes.data >> 2) % LINE
-    return cells[first : first + count]
+    return from_line(np.zeros(count + LINE, np.float32))
 
 
 class Vectors:
-    """Writes the code that works on vectors of LANES floats, or of as many as it is told."""
+    """Writes the code that works on vectors of LANES floats, or of as many as it is told.
+
+    flags: LLVM's, of its arithmetic; "contract" lets a product and a sum be rounded once.
+    """
 
     low, high = [0, 8, 1, 9, 4, 12, 5, 13], [2, 10, 3, 11, 6, 14, 7, 15]
     first, second = [0, 1, 8, 9, 4, 5, 12, 13], [2, 3, 10, 11, 6, 7, 14, 15]
     halves = ([0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, 12, 13, 14, 15])
 
-    def __init__(self, builder, lanes=LANES):
-        self.builder = builder
+    def __init__(self, builder, lanes=LANES, flags=("contract",)):
+        self.builder, self.flags = builder, flags
         self.floats = ir.VectorType(ir.FloatType(), lanes)
 
     def pointer(self, base, place):
@@ -87,10 +95,10 @@ class Vectors:
         return self.builder.shuffle_vector(one, other, mask)
 
     def multiply(self, one, other):
-        return self.builder.fmul(one, other, flags=("contract",))
+        return self.builder.fmul(one, other, flags=self.flags)
 
     def add(self, one, other):
-        return self.builder.fadd(one, other, flags=("contract",))
+        return self.builder.fadd(one, other, flags=self.flags)
 
     def merge(self, one, other):
         """The vectors of two lists, each in order lane by lane, as one (Batcher's merge)."""

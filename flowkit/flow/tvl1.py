@@ -172,9 +172,11 @@ class _Workspace:
         import numpy as np
 
         from flowkit.flow import tvl1_kernels as kernels
-        from flowkit.flow.lanes import aligned
+        from flowkit.flow.lanes import LINE, from_line
 
-        zeros = aligned.py_func  # in Python: compiling it would take longer than it does
+        def zeros(count: int) -> np.ndarray:
+            return from_line(np.zeros(count + LINE, np.float32))
+
         self.size = (height, width)
         self._kernels = kernels
         rows, columns = kernels.plane_shape(height, width)
