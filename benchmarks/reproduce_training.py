@@ -328,7 +328,7 @@ def cross_validate_bilinear(split: Split, given: Sequence[torch.Tensor]) -> Scor
     values = np.full((len(labels), len(split.classes)), np.nan, np.float32)
     for _, own, other in folds_of(split):
         train, others = gram[np.ix_(own, own)], gram[np.ix_(other, own)]
-        values[other] = decide(train, labels[own], others, len(split.classes), C=BILINEAR_C)
+        values[other] = decide(train, labels[own], others, split.classes, C=BILINEAR_C)
     return heldout_scores(split, values, "logits")
 
 
