@@ -1,6 +1,7 @@
 """Tasks for the tests of the pool, in a module that workers can import."""
 
 import errno
+import faulthandler
 import mmap
 import os
 import signal
@@ -110,6 +111,7 @@ def mishap(item, report):
         case "unreadable":
             return Unreadable()
         case int(signum) if signum < 0:
+            faulthandler.disable()  # pytest's would print the crash, which is meant
             os.kill(os.getpid(), -signum)
             time.sleep(1000)
     return item, os.getpid()
