@@ -104,7 +104,7 @@ def run_cell(
     job, folder = make_job(cell, split, records, profile), options.runs / name
     device_name = name_of(device)
     if cell.mode == "last-layer":
-        trunk = f"{cell.stream}-{cell.first_layer}-{cell.form}-{records.root.name}"
+        trunk = f"{cell.stream}-{cell.first_layer}-{cell.form}-{records.root.resolve()}"
         trunk += f"-{cell.size_of}" if cell.size_of else ""
         file = options.runs / "features" / f"{hash_text(trunk):x}.npy"
         is_tower = name in TOWER_STREAMS
