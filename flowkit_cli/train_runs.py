@@ -193,21 +193,9 @@ def _net_lines(job: Job, recipe_name: str | None) -> Iterator[str]:
     from flowkit.data.frames import FrameForm
     from flowkit.data.inputs import stream_name
     from flowkit.networks.streams import count_parameters
-    from flowkit.networks.towers import make_net
 
-    heads = {task.name: len(task.classes) for task in job.tasks}
     with torch.device("meta") if job.own is None else nullcontext():  # own code computes
-        net = make_net(
-            job.net,
-            job.inputs,
-            heads,
-            job.towers,
-            dropout=job.recipe.dropout,
-            hidden=job.hidden,
-            own=job.own,
-            side=job.augmentation.crop,
-        )
-    parameters = count_parameters(net)
+        parameters = count_parameters(job.fresh_net())
     shapes = " and ".join(f"{c} channels of {h}x{w} px" for *_, c, h, w in job.shapes)
     forms = [f"; {form.about}" for form in job.inputs.values() if form != FrameForm()]
     fresh = "fresh weights" if job.own is None else "weights as its function gives them"

@@ -16,7 +16,7 @@ from flowkit.data.clips import Stream
 from flowkit.data.frames import RGB_CHANNELS, FrameForm
 from flowkit.data.inputs import Inputs
 from flowkit.data.stacks import StackForm
-from flowkit.networks.fresh import init_normal
+from flowkit.networks.fresh import fresh_sequence
 from flowkit.networks.pixels import BoundedFlow, FramePixels
 
 PIXEL_MEAN = (128, 117, 104)  # of R, G, B in 0..255, as tsn-pytorch and mmaction take it off
@@ -133,12 +133,7 @@ def bninception(
     layers["global_pool"] = nn.AdaptiveAvgPool2d(1)  # 7x7 places of an input of 224 px
     layers["flatten"] = nn.Flatten()
     layers["drop"] = nn.Dropout(dropout)
-    trunk = nn.Sequential()
-    for key, layer in layers.items():
-        trunk.add_module(key, layer)
-    for layer in trunk.modules():
-        init_normal(layer)
-    return trunk, FEATURES
+    return fresh_sequence(layers), FEATURES
 
 
 def our_tensors(published: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
@@ -10,6 +12,14 @@ from torch import nn
 
 HE_GAIN = 2.0  # variance of fresh weights times their number of inputs (He et al. 2015)
 Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def fresh_sequence(layers: Mapping[str, nn.Module], gain: float = HE_GAIN) -> nn.Sequential:
+    """Layers one after the other by their names, with the weights of `init_normal`."""
+    sequence = nn.Sequential(OrderedDict(layers))
+    for layer in sequence.modules():
+        init_normal(layer, gain)
+    return sequence
 
 
 def undrawn(kind: type[Layer], *sizes: int) -> Layer:

@@ -18,7 +18,7 @@ from flowkit.data.inputs import Inputs
 from flowkit.data.stacks import StackForm
 from flowkit.errors import UsageError
 from flowkit.networks.efficientnet import same_pads
-from flowkit.networks.fresh import init_normal
+from flowkit.networks.fresh import fresh_sequence
 from flowkit.networks.pixels import BoundedFlow, FramePixels
 from flowkit.networks.slow_fusion import ImagesInTime
 from flowkit.networks.table import FLOW_BOUND
@@ -138,12 +138,7 @@ def i3d(name: str, stream: Stream, channels: int, dropout: float) -> tuple[nn.Se
         layers[f"Mixed_{number}"] = block = Block(inputs, widths)
         inputs = block.out_channels
     layers |= {"avg_pool": MeanOfPairs(), "drop": nn.Dropout(dropout)}
-    trunk = nn.Sequential()
-    for key, layer in layers.items():
-        trunk.add_module(key, layer)
-    for layer in trunk.modules():
-        init_normal(layer)
-    return trunk, FEATURES
+    return fresh_sequence(layers), FEATURES
 
 
 def our_tensors(published: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

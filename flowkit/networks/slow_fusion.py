@@ -13,7 +13,7 @@ from torch import nn
 from flowkit.data.clips import Stream
 from flowkit.data.frames import RGB_CHANNELS
 from flowkit.errors import UsageError
-from flowkit.networks.fresh import init_normal, undrawn
+from flowkit.networks.fresh import fresh_sequence, undrawn
 
 FRAMES = (10, 11)  # frames of an input; two-stream networks were compared with one of 11
 # The normalization of Krizhevsky et al. 2012 with the numbers of this paper: k 2, size 5, alpha
@@ -84,8 +84,4 @@ def slow_fusion(
         "relu7": nn.ReLU(inplace=True),
         "drop7": nn.Dropout(dropout),
     }
-    trunk = nn.Sequential()
-    for key, layer in layers.items():
-        init_normal(layer)
-        trunk.add_module(key, layer)
-    return trunk, WIDTH
+    return fresh_sequence(layers), WIDTH

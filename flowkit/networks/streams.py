@@ -18,7 +18,7 @@ from flowkit.data.clips import CROP, STREAMS, Stream
 from flowkit.data.frames import RGB_CHANNELS, FrameForm
 from flowkit.data.inputs import Inputs, check_inputs, input_channels
 from flowkit.errors import InstallError, UsageError
-from flowkit.networks.fresh import draw_normal, init_normal, undrawn
+from flowkit.networks.fresh import draw_normal, fresh_sequence, init_normal, undrawn
 from flowkit.networks.pixels import FramePixels
 from flowkit.networks.table import OwnNet, check_hidden, check_own, net_facts
 
@@ -312,11 +312,7 @@ def cnn_m_2048(
     }
     if stream == "temporal":  # the paper leaves it out there to save memory (section 5)
         del layers["norm2"]
-    trunk = nn.Sequential()
-    for name, layer in layers.items():
-        trunk.add_module(name, layer)
-        init_normal(layer, CNN_M_GAIN)
-    return trunk, 2048
+    return fresh_sequence(layers, CNN_M_GAIN), 2048
 
 
 def small(name: str, stream: Stream, channels: int, dropout: float) -> tuple[nn.Sequential, int]:

@@ -20,9 +20,9 @@ from flowkit.errors import UsageError
 from flowkit.networks.checkpoints import Checkpoint
 from flowkit.networks.joining import Towers, net_names, tower_seams
 from flowkit.networks.own import UNKNOWN, check_learns, check_state
-from flowkit.networks.streams import StreamNet, build_net, build_stream
+from flowkit.networks.streams import StreamNet, build_stream
 from flowkit.networks.table import OwnNet, check_input_side
-from flowkit.networks.towers import Net, TowersNet
+from flowkit.networks.towers import Net, TowersNet, make_net
 from flowkit.networks.weights import load_weights, read_weights, weights_origin
 from flowkit.own_code import is_own
 from flowkit.stores.urls import absolute
@@ -140,7 +140,8 @@ class Job:
         """The network with the weights that training starts from."""
         if self.towers is not None:
             return self._join(self.towers)
-        net = self._make(self.seed)
+        net = self.fresh_net(self.seed)
+        assert isinstance(net, StreamNet)
         if is_own(self.net):
             self._check_own(net)
         if isinstance(self.weights, str):
@@ -157,12 +158,13 @@ class Job:
             )
         return net
 
-    def _make(self, seed: int) -> StreamNet:
-        """The network of one stream, its weights drawn from `seed`."""
-        return build_net(
+    def fresh_net(self, seed: int = 0) -> Net:
+        """The network with weights drawn from `seed`, not with those that training starts from."""
+        return make_net(
             self.net,
             self.inputs,
             {task.name: len(task.classes) for task in self.tasks},
+            self.towers,
             dropout=self.recipe.dropout,
             hidden=self.hidden,
             seed=seed,
@@ -179,7 +181,9 @@ class Job:
                 f"layer of the classes from the rest, {UNKNOWN}"
             )
         check_learns(net, self.shapes[0])
-        check_state(net, self._make(self.seed + 1), self.shapes[0])
+        other = self.fresh_net(self.seed + 1)
+        assert isinstance(other, StreamNet)
+        check_state(net, other, self.shapes[0])
 
     def _join(self, towers: Towers) -> TowersNet:
         """The towers of the two runs, the heads of whose first tasks are known to be alike."""
